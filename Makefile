@@ -1,0 +1,65 @@
+# Every target sets itself up from python3 and make alone; a second call finds its stamps and starts at once.
+#   make setup | demo | test | lint | format | bench | soak | build | lock | clean
+#   ARGS goes on to the tool:  make test ARGS="tests/unit -x"    make bench ARGS="--rows 1000000"
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := .tools/bin/uv
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup demo test lint format bench soak build lock clean
+.DEFAULT_GOAL := setup
+
+setup: .venv/.ready
+
+# uv lives in a folder of its own, so that nothing is needed on the machine but Python.
+.tools/.uv-$(UV_VERSION):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+# Exactly what the lock says, by hash; then Sereno itself, editable, by the build backend that the lock brought.
+.venv/.ready: .tools/.uv-$(UV_VERSION) requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(UV) venv --quiet --python .tools/bin/python .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/credit_scoring/demo.py $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+# The long campaigns, which `make test` leaves out.
+soak: setup
+	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# The wheel, in dist/.
+build: setup
+	rm -rf dist
+	$(UV) build --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .
+
+# After a change of dependencies in pyproject.toml. ARGS=--upgrade takes newer versions.
+lock: .tools/.uv-$(UV_VERSION)
+	$(UV) lock $(ARGS)
+	{ echo '# Every package of .venv, by hash. Made by `make lock`; edit pyproject.toml instead.'; \
+	  $(UV) export --quiet --locked --no-header --no-emit-project --all-extras --format requirements-txt; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf .venv .tools dist build
