@@ -1,0 +1,236 @@
+"""Settings: the command line, then `SERENO_*` variables, an environment, `sereno.toml` and the model file.
+
+What can be set is in `settings.py`; this reads it. `docs/settings.md` tells it to users.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sereno.exceptions import SettingsError
+from sereno.settings import (
+    FILE_NAME,
+    PATH,
+    SETTINGS,
+    GateSettings,
+    Key,
+    ModelSettings,
+    Setting,
+    Settings,
+    Value,
+    checked,
+    find,
+    invalid,
+    listed,
+    nearest,
+    parse_list,
+    redact,
+    require,
+)
+
+__all__ = [
+    "SETTINGS",
+    "GateSettings",
+    "ModelSettings",
+    "Setting",
+    "Settings",
+    "Value",
+    "find_home",
+    "load_settings",
+    "redact",
+    "secret",
+]
+
+# Variables that are not settings.
+_RESERVED = ("SERENO_ENV", "SERENO_TESTING", "SERENO_FAILPOINT")
+_SECRET_PREFIX = "SERENO_SECRET_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    value: Any  # checked
+    origin: str
+    base: Path
+
+
+_Entries = dict[Key, _Entry]
+
+
+def find_home(start: Path) -> Path:
+    """The folder of the nearest `sereno.toml` upwards from a file or folder, else the folder itself."""
+    start = start.absolute()
+    folder = start if start.is_dir() else start.parent
+    return next((one for one in (folder, *folder.parents) if (one / FILE_NAME).is_file()), folder)
+
+
+def load_settings(
+    start: Path,
+    *,
+    home: Path | None = None,
+    env: str | None = None,
+    overrides: Mapping[str, str] = MappingProxyType({}),
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read and check all settings for a model file or folder; raises SettingsError.
+
+    `overrides` are dotted keys and texts from the command line; `home` and `env` are its options of that name.
+    Without a `sereno.toml` from `start` upwards, that of `home` is read.
+    """
+    environ = os.environ if environ is None else environ
+    folder, cwd = find_home(start), Path.cwd()
+    if home is not None and not (folder / FILE_NAME).is_file():
+        folder = home.absolute()
+    entries = _read_file(folder / FILE_NAME, env or environ.get("SERENO_ENV"))
+
+    # Variables first, so that the command line counts more. Names in both tell which model a variable means.
+    told = {_split(name): text for name, text in overrides.items()}
+    names = {key[:2] for key in (*entries, *told)}
+    for variable in sorted(environ):
+        if variable.startswith("SERENO_") and variable not in _RESERVED and not variable.startswith(_SECRET_PREFIX):
+            key = _variable_key(variable, names)
+            _add_text(entries, key, environ[variable], f"the variable {variable}", cwd)
+    for key, text in told.items():
+        _add_text(entries, key, text, "the command line", cwd)
+    if home is not None:
+        entries[("home",)] = _Entry(value=str(home), origin="the command line", base=cwd)
+    return _assemble(entries, folder)
+
+
+def _read_file(file: Path, env: str | None) -> _Entries:
+    import tomllib
+
+    table: dict[str, Any] = {}
+    if file.is_file():
+        try:
+            table = tomllib.loads(file.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise SettingsError(f"{file} cannot be read as TOML: {error}.") from None
+    environments = table.pop("env", {})
+    entries = dict(_flatten(table, str(file), file.parent))
+    # Every environment is checked, also those not chosen: a mistake should not wait for production.
+    found: dict[str, _Entries] = {}
+    if not isinstance(environments, dict):
+        raise SettingsError(f"'env' in {file} is {environments!r}; it holds tables. Write [env.prod], say.")
+    for name, part in environments.items():
+        if not isinstance(part, dict):
+            raise SettingsError(f"'env.{name}' in {file} is {redact(repr(part))}; it is a table. Write [env.{name}].")
+        found[name] = dict(_flatten(part, f"[env.{name}] of {file}", file.parent))
+    if env:
+        if env not in found:
+            there = f"It has {listed(found)}." if found else f"Add [env.{env}] there, or name no environment."
+            raise SettingsError(f"There is no environment '{env}' in {file}.{nearest(env, found)} {there}")
+        entries.update(found[env])
+    return entries
+
+
+def _flatten(table: Mapping[str, Any], where: str, base: Path, prefix: Key = ()) -> Iterator[tuple[Key, _Entry]]:
+    for name, raw in table.items():
+        key = (*prefix, name)
+        if find(key, where) is not None:
+            yield key, _Entry(value=checked(key, raw, where), origin=where, base=base)
+        elif isinstance(raw, dict):
+            yield from _flatten(raw, where, base, key)
+        else:
+            dotted = ".".join(key)
+            raise SettingsError(f"'{dotted}' in {where} is {redact(repr(raw))}; it is a table. Write [{dotted}].")
+
+
+def _split(name: str) -> Key:
+    key = tuple(name.split("."))
+    require(key, "the command line")
+    return key
+
+
+def _variable_key(variable: str, names: Iterable[Key]) -> Key:
+    """The key that a variable means; a name that is known elsewhere gives its spelling, "-" included."""
+    parts = variable.removeprefix("SERENO_").lower().split("__")
+    group, rest = parts[0], parts[1:]
+    # What is after the name has a fixed length, so that a name may hold "__".
+    tail = 0 if group == "values" else 2 if rest[-2:-1] == ["gates"] else 1
+    if group not in ("values", "models") or len(rest) <= tail:
+        key = tuple(parts)
+    else:
+        name = "__".join(rest[: len(rest) - tail])
+        same = sorted({one[1] for one in names if one[0] == group and one[1].lower().replace("-", "_") == name})
+        if len(same) > 1:
+            raise SettingsError(f"The variable {variable} may mean {listed(same)}. Use --set or {FILE_NAME} instead.")
+        key = (group, *(same or [name]), *rest[len(rest) - tail :])
+    require(key, f"the variable {variable}", variable=True)
+    return key
+
+
+def _add_text(entries: _Entries, key: Key, text: str, where: str, base: Path) -> None:
+    """Convert a text to the type of its setting; that of a value is the type that sereno.toml gave it."""
+    kind = require(key, where).kind
+    before = entries[key].value if key[0] == "values" and key in entries else ""
+    raw: object
+    try:
+        raw = kind.parse(text) if isinstance(before, str) else _parse_like(before, text)
+    except ValueError:
+        valid = kind.name if isinstance(before, str) else f"{type(before).__name__}, as in {entries[key].origin}"
+        raise SettingsError(invalid(key, text, where, valid)) from None
+    entries[key] = _Entry(value=checked(key, raw, where), origin=where, base=base)
+
+
+def _parse_like(before: object, text: str) -> object:
+    import tomllib
+
+    parsed = parse_list(text) if isinstance(before, list) else tomllib.loads(f"value = {text}")["value"]
+    if isinstance(before, float) and type(parsed) is int:
+        return float(parsed)
+    if type(parsed) is not type(before):
+        raise ValueError
+    return parsed
+
+
+def _assemble(entries: _Entries, folder: Path) -> Settings:
+    values: dict[str, Value] = {}
+    models: dict[str, dict[str, Any]] = {}
+    gates: dict[str, dict[str, Any]] = {}
+    given: dict[str, dict[str, Path]] = {}
+    top: dict[str, Any] = {"home": folder}
+    for key, entry in entries.items():
+        value = entry.value
+        if require(key, entry.origin).kind is PATH:
+            value = Path(os.path.abspath(entry.base / Path(value).expanduser()))  # noqa: PTH100 - keeps symlinks
+        if key[0] == "values":
+            values[key[1]] = Value(value=value, base=entry.base)
+        elif key[0] == "models":
+            (gates if key[2] == "gates" else models).setdefault(key[1], {})[key[-1]] = value
+            given.setdefault(key[1], {})[".".join(key[2:])] = entry.base
+        else:
+            top[key[0]] = value
+    return Settings(
+        **top,
+        values=values,
+        models={
+            name: ModelSettings(**models.get(name, {}), gates=GateSettings(**gates.get(name, {})), given=bases)
+            for name, bases in given.items()
+        },
+        origins={".".join(key): entry.origin for key, entry in entries.items()},
+    )
+
+
+def secret(name: str, settings: Settings, environ: Mapping[str, str] | None = None) -> str:
+    """The secret of that name, from its variable or else its file; raises SettingsError, which never shows one."""
+    environ = os.environ if environ is None else environ
+    if not name.isidentifier():  # also keeps the path below inside its folder
+        raise SettingsError(f"'{name}' cannot be the name of a secret. Use letters, digits and underscores.")
+    variable, file = _SECRET_PREFIX + name.upper(), settings.secrets_folder / name
+    if environ.get(variable):
+        return environ[variable]
+    try:
+        text = file.read_text("utf-8").rstrip("\r\n")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"The secret '{name}' cannot be read from {file}: {reason}. Or set {variable}.") from None
+    if not text:
+        raise SettingsError(f"There is no secret '{name}'. Set the variable {variable}, or write it to {file}.")
+    return text

@@ -1,0 +1,322 @@
+"""What can be set: every setting with its kind, default and meaning, and the checks that name what is wrong.
+
+The dataclasses below are the only list of settings; `SETTINGS` and the page `docs/settings.md` follow them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sereno.exceptions import SettingsError
+
+FILE_NAME = "sereno.toml"
+DAILY = "0 0 * * *"
+EXPORT_FORMATS = ("parquet", "csv", "jsonl")
+EXECUTORS = ("local",)
+
+Key = tuple[str, ...]  # a dotted name, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a setting may be: how it reads in the docs, how text becomes it, and the check."""
+
+    name: str
+    check: Callable[[Any], object]  # the value as it is kept; a ValueError adds a hint to the message
+    parse: Callable[[str], object] = str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the table of settings."""
+
+    name: str  # dotted; NAME stands for the name of a model or value
+    kind: Kind
+    default: object
+    about: str  # one sentence
+
+
+def _whole(least: int) -> Kind:
+    def check(raw: object) -> int:
+        if not isinstance(raw, int) or isinstance(raw, bool) or raw < least:
+            raise ValueError
+        return raw
+
+    return Kind(name=f"a whole number, {least} or more", check=check, parse=int)
+
+
+def _number(most: float | None) -> Kind:
+    def check(raw: object) -> float:
+        # Written as a chain so that NaN fails it.
+        if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= (most or 1e308):
+            raise ValueError
+        return float(raw)
+
+    return Kind(name=f"a number from 0 to {most:g}" if most else "a number, 0 or more", check=check, parse=float)
+
+
+def _text(name: str = "text") -> Kind:
+    def check(raw: object) -> str:
+        if not isinstance(raw, str) or not raw.strip():
+            raise ValueError
+        return raw
+
+    return Kind(name=name, check=check)
+
+
+def _choice(*valid: str) -> Kind:
+    def check(raw: object) -> str:
+        if raw not in valid:
+            raise ValueError(nearest(str(raw), valid))
+        return str(raw)
+
+    return Kind(name=" or ".join(f'"{one}"' for one in valid), check=check)
+
+
+def _check_zone(raw: object) -> str:
+    from zoneinfo import ZoneInfo, available_timezones
+
+    if not isinstance(raw, str) or not raw:
+        raise ValueError
+    try:
+        ZoneInfo(raw)
+    except (KeyError, ValueError, OSError):  # OSError: "Europe" is a folder of zones
+        raise ValueError(nearest(raw, available_timezones())) from None
+    return raw
+
+
+def _check_schedule(raw: object) -> str:
+    from sereno.schedule import check_schedule
+
+    if not isinstance(raw, str):
+        raise ValueError
+    try:
+        return check_schedule(raw)
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+
+
+def _check_exports(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple):
+        raise ValueError(f"Write a list: [{redact(repr(raw))}]." if isinstance(raw, str) else "")
+    for one in raw:
+        if not isinstance(one, str) or not (one in EXPORT_FORMATS or re.match(r"postgresql://.", one)):
+            kind = str(one).partition("://")[0]
+            raise ValueError(f"{redact(repr(one))} is none of these." + nearest(kind, (*EXPORT_FORMATS, "postgresql")))
+    if len(set(raw)) < len(raw):
+        raise ValueError("One of them is there twice.")
+    return tuple(raw)
+
+
+def parse_list(text: str) -> list[Any]:
+    import tomllib
+
+    if text.lstrip().startswith("["):
+        parsed: list[Any] = tomllib.loads(f"value = {text}")["value"]
+        return parsed
+    return [one.strip() for one in text.split(",") if one.strip()]
+
+
+def _check_value(raw: object) -> object:
+    if isinstance(raw, dict):
+        raise ValueError
+    return raw
+
+
+PATH = _text("a path")
+_ADDRESS = _text("the address of a database")
+_SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
+_ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
+_VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
+_EXPORTS = Kind(name='a list of "parquet", "csv", "jsonl" or "postgresql://…"', check=_check_exports, parse=parse_list)
+
+
+def _setting(default: object, kind: Kind, about: str) -> Any:
+    # What may hold a password stays out of every repr.
+    return field(default=default, repr=kind not in (_EXPORTS, _ADDRESS), metadata={"kind": kind, "about": about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """When a run is held instead of published."""
+
+    max_reject_rows: int = _setting(10, _whole(0), "Hold a run with more rejects than this and `max_reject_share`.")
+    max_reject_share: float = _setting(
+        0.01, _number(1), "The share of rows that may be rejects, whatever their number."
+    )
+    max_row_change: float = _setting(
+        0.5, _number(None), "Hold a run whose rows differ by more from the last snapshot's."
+    )
+    max_null_share: float = _setting(0.5, _number(1), "Hold a run with a larger share of nulls in an output column.")
+    constant: str = _setting("hold", _choice("hold", "allow"), "What to do when every row gets the same prediction.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The settings of one model: what was given, and the defaults for the rest."""
+
+    file: Path | None = _setting(None, PATH, "The model file, so that commands can name the model instead.")
+    source: str | None = _setting(None, _text("a path or a query"), "Where rows come from, unless the file has `read`.")
+    database: str | None = _setting(None, _ADDRESS, "Where a `source` that is a query is asked.")
+    schedule: str = _setting(DAILY, _SCHEDULE, "Cuts time into intervals; the run for one is due at its end.")
+    time_zone: str = _setting("UTC", _ZONE, "The time zone of `schedule` and of data dates.")
+    exports: tuple[str, ...] = _setting(("parquet",), _EXPORTS, "Copies of what is published, for other systems.")
+    disposition: str = _setting(
+        "replace",
+        _choice("replace", "partition"),
+        "The table is the latest snapshot, or has a partition per data date.",
+    )
+    duplicates: str = _setting(
+        "fail", _choice("fail", "first", "last"), "Rows with the same key: the run fails, or the first or last counts."
+    )
+    batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once.")
+    gates: GateSettings = field(default_factory=GateSettings)
+    # Not a setting: what somebody gave ("source", "gates.constant") → the folder against which a path in it resolves.
+    given: Mapping[str, Path] = field(default_factory=dict, repr=False)
+
+    @property
+    def source_base(self) -> Path | None:
+        """The folder against which a relative `source` resolves; None when nobody gave a source."""
+        return self.given.get("source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One of `[values]`."""
+
+    value: object
+    base: Path  # the folder against which a relative path in it resolves
+
+    def __repr__(self) -> str:
+        return f"Value(value={redact(repr(self.value))}, base={str(self.base)!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that was set, checked."""
+
+    home: Path  # absolute
+    workers: int | None = None  # None: as many as there are cores
+    executor: str = "local"
+    secrets_folder: Path = Path("/run/secrets")
+    values: Mapping[str, Value] = field(default_factory=dict)
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)  # dotted key → where it came from; defaults are absent
+
+    def model(self, name: str, declared: Mapping[str, object], folder: Path | None = None) -> ModelSettings:
+        """The settings of a model, where what its file declared (None: nothing) yields to anything given elsewhere.
+
+        `folder` is the model file's, against which relative paths in what it declared resolve.
+        """
+        check_model_name(name, "the model file")
+        # SERENO_MODELS__CREDIT_SCORING__… may mean a "credit-scoring" that sereno.toml does not know.
+        settings = self.models.get(name) or self.models.get(name.replace("-", "_")) or ModelSettings()
+        where, base = f"the file of model '{name}'", folder or self.home
+        changes: dict[str, Any] = {}
+        for key, raw in declared.items():
+            if raw is not None and key not in settings.given:
+                changes[key] = checked(("models", name, key), raw, where)
+        return replace(settings, **changes, given={**settings.given, **dict.fromkeys(changes, base)})
+
+
+def _rows(prefix: str, owner: type[GateSettings] | type[ModelSettings]) -> Iterator[Setting]:
+    for one in fields(owner):
+        if "kind" in one.metadata:
+            name, kind, about = prefix + one.name, one.metadata["kind"], one.metadata["about"]
+            yield Setting(name=name, kind=kind, default=one.default, about=about)
+
+
+SETTINGS: Mapping[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(name="home", kind=PATH, default=None, about="Where `predictions/`, `exports/` and `.sereno/` lie."),
+        Setting(name="workers", kind=_whole(1), default=None, about="How many processes score; else one per core."),
+        Setting(name="executor", kind=_choice(*EXECUTORS), default="local", about="What runs the tasks of a run."),
+        Setting(name="secrets_folder", kind=PATH, default="/run/secrets", about="Has a file for each secret."),
+        Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
+        *_rows("models.NAME.", ModelSettings),
+        *_rows("models.NAME.gates.", GateSettings),
+    )
+}
+
+
+# Checks
+
+
+def find(key: Key, where: str, *, variable: bool = False) -> Setting | None:
+    """The setting of a key, or None where the key is a table of them; raises on one that is unknown."""
+    pattern = key
+    if key[0] == "models" and len(key) > 1:
+        check_model_name(key[1], where)
+        pattern = (key[0], "NAME", *key[2:])
+    elif key[0] == "values" and len(key) > 1:
+        if not key[1].isidentifier():
+            what = f"'{key[1]}' from {where} cannot be the name of a value: it fills a parameter of that name."
+            raise SettingsError(f"{what} Use letters, digits and underscores.")
+        pattern = (key[0], "NAME", *key[2:])
+    dotted = ".".join(pattern)
+    if dotted in SETTINGS:
+        return SETTINGS[dotted]
+    if any(name.startswith(f"{dotted}.") for name in SETTINGS):
+        return None
+
+    depth = len(pattern) - 1
+    beside = (tuple(name.split(".")) for name in SETTINGS)
+    valid = list(dict.fromkeys(one[depth] for one in beside if len(one) > depth and one[:depth] == pattern[:-1]))
+    if not depth and not variable and where.endswith(FILE_NAME) and not where.startswith("["):
+        valid.append("env")
+    spelled = "__".join(("SERENO", *key[:-1])).upper().replace("SERENO__", "SERENO_", 1).replace("-", "_")
+    hint = nearest(key[-1], valid)
+    if variable and hint:
+        name = hint.split("'")[1].upper()
+        hint = f" Did you mean {spelled}{'__' if depth else '_'}{name}?"
+    raise SettingsError(
+        f"There is no setting '{'.'.join(key)}', which {where} sets.{hint} "
+        + (f"Valid there: {listed(valid)}." if valid else f"'{'.'.join(key[:-1])}' is itself a setting.")
+    )
+
+
+def require(key: Key, where: str, *, variable: bool = False) -> Setting:
+    setting = find(key, where, variable=variable)
+    if setting is None:
+        raise SettingsError(f"'{'.'.join(key)}', which {where} sets, is a table. Name one of its settings after a dot.")
+    return setting
+
+
+def checked(key: Key, raw: object, where: str) -> Any:
+    kind = require(key, where).kind
+    try:
+        return kind.check(raw)
+    except ValueError as error:
+        raise SettingsError(invalid(key, raw, where, kind.name, str(error))) from None
+
+
+def invalid(key: Key, raw: object, where: str, valid: str, hint: str = "") -> str:
+    return f"'{'.'.join(key)}' is {redact(repr(raw))}, from {where}. Valid: {valid}. {hint.strip()}".rstrip()
+
+
+def check_model_name(name: str, where: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+        what = f"'{redact(name)}' from {where} cannot be the name of a model."
+        raise SettingsError(f"{what} Use up to 64 of a-z, 0-9, '-' and '_', the first a letter or digit.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def redact(text: str) -> str:
+    """The text without the passwords of addresses and connection strings in it."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(?i)\b(password|passwd|pwd|token|secret)=[^&\s;'\"]*", r"\1=***", text)
