@@ -128,6 +128,7 @@ def _check_value(raw: object) -> object:
 
 
 PATH = _text("a path")
+_SOURCE = _text("a path or a query")
 _ADDRESS = _text("the address of a database")
 _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
@@ -137,7 +138,9 @@ _EXPORTS = Kind(name='a list of "parquet", "csv", "jsonl" or "postgresql://…"'
 
 def _setting(default: object, kind: Kind, about: str) -> Any:
     # What may hold a password stays out of every repr.
-    return field(default=default, repr=kind not in (_EXPORTS, _ADDRESS), metadata={"kind": kind, "about": about})
+    return field(
+        default=default, repr=kind not in (_SOURCE, _ADDRESS, _EXPORTS), metadata={"kind": kind, "about": about}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,7 @@ class ModelSettings:
     """The settings of one model: what was given, and the defaults for the rest."""
 
     file: Path | None = _setting(None, PATH, "The model file, so that commands can name the model instead.")
-    source: str | None = _setting(None, _text("a path or a query"), "Where rows come from, unless the file has `read`.")
+    source: str | None = _setting(None, _SOURCE, "Where rows come from, unless the file has `read`.")
     database: str | None = _setting(None, _ADDRESS, "Where a `source` that is a query is asked.")
     schedule: str = _setting(DAILY, _SCHEDULE, "Cuts time into intervals; the run for one is due at its end.")
     time_zone: str = _setting("UTC", _ZONE, "The time zone of `schedule` and of data dates.")
