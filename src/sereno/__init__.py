@@ -1,0 +1,43 @@
+"""Sereno puts a trained model into production: one plain Python file, in batch, live and lookup.
+
+Importing it loads nothing heavy and changes nothing; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sereno.exceptions import SerenoError as SerenoError
+    from sereno.model import Model as Model
+    from sereno.model import Secret as Secret
+    from sereno.schedule import Interval as Interval
+    from sereno.schema import Digits as Digits
+    from sereno.schema import Fetched as Fetched
+    from sereno.schema import Key as Key
+    from sereno.snapshots import read_predictions as read_predictions
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Digits": "schema",
+    "Fetched": "schema",
+    "Interval": "schedule",
+    "Key": "schema",
+    "Model": "model",
+    "Secret": "model",
+    "SerenoError": "exceptions",
+    "read_predictions": "snapshots",
+}
+__all__ = ["Digits", "Fetched", "Interval", "Key", "Model", "Secret", "SerenoError", "read_predictions"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sereno' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"sereno.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Batch: one run, from its source to its published snapshot."""

@@ -1,0 +1,322 @@
+"""Plan: a source becomes tasks.
+
+Parquet and JSON lines are split where they lie. What cannot be split (a `read` function, CSV, a SQL cursor) is spooled
+to Parquet as it streams, and its tasks start before it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sereno.adapters.files import find_files, format_of, open_parquet, partition_of, read_csv, spans, stamp, with_constants
+from sereno.batch.tasks import Piece, Task
+from sereno.checks import check_table
+from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
+from sereno.loader import bind, file_digest
+from sereno.model import Model, place
+from sereno.schedule import Interval
+from sereno.scoring import arrow_of
+from sereno.storage import told
+
+if TYPE_CHECKING:
+    from sereno.config import ModelSettings, Settings
+
+SMALLEST_TASK = 65_536  # rows
+LARGEST_TASK = 1_048_576
+SPOOL_ROWS = 262_144  # rows of a spooled task
+SPAN_BYTES = 32 << 20  # of JSON lines
+IS_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """The tasks of one run, drawn once, and what is known of its input."""
+
+    tasks: Iterator[Task]
+    known_before: bool  # the input's digest is known before the tasks are drawn
+    rows: int | None  # in all, where it is known
+    inputs: list[str] = field(default_factory=list)  # fingerprints of files or spooled chunks; whole once drawn
+
+    @property
+    def input_digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self.inputs)).hexdigest()
+
+
+def make_plan(
+    model: Model, settings: Settings, chosen: ModelSettings, interval: Interval, spool: Path, workers: int
+) -> Plan:
+    """The plan of one interval's run. Raises SourceError, InputError (before anything is scored) and SettingsError."""
+    if chosen.source is None:
+        if model.read_function is None:
+            raise SettingsError(
+                f"Model {model.name!r} has nothing to read from. Write a function under `@model.read`, give "
+                "`source=` a path, or run with --source PATH."
+            )
+        return _spooled(_frames_of(model, settings, interval), spool)
+    values = _values(settings, interval)
+    if IS_SQL.match(chosen.source):
+        return _sql(model, chosen, values, spool, settings)
+    source = fill_path(chosen.source, values, settings, settings.source_base(model))
+    if (Path(source) / "_delta_log").is_dir():
+        from sereno.adapters.delta import files_of_table
+
+        return _parquet(model, list(files_of_table(source)), source, workers)
+    files = find_files(source)
+    kind = format_of(files, source)
+    if kind == "parquet":
+        return _parquet(model, [(f, partition_of(f)) for f in files], source, workers)
+    if kind == "jsonl":
+        return _json_lines(files, source)
+    return _csv(model, files, spool)
+
+
+def _values(settings: Settings, interval: Interval) -> dict[str, Any]:
+    known = {name: value.value for name, value in settings.values.items()}
+    return known | {
+        "data_date": interval.data_date,
+        "interval_start": interval.start,
+        "interval_end": interval.end,
+    }
+
+
+def fill_path(template: str, values: dict[str, Any], settings: Settings, base: Path) -> str:
+    """The path with `{data_date}` and `{values}` filled in; a relative one resolves against what names it."""
+    first = re.match(r"\{(\w+)\}", template)
+    if first and first[1] in settings.values:
+        base = settings.values[first[1]].base
+    try:
+        path = template.format(**values)
+    except KeyError as error:
+        raise SettingsError(
+            f"The source {template!r} asks for {error}, which nothing gives. Known are {', '.join(sorted(values))}; "
+            "add it to [values] in sereno.toml."
+        ) from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise SettingsError(f"The source {template!r} is no path with {{names}}: {error}.") from None
+    if "://" in path:
+        raise SettingsError(f"The source {path!r} is not on a disk of this machine. Valid is a path, or a SQL query with database=.")
+    return str(base / path)
+
+
+def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], source: str, workers: int) -> Plan:
+    """Tasks of whole row groups. They shrink towards the end, so that no worker is left with a large last one."""
+    units: list[tuple[Piece, int]] = []
+    seen: list[pa.Schema] = []
+    for path, partition in files:
+        file = open_parquet(path)
+        schema = file.schema_arrow
+        if schema not in seen:
+            _check_types(model, schema, partition, str(path))
+            seen.append(schema)
+        print_ = stamp(path)
+        for group in range(file.num_row_groups):
+            piece = Piece(
+                kind="parquet", path=str(path.absolute()), row_groups=(group,), partition=partition, fingerprint=print_
+            )
+            units.append((piece, file.metadata.row_group(group).num_rows))
+    total = sum(rows for _, rows in units)
+    if not total:
+        raise SourceError(f"The source {source} holds no rows. Nothing was published; see what feeds it.")
+    return Plan(
+        tasks=iter(list(_grouped(units, total, workers))),
+        known_before=True,
+        rows=total,
+        inputs=sorted({p.fingerprint for p, _ in units}),
+    )
+
+
+def _grouped(units: list[tuple[Piece, int]], total: int, workers: int) -> Iterator[Task]:
+    index, pieces, rows, left = 0, list[Piece](), 0, total
+    for piece, size in units:
+        target = min(max(left // (2 * workers), SMALLEST_TASK), LARGEST_TASK)
+        if total <= 2 * SMALLEST_TASK:
+            target = total  # not worth a second process
+        if pieces and rows + size > target:
+            yield Task(index=index, pieces=_joined(pieces), rows=rows)
+            index, pieces, left, rows = index + 1, [], left - rows, 0
+        pieces.append(piece)
+        rows += size
+    if rows:
+        yield Task(index=index, pieces=_joined(pieces), rows=rows)
+
+
+def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
+    """Neighbouring row groups of one file as one piece."""
+    out: list[Piece] = []
+    for piece in pieces:
+        if out and out[-1].path == piece.path:
+            groups = (*(out[-1].row_groups or ()), *(piece.row_groups or ()))
+            out[-1] = replace(piece, row_groups=groups)
+        else:
+            out.append(piece)
+    return tuple(out)
+
+
+def _check_types(model: Model, schema: pa.Schema, partition: dict[str, str | None], where: str, door: Any = "typed") -> None:
+    """Raise InputError where the columns' types cannot be right, before anything is scored."""
+    empty = pa.RecordBatch.from_pylist([], schema=schema)
+    names = {c.name for c in model.inputs.columns}
+    constants = {n: t for n, t in partition.items() if n in names and n not in schema.names}
+    try:
+        check_table(model.inputs, with_constants(empty, model.inputs, constants), door)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _json_lines(files: list[Path], source: str) -> Plan:
+    pieces = []
+    for file in files:
+        for span in spans(file, SPAN_BYTES):
+            pieces.append(Piece(kind="json", path=str(file.absolute()), span=span, fingerprint=stamp(file)))
+    if not pieces:
+        raise SourceError(f"The source {source} is empty. Nothing was published; see what feeds it.")
+    tasks = [Task(index=i, pieces=(p,)) for i, p in enumerate(pieces)]
+    return Plan(tasks=iter(tasks), known_before=True, rows=None, inputs=sorted({p.fingerprint for p in pieces}))
+
+
+def _csv(model: Model, files: list[Path], spool: Path) -> Plan:
+    def batches() -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
+        for file in files:
+            partition = partition_of(file)
+            names = {c.name for c in model.inputs.columns}
+            for number, (batch, broken) in enumerate(read_csv(file, model.inputs)):
+                # what stands in the path is text too, like every column of a CSV file
+                for name, text in partition.items():
+                    if name in names and name not in batch.schema.names:
+                        batch = batch.append_column(name, pa.array([text] * batch.num_rows, pa.string()))
+                if number == 0:
+                    _check_types(model, batch.schema, {}, str(file), "text")
+                yield batch, broken
+
+    return _spooled_batches(batches(), spool, "text")
+
+
+def _sql(model: Model, chosen: ModelSettings, values: dict[str, Any], spool: Path, settings: Settings) -> Plan:
+    from sereno.adapters import sql
+
+    assert chosen.source is not None
+    if chosen.database is None:
+        raise SettingsError(
+            "The source is a SQL query, but no database is given. Set `database` to postgresql://… or to the path of "
+            "an SQLite file."
+        )
+    database = chosen.database.format(**values) if "{" in chosen.database else chosen.database
+    if database.startswith(("postgresql://", "postgres://")):
+        query, parameters = sql.bind(chosen.source, values, "$")
+        batches = sql.read_postgresql(database, query, parameters)
+        return _spooled_batches(((b, []) for b in batches), spool, "parquet", model=model)
+    if "://" in database:
+        raise SettingsError(f"database is {database.split('://')[0]}://…; valid are postgresql://… and the path of an SQLite file.")
+    query, parameters = sql.bind(chosen.source, values, "?")
+    booleans = frozenset(c.name for c in model.inputs.columns if c.kind == "bool")
+    path = settings.source_base(model) / database
+    return _spooled_lines(sql.read_sqlite(path, query, parameters, booleans), spool)
+
+
+def _frames_of(model: Model, settings: Settings, interval: Interval) -> Iterator[pa.Table]:
+    """What the user's `read` returns or yields."""
+    assert model.read_function is not None
+    given = {"data_date": interval.data_date, "interval": interval}
+    arguments = bind(model, model.read_function, settings, given=given)
+    where = place(model.read_function)
+    try:
+        answer = model.read_function(**arguments)
+        frames: Iterable[Any] = answer if _yields_frames(answer) else [answer]
+        for frame in frames:
+            yield arrow_of(frame)
+    except InputError as error:
+        raise InputError(f"{where}: read: {error}") from error
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{where}: read found no {error.filename or error}. If the data arrives later, start the run again then."
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{where}: read could not read its data: {type(error).__name__}: {error}.") from error
+    except Exception as error:
+        raise PredictError(f"{where}: read raised {type(error).__name__}: {error}.") from error
+
+
+def _yields_frames(answer: Any) -> bool:
+    return hasattr(answer, "__next__") or isinstance(answer, pa.RecordBatchReader)
+
+
+def _spooled(frames: Iterator[pa.Table], spool: Path) -> Plan:
+    batches = ((batch, list[tuple[str, str]]()) for frame in frames for batch in frame.to_batches(max_chunksize=SPOOL_ROWS))
+    return _spooled_batches(batches, spool, "parquet")
+
+
+def _spooled_batches(
+    batches: Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]], spool: Path, kind: Any, model: Model | None = None
+) -> Plan:
+    plan = Plan(tasks=iter(()), known_before=False, rows=None)
+
+    def tasks() -> Iterator[Task]:
+        index = 0
+        waiting: list[pa.RecordBatch] = []
+        broken: list[tuple[str, str]] = []
+        rows = 0
+
+        def flush() -> Task:
+            path = spool / f"{index:05d}.parquet"
+            with told("The rows that were read could not be spooled"):
+                spool.mkdir(parents=True, exist_ok=True)
+                table = pa.Table.from_batches(waiting)
+                pq.write_table(table, path, compression="lz4", use_dictionary=False, row_group_size=SPOOL_ROWS)
+            digest = file_digest(path)
+            plan.inputs.append(digest)
+            piece = Piece(kind=kind, path=str(path), fingerprint=digest)
+            return Task(index=index, pieces=(piece,), rows=rows, broken=tuple(broken))
+
+        for batch, found in batches:
+            if model is not None and not waiting and not index:
+                _check_types(model, batch.schema, {}, "The query's answer")
+            if waiting and (rows + batch.num_rows > SPOOL_ROWS or batch.schema != waiting[0].schema):
+                yield flush()
+                index, waiting, broken, rows = index + 1, [], [], 0
+            waiting.append(batch)
+            broken += found
+            rows += batch.num_rows
+        if rows or broken:
+            yield flush()
+
+    plan.tasks = _paths_differ(tasks())
+    return plan
+
+
+def _paths_differ(tasks: Iterator[Task]) -> Iterator[Task]:
+    """A task is known by its content. Two chunks with equal content (which means duplicate keys) stay two tasks."""
+    seen: dict[str, int] = {}
+    for task in tasks:
+        first = task.pieces[0]
+        times = seen[first.fingerprint] = seen.get(first.fingerprint, 0) + 1
+        if times > 1:
+            task = replace(task, pieces=(replace(first, fingerprint=f"{first.fingerprint}-{times}"),))
+        yield task
+
+
+def _spooled_lines(batches: Iterator[list[dict[str, Any]]], spool: Path) -> Plan:
+    """Rows of a database without column types (SQLite) are spooled as JSON lines, and decided value by value."""
+    plan = Plan(tasks=iter(()), known_before=False, rows=None)
+
+    def tasks() -> Iterator[Task]:
+        spool.mkdir(parents=True, exist_ok=True)
+        encoder = msgspec.json.Encoder()
+        for index, rows in enumerate(batches):
+            path = spool / f"{index:05d}.jsonl"
+            with told("The rows that were read could not be spooled"):
+                path.write_bytes(b"\n".join(encoder.encode(r) for r in rows))
+            digest = file_digest(path)
+            plan.inputs.append(digest)
+            yield Task(index=index, pieces=(Piece(kind="json", path=str(path), fingerprint=digest),), rows=len(rows))
+
+    plan.tasks = _paths_differ(tasks())
+    return plan

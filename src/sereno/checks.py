@@ -1,0 +1,355 @@
+"""Whole columns against their row type: a batch of rows in, canonical columns and refused rows out.
+
+Fast where nothing is wrong (a few passes of numpy and pyarrow.compute over each column). Where a value does not fit,
+the vector only finds it; the reason comes from `values.py`, the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sereno.exceptions import InputError
+from sereno.schema import ABSENT, Column, RowType
+from sereno.values import FLOAT_TEXT, INT_TEXT, Door, Refused, admit
+
+Mask = npt.NDArray[np.bool_]
+ALL_FINE: Mask | None = None  # no mask at all: nothing to allocate, nothing to combine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What became of a batch of rows."""
+
+    table: pa.Table  # the rows that fit, in canonical types
+    kept: npt.NDArray[np.int64] | None  # their positions in the batch; None: all of them
+    refused: list[tuple[int, str]]  # position and reason of each other row
+
+
+def check_table(
+    row: RowType,
+    table: pa.Table | pa.RecordBatch,
+    door: Door = "typed",
+    *,
+    columns: Iterable[Column] | None = None,
+    explain: Callable[[int], str] | None = None,
+) -> Checked:
+    """Check every row of `table` against `row` (or some columns of it); columns beyond it are ignored.
+
+    `explain` gives the reason of a row by its position, where the table is not the original (JSON rows).
+    Raises InputError where a whole column is missing or of a type that none of its values could have.
+    """
+    chosen = row.columns if columns is None else tuple(columns)
+    given = set(table.schema.names)
+    arrays: list[pa.Array] = []
+    originals: list[pa.Array | None] = []
+    masks: list[Mask | None] = []
+    for column in chosen:
+        if column.name not in given:
+            arrays.append(default_array(column, table.num_rows))
+            originals.append(None)
+            masks.append(ALL_FINE)
+            continue
+        original = one_array(table.column(column.name))
+        array, bad = check_column(column, original, door)
+        arrays.append(array)
+        originals.append(original)
+        masks.append(bad)
+    canonical = pa.Table.from_arrays(arrays, schema=row.arrow_schema(chosen))
+    found = [m for m in masks if m is not None]
+    if not found:
+        return Checked(table=canonical, kept=None, refused=[])
+    bad_rows = np.logical_or.reduce(found)
+    refused = []
+    for position in np.flatnonzero(bad_rows).tolist():
+        reason = explain(position) if explain else _reason(chosen, originals, masks, position, door)
+        refused.append((position, reason))
+    kept = np.flatnonzero(~bad_rows)
+    return Checked(table=canonical.take(pa.array(kept)), kept=kept, refused=refused)
+
+
+def _reason(
+    columns: Iterable[Column], originals: list[pa.Array | None], masks: list[Mask | None], position: int, door: Door
+) -> str:
+    reasons = []
+    for column, original, mask in zip(columns, originals, masks, strict=True):
+        if original is None or mask is None or not mask[position]:
+            continue
+        try:
+            admit(column, python_value(original, position), door)
+        except Refused as refused:
+            reasons.append(str(refused))
+        else:  # the two descriptions of a column disagree, which the property tests are there to exclude
+            raise AssertionError(f"the check of column {column.name!r} refused a value that `admit` takes")
+    return "; ".join(reasons)
+
+
+def python_value(array: pa.Array, position: int) -> Any:
+    """One value as Python; nanoseconds are rounded down, which is enough to say what is wrong with them."""
+    if pa.types.is_timestamp(array.type) and array.type.unit == "ns":
+        array = pc.cast(array.slice(position, 1), pa.timestamp("us", array.type.tz), safe=False)
+        position = 0
+    return array[position].as_py()
+
+
+def check_column(column: Column, array: pa.Array, door: Door = "typed") -> tuple[pa.Array, Mask | None]:
+    """The canonical array (null where a value does not fit) and which values do not fit.
+
+    Raises InputError where the array's type is none that the column's values could have.
+    """
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        converted, bad = pa.nulls(len(array), column.arrow_type), ALL_FINE
+    elif door == "text":
+        converted, bad = _parse(column, array)
+    else:
+        converted, bad = _convert(column, array)
+    if converted.null_count and not column.nullable:
+        bad = _or(bad, _mask(pc.is_null(converted)))
+    return converted, _or(bad, _broken_rules(column, converted))
+
+
+def mistyped(column: Column, found: pa.DataType) -> InputError:
+    takes = {
+        "int": "integers, or floats that are whole",
+        "float": "numbers",
+        "bool": "booleans",
+        "str": "text",
+        "date": "dates, or timestamps at midnight without a time zone",
+        "datetime": "timestamps with a time zone",
+        "decimal": "decimals or integers",
+        "list": "lists",
+        "row": "structs",
+    }[column.kind]
+    return InputError(
+        f"Column {column.name!r} is {found} here, but is declared {column.kind}, which takes {takes}. "
+        f"Convert it where the rows are read, or declare another type."
+    )
+
+
+def default_array(column: Column, rows: int) -> pa.Array:
+    """What a table without the column has in it: the declared default. Raises InputError where there is none."""
+    if column.default is ABSENT:
+        raise InputError(f"Column {column.name!r} is missing. Read it too, or give it a default in the row type.")
+    return pa.array([column.default] * rows, column.arrow_type)
+
+
+def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    return column
+
+
+def _convert(column: Column, array: pa.Array) -> tuple[pa.Array, Mask | None]:
+    """The typed door of the table of coercions, on a whole column."""
+    found = array.type
+    types = pa.types
+    match column.kind:
+        case "float" if types.is_floating(found):
+            return _floats(array)
+        case "float" if types.is_integer(found):
+            floats = pc.cast(array, pa.float64(), safe=False)
+            if found.bit_width <= 32:
+                return floats, ALL_FINE
+            exact = np.asarray(array.fill_null(0)).astype("float64").astype(found.to_pandas_dtype(), casting="unsafe")
+            return floats, _any(exact != np.asarray(array.fill_null(0)))
+        case "float" if types.is_decimal(found) and found.precision <= 15:
+            return pc.cast(array, pa.float64()), ALL_FINE
+        case "int" if types.is_integer(found):
+            if types.is_uint64(found):
+                return _where_fits(column, array, np.asarray(array.fill_null(0)) <= np.uint64(2**63 - 1))
+            return pc.cast(array, pa.int64()), ALL_FINE
+        case "int" if types.is_floating(found):
+            floats, bad = _floats(array)
+            x = np.nan_to_num(floats.to_numpy(zero_copy_only=False), nan=0.0)
+            whole = (np.floor(x) == x) & (x >= -(2.0**63)) & (x < 2.0**63)
+            integers = pa.array(np.where(whole, x, 0).astype("int64"), mask=_mask(floats.is_null()))
+            return integers, _or(bad, _any(~whole))
+        case "bool" if types.is_boolean(found):
+            return array, ALL_FINE
+        case "str" if types.is_string(found) or types.is_large_string(found) or types.is_string_view(found):
+            return pc.cast(array, pa.string()), ALL_FINE
+        case "date" if types.is_date(found):
+            return pc.cast(array, pa.date32()), ALL_FINE
+        case "date" if types.is_timestamp(found) and found.tz is None:
+            days = pc.cast(array, pa.date32(), safe=False)
+            midnight = pc.equal(pc.cast(days, found, safe=False), array).fill_null(True)
+            return days, _any(~_mask(midnight))
+        case "datetime" if types.is_timestamp(found) and found.tz is not None:
+            if found.unit == "ns":
+                return _where_fits(column, array, np.asarray(pc.cast(array, pa.int64()).fill_null(0)) % 1000 == 0)
+            return pc.cast(array, column.arrow_type), ALL_FINE
+        case "decimal" if types.is_decimal(found) or types.is_integer(found):
+            try:
+                return pc.cast(array, column.arrow_type), ALL_FINE
+            except pa.ArrowInvalid:  # one value or more does not fit, or the type might not: value by value
+                return _one_by_one(column, array, "typed")
+        case "int" if types.is_decimal(found):
+            return _one_by_one(column, array, "typed")
+        case "list" if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
+            return _lists(column, array)
+        case "row" if types.is_struct(found):
+            return _rows(column, array)
+    raise mistyped(column, found)
+
+
+def _floats(array: pa.Array) -> tuple[pa.Array, Mask | None]:
+    """Float64; NaN is a missing value, infinity does not fit."""
+    array = pc.cast(array, pa.float64())
+    x = array.to_numpy(zero_copy_only=False)
+    finite = np.isfinite(x)
+    if finite.all() or np.count_nonzero(~finite) == array.null_count:
+        return array, ALL_FINE
+    infinite = np.isinf(x)
+    return pa.array(x, mask=~finite), _any(infinite)
+
+
+def _where_fits(column: Column, array: pa.Array, fits: Mask) -> tuple[pa.Array, Mask | None]:
+    """Cast what fits, null elsewhere."""
+    safe = array if fits.all() else pc.if_else(pa.array(fits), array, pa.scalar(None, array.type))
+    return pc.cast(safe, column.arrow_type), _any(~fits)
+
+
+def _lists(column: Column, array: pa.Array) -> tuple[pa.Array, Mask | None]:
+    assert column.item is not None
+    items, bad_items = check_column(column.item, array.flatten())
+    lengths = np.asarray(pc.cast(pc.list_value_length(array), pa.int64()).fill_null(0))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype("int32"))
+    nulls = pc.is_null(array) if array.null_count else None
+    # assembled from the type, so that the item's own nullability is kept
+    lists = pa.ListArray.from_arrays(offsets, items, type=column.arrow_type, mask=nulls)
+    if bad_items is None:
+        return lists, ALL_FINE
+    bad = np.zeros(len(array), dtype=bool)
+    bad[np.repeat(np.arange(len(array)), lengths)[bad_items]] = True
+    return lists, bad
+
+
+def _rows(column: Column, array: pa.Array) -> tuple[pa.Array, Mask | None]:
+    assert column.row is not None
+    nulls = _mask(pc.is_null(array)) if array.null_count else None
+    arrays, bad = [], ALL_FINE
+    for field in column.row.columns:
+        if array.type.get_field_index(field.name) < 0:
+            arrays.append(default_array(field, len(array)))
+            continue
+        values, bad_field = check_column(field, pc.struct_field(array, field.name))
+        arrays.append(values)
+        if bad_field is not None:  # a row that is null has no fields to be missing
+            bad = _or(bad, bad_field if nulls is None else bad_field & ~nulls)
+    mask = None if nulls is None else pa.array(nulls)
+    structs = pa.StructArray.from_arrays(arrays, fields=list(column.arrow_type), mask=mask)
+    return structs, None if bad is None else _any(bad)
+
+
+def _parse(column: Column, array: pa.Array) -> tuple[pa.Array, Mask | None]:
+    """The text door of the table of coercions, on a whole column of text."""
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        raise mistyped(column, array.type)
+    if column.kind == "str":
+        return pc.cast(array, pa.string()), ALL_FINE
+    if column.kind in ("int", "float"):
+        text = pc.ascii_trim_whitespace(array)
+        shape = INT_TEXT if column.kind == "int" else FLOAT_TEXT
+        fits = _mask(pc.match_substring_regex(text, f"^({shape.pattern})$").fill_null(True))
+        if fits.all():
+            plain = pc.replace_substring_regex(text, r"^\+", "")
+            if column.kind == "int":
+                plain = pc.replace_substring_regex(plain, r"\.0+$", "")
+            try:
+                parsed = pc.cast(plain, column.arrow_type)
+            except pa.ArrowInvalid:  # beyond 64 bits somewhere
+                return _one_by_one(column, array, "text")
+            return _floats(parsed) if column.kind == "float" else (parsed, ALL_FINE)
+    return _one_by_one(column, array, "text")
+
+
+def _one_by_one(column: Column, array: pa.Array, door: Door) -> tuple[pa.Array, Mask | None]:
+    """By the reference, for what has no vector form or where a value is known not to fit."""
+    loose = Column(name=column.name, kind=column.kind, nullable=True, precision=column.precision, scale=column.scale)
+    values: list[Any] = []
+    bad = np.zeros(len(array), dtype=bool)
+    for position, value in enumerate(array.to_pylist()):
+        try:
+            values.append(admit(loose, value, door))
+        except Refused:
+            values.append(None)
+            bad[position] = True
+    return pa.array(values, column.arrow_type), _any(bad)
+
+
+def _broken_rules(column: Column, array: pa.Array) -> Mask | None:
+    """Bounds, choices, lengths and patterns; nulls break none."""
+    bad = ALL_FINE
+    if any(getattr(column, name) is not None for name in ("ge", "gt", "le", "lt")):
+        bad = _or(bad, _out_of_bounds(column, array))
+    if column.choices:
+        known = pc.is_in(array, value_set=pa.array(column.choices, column.arrow_type))
+        bad = _or(bad, _any(~_mask(pc.or_(known, array.is_null()))))
+    if column.multiple_of is not None:
+        bad = _or(bad, _any(np.asarray(array.fill_null(0)) % column.multiple_of != 0))
+    if column.min_length is not None or column.max_length is not None:
+        lengths = pc.utf8_length(array) if column.kind == "str" else pc.list_value_length(array)
+        if column.min_length is not None:
+            bad = _or(bad, _any(_mask(pc.less(lengths, column.min_length).fill_null(False))))
+        if column.max_length is not None:
+            bad = _or(bad, _any(_mask(pc.greater(lengths, column.max_length).fill_null(False))))
+    if column.pattern is not None:
+        bad = _or(bad, _any(~_mask(pc.match_substring_regex(array, column.pattern).fill_null(True))))
+    return bad
+
+
+def _out_of_bounds(column: Column, array: pa.Array) -> Mask | None:
+    extremes = pc.min_max(array)
+    low, high = extremes["min"].as_py(), extremes["max"].as_py()
+    if low is None:
+        return ALL_FINE
+    # whole columns first: two comparisons tell whether any value is out, and mostly none is
+    inside = (
+        (column.ge is None or low >= column.ge)
+        and (column.gt is None or low > column.gt)
+        and (column.le is None or high <= column.le)
+        and (column.lt is None or high < column.lt)
+    )
+    if inside:
+        return ALL_FINE
+    bad = ALL_FINE
+    for bound, compare in (
+        (column.ge, pc.less),
+        (column.gt, pc.less_equal),
+        (column.le, pc.greater),
+        (column.lt, pc.greater_equal),
+    ):
+        if bound is not None:
+            bad = _or(bad, _mask(compare(array, _bound_scalar(array.type, bound)).fill_null(False)))
+    return None if bad is None else _any(bad)
+
+
+def _bound_scalar(found: pa.DataType, bound: Any) -> pa.Scalar:
+    """The bound as a scalar that compares exactly: an int column against 17.5 compares as floats do in Python."""
+    if pa.types.is_integer(found):
+        return pa.scalar(bound)
+    if pa.types.is_floating(found) or pa.types.is_decimal(found):
+        return pa.scalar(bound if pa.types.is_decimal(found) else float(bound))
+    return pa.scalar(bound, found)
+
+
+def _mask(array: pa.Array | pa.ChunkedArray) -> Mask:
+    return cast(Mask, array.to_numpy(zero_copy_only=False))
+
+
+def _any(mask: Mask) -> Mask | None:
+    return mask if mask.any() else ALL_FINE
+
+
+def _or(a: Mask | None, b: Mask | None) -> Mask | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a | b

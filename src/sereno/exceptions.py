@@ -1,0 +1,107 @@
+"""Every error that Sereno raises on purpose.
+
+    SerenoError
+    ├── ModelFileError          the model's author: the model file declares something that cannot be
+    │   ├── RowTypeError        an annotation that cannot be enforced on a column
+    │   └── ArtifactError       an artefact that is missing, has another hash, or can be written by others
+    ├── PredictError            the model's author: `predict` or `load` does not do what was declared
+    │   └── OutputError         the answer of `predict` has other columns, types or rows than declared
+    ├── SettingsError           the operator: a setting, variable or option that is unknown, missing or impossible
+    │   └── MissingExtraError   the operator: a feature that needs a package which is not installed
+    ├── DataError               the data engineer: the input of a run cannot be a result
+    │   ├── SourceError         it is missing, empty, truncated or of another kind
+    │   ├── InputError          a column is missing or mistyped
+    │   └── DuplicateKeysError  two rows have the same key
+    ├── RunError                the operator: a run that cannot go on
+    │   ├── BusyError           another process has this run key, or publishes to this table, right now
+    │   ├── StorageError        a disk that is full, read-only or broken
+    │   └── WorkerError         a worker process died
+    └── PublishError            the operator: what was asked of a table cannot be done
+        ├── NotFoundError       no such model, snapshot, run or key
+        ├── OlderDataError      a newer data date is already in service
+        └── ExportError         an export could not follow the table; the publication stands
+
+A message says what happened, with the value; what would be valid; what to do next.
+"""
+
+from __future__ import annotations
+
+
+class SerenoError(Exception):
+    """Something went wrong that Sereno foresaw."""
+
+
+class ModelFileError(SerenoError):
+    """The model file declares something that cannot be."""
+
+
+class RowTypeError(ModelFileError):
+    """A row type has an annotation that cannot be enforced on a column."""
+
+
+class ArtifactError(ModelFileError):
+    """An artefact is missing, has another SHA-256 than declared, or lies where others can write."""
+
+
+class PredictError(SerenoError):
+    """`predict` or `load` raised, or `predict` raised on too many rows to go on."""
+
+
+class OutputError(PredictError):
+    """The answer of `predict` has other columns, types or rows than declared."""
+
+
+class SettingsError(SerenoError):
+    """A setting, variable or option is unknown, missing or impossible."""
+
+
+class MissingExtraError(SettingsError):
+    """A feature needs a package that is not installed."""
+
+
+class DataError(SerenoError):
+    """The input of a run cannot be a result."""
+
+
+class SourceError(DataError):
+    """The source is missing, empty, truncated or of another kind than it seems."""
+
+
+class InputError(DataError):
+    """A column of the input is missing or mistyped."""
+
+
+class DuplicateKeysError(DataError):
+    """Two rows have the same key."""
+
+
+class RunError(SerenoError):
+    """A run cannot go on."""
+
+
+class BusyError(RunError):
+    """Another process holds this run key, or publishes to this table, right now."""
+
+
+class StorageError(RunError):
+    """A disk is full, read-only or broken."""
+
+
+class WorkerError(RunError):
+    """A worker process died."""
+
+
+class PublishError(SerenoError):
+    """What was asked of a published table cannot be done."""
+
+
+class NotFoundError(PublishError):
+    """There is no such model, snapshot, run or key."""
+
+
+class OlderDataError(PublishError):
+    """A newer data date is already in service."""
+
+
+class ExportError(PublishError):
+    """An export could not follow the table; the publication stands."""

@@ -1,0 +1,222 @@
+"""Scoring: rows in, predictions and rejects out. The one caller of `predict`, for every door.
+
+Every row that comes in goes out once: as a prediction, or refused with its reason (`rows in = predictions + rejects`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sereno.checks import Checked, check_table
+from sereno.exceptions import InputError, OutputError, PredictError
+from sereno.frames import from_answer, to_form
+from sereno.model import Model, place
+from sereno.rows import rows_to_table
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
+
+HOPELESS = 50  # rows that raise one after the other, none answered: the fault is the model's, not a row's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What became of a batch of rows that fit the input type."""
+
+    table: pa.Table  # keys and outputs, canonical, of the rows that were answered
+    kept: npt.NDArray[np.int64] | None  # their positions in the batch; None: all of them
+    refused: list[tuple[int, str]]  # position and reason of each other row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What `model.score` answers."""
+
+    predictions: Any  # in the form of the rows that were given: keys and outputs
+    rejects: list[tuple[int, str]]  # position in the rows given, and reason
+
+
+class Scorer:
+    """A loaded model, ready to score. One per process; not thread-safe where the model is not."""
+
+    def __init__(self, model: Model, loaded: Any) -> None:
+        self.model = model
+        self.loaded = loaded
+        inputs = model.inputs
+        self._form, self._keys_form = model.form, model.keys_form
+        self._features, self._keys = inputs.features, inputs.keys
+        self._feature_names = [c.name for c in inputs.features]
+        self._key_names = [c.name for c in inputs.keys]
+        self._inputs, self._outputs = inputs, model.outputs
+        self._schema = pa.schema([*inputs.arrow_schema(inputs.keys), *model.outputs.arrow_schema()])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of a published prediction: keys, then outputs."""
+        return self._schema
+
+    def score(self, rows: pa.Table) -> Scored:
+        """Score rows that fit the input type (canonical columns, as `check_table` gives them).
+
+        Raises OutputError where an answer has other columns, types or rows than declared, and PredictError where
+        predict raises on so many rows that the model, not the rows, must be at fault.
+        """
+        answers: list[pa.Table] = []
+        kept: list[npt.NDArray[np.int64]] = []
+        refused: list[tuple[int, str]] = []
+        for start, part in self._predict(rows, refused):
+            checked = self._check_answer(part, start)
+            keys = rows.select(self._key_names).slice(start, part.num_rows)
+            positions = np.arange(start, start + part.num_rows)
+            if checked.kept is not None:
+                keys = keys.take(pa.array(checked.kept))
+                positions = positions[checked.kept]
+            refused += [(start + i, f"output:{reason}") for i, reason in checked.refused]
+            columns = [*keys.columns, *checked.table.columns]
+            answers.append(pa.Table.from_arrays(columns, schema=self._schema))
+            kept.append(positions)
+        table = pa.concat_tables(answers) if answers else self._schema.empty_table()
+        if not refused:
+            return Scored(table=table, kept=None, refused=[])
+        return Scored(table=table, kept=np.concatenate([np.empty(0, "int64"), *kept]), refused=sorted(refused))
+
+    def _check_answer(self, answer: pa.Table, start: int) -> Checked:
+        try:
+            return check_table(self._outputs, answer)
+        except InputError as error:
+            assert self.model.predict_function is not None
+            raise OutputError(f"{place(self.model.predict_function)}: the answer of predict: {error}") from error
+
+    def _predict(self, rows: pa.Table, refused: list[tuple[int, str]]) -> Iterator[tuple[int, pa.Table]]:
+        """Answers of predict as (start, table), in order. Where it raises, halves are tried, down to the rows that cause it."""
+        if rows.num_rows == 0:
+            return
+        spans = [(0, rows.num_rows)]
+        raised = answered = 0
+        while spans:
+            start, size = spans.pop()
+            part = rows.slice(start, size)
+            try:
+                answer = self._call(part)
+            except OutputError:
+                raise
+            except Exception as error:
+                if size > 1:
+                    half = size // 2
+                    spans += [(start + half, size - half), (start, half)]
+                    continue
+                raised += 1
+                refused.append((start, f"predict raised {type(error).__name__}: {_first_line(error)}"))
+                hopeless = (raised >= HOPELESS or raised == rows.num_rows > 1) and not answered
+                if hopeless or raised > max(HOPELESS, rows.num_rows // 2):
+                    assert self.model.predict_function is not None
+                    raise PredictError(
+                        f"{place(self.model.predict_function)}: predict raised {type(error).__name__} on {raised} rows of a "
+                        f"batch of {rows.num_rows} and answered {answered}: {_first_line(error)}. "
+                        "Mend predict, then run again; `sereno check` shows the traceback."
+                    ) from error
+                continue
+            answered += size
+            yield start, answer
+
+    def _call(self, rows: pa.Table) -> pa.Table:
+        assert self.model.predict_function is not None
+        features = to_form(self._form, self._inputs, self._features, rows.select(self._feature_names))
+        if self._keys_form is None:
+            answer = self.model.predict_function(self.loaded, features)
+        else:
+            keys = to_form(self._keys_form, self._inputs, self._keys, rows.select(self._key_names))
+            answer = self.model.predict_function(self.loaded, features, keys)
+        return from_answer(answer, self._outputs, rows.num_rows)
+
+
+def open_scorer(model: Model, settings: Settings) -> Scorer:
+    """Check the artefacts, call `load` with them and with its values, and return the loaded model.
+
+    Raises ArtifactError, SettingsError, and PredictError where `load` raises.
+    """
+    from sereno.loader import bind, checked_artifacts
+
+    model.check()
+    assert model.load_function is not None
+    arguments = bind(model, model.load_function, settings, given=dict(checked_artifacts(model)))
+    try:
+        loaded = model.load_function(**arguments)
+    except Exception as error:
+        hint = ""
+        if isinstance(error, AttributeError) and "__main__" in str(error):
+            hint = (
+                " The artefact was pickled in a program whose class was defined in `__main__`: move the class to a module "
+                "beside the model file, import it in both, and save the artefact again."
+            )
+        raise PredictError(f"{place(model.load_function)}: load raised {type(error).__name__}: {error}.{hint}") from error
+    return Scorer(model, loaded)
+
+
+_SCORERS: dict[int, Scorer] = {}
+
+
+def score_rows(model: Model, rows: Any) -> Scores:
+    """What `Model.score` does."""
+    from sereno.config import load_settings
+
+    scorer = _SCORERS.get(id(model))
+    if scorer is None:
+        scorer = _SCORERS[id(model)] = open_scorer(model, load_settings(model.file or Path.cwd()))
+    checked = _checked(model, rows)
+    scored = scorer.score(checked.table)
+    positions = np.arange(checked.table.num_rows) if checked.kept is None else checked.kept
+    refused = [(int(positions[i]), reason) for i, reason in scored.refused]
+    return Scores(predictions=_in_form_of(rows, scored.table), rejects=sorted(checked.refused + refused))
+
+
+def _checked(model: Model, rows: Any) -> Checked:
+    if isinstance(rows, list):
+        return rows_to_table(model.inputs, rows)
+    return check_table(model.inputs, arrow_of(rows))
+
+
+def arrow_of(rows: Any) -> pa.Table:
+    """A frame of any kind as an Arrow table. Raises InputError for what is no frame."""
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    module = type(rows).__module__.split(".")[0]
+    try:
+        if module == "pandas" and type(rows).__name__ == "DataFrame":
+            names = [str(n) for n in rows.columns]
+            return pa.Table.from_arrays([pa.array(rows[n], from_pandas=True) for n in rows.columns], names=names)
+        if module == "polars":
+            frame = rows.collect() if type(rows).__name__ == "LazyFrame" else rows
+            table: pa.Table = frame.to_arrow()
+            return table
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"A column of the frame mixes types: {error}. Give the column one type where it is read.") from error
+    if isinstance(rows, list):
+        return pa.Table.from_pylist(rows)
+    raise InputError(
+        f"Rows came as {type(rows).__name__}. Valid are a pandas or polars DataFrame, a pyarrow Table, or a list of mappings."
+    )
+
+
+def _in_form_of(given: Any, table: pa.Table) -> Any:
+    module = type(given).__module__.split(".")[0]
+    if module == "pandas":
+        return table.to_pandas()
+    if module == "polars":
+        import polars
+
+        return polars.from_arrow(table)
+    return table.to_pylist() if isinstance(given, list) else table
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:500]

@@ -1,0 +1,79 @@
+"""Files that survive a power cut: written whole, flushed to the disk, renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sereno.exceptions import BusyError, StorageError
+
+CAUSES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of this user is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.EIO: "the disk reports an error",
+}
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or whoever comes after a crash, finds the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    fsync(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; it is free again when the process ends, however it ends. Raises BusyError(busy)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            stream.seek(0)
+            raise BusyError(busy.format(pid=stream.read().strip() or "unknown")) from error
+        stream.seek(0)
+        stream.truncate()
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn an error of the operating system into a StorageError that says what failed, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        # pyarrow's errors are OSErrors too, some without errno: their text then holds the cause
+        cause = CAUSES.get(error.errno or 0) or next(
+            (words for code, words in CAUSES.items() if os.strerror(code) in str(error)), str(error)
+        )
+        if error.errno is None and cause == str(error):
+            raise
+        path = f" ({error.filename})" if error.filename else ""
+        raise StorageError(
+            f"{what}: {cause}{path}. Nothing was published by this run. Mend that, then start it again: it goes on where it was."
+        ) from error

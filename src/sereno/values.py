@@ -1,0 +1,241 @@
+"""The table of lossless coercions for one value, and the reasons why a value is refused.
+
+This is the reference: whole columns (`checks.py`) and JSON rows (`rows.py`) find the values that do not fit quickly,
+and come here for the reason; a property test holds the three to the same verdict. `docs/rows.md` shows the table.
+
+A value arrives by one of three doors, which differ only in what text may become:
+
+    typed   a Python value or an Arrow column: text is text
+    json    JSON has no dates and no exact decimals: there, text is one where the column says so
+    text    CSV and folder names (`day=2026-05-01`): everything is text
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date, datetime, timezone
+from decimal import Context, Decimal, InvalidOperation
+from enum import Enum
+from typing import Any, Literal
+
+from sereno.schema import ABSENT, Column, RowType
+
+Door = Literal["typed", "json", "text"]
+
+INT64 = range(-(2**63), 2**63)
+WIDE = Context(prec=100)  # decimals of 38 digits pass through exactly
+INT_TEXT = re.compile(r"[+-]?[0-9]+(\.0+)?", re.ASCII)
+FLOAT_TEXT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+DATE_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+DATETIME_TEXT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6}0*)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})", re.ASCII
+)
+NOUNS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "date": "a date (YYYY-MM-DD)",
+    "datetime": "a date and time with a time zone (2026-05-01T00:00:00Z)",
+    "decimal": "a decimal number",
+    "list": "a list",
+    "row": "an object",
+}
+
+
+class Refused(Exception):
+    """A value does not fit its column; the message says what would, never the value."""
+
+
+def admit(column: Column, value: Any, door: Door = "typed") -> Any:
+    """The canonical Python value of `value` in `column`. Raises Refused with every reason, the first one first.
+
+    Canonical are int, float, bool, str, date, datetime in UTC, Decimal, list, dict and None.
+    """
+    reasons: list[str] = []
+    admitted = _admit(column, column.name, value, door, reasons)
+    if reasons:
+        raise Refused("; ".join(reasons))
+    return admitted
+
+
+def admit_row(row: RowType, value: Any, door: Door) -> dict[str, Any]:
+    """The canonical row of a mapping. Raises Refused with the reasons of all its columns."""
+    reasons: list[str] = []
+    admitted = _admit_fields(row, "", value, door, reasons)
+    if reasons:
+        raise Refused("; ".join(reasons))
+    return admitted
+
+
+def _admit(column: Column, where: str, value: Any, door: Door, reasons: list[str]) -> Any:
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or (column.kind == "float" and isinstance(value, float) and math.isnan(value)):
+        if not column.nullable:
+            reasons.append(f"{where}: is missing (null)")
+        return None
+    try:
+        admitted = _convert(column, value, door)
+    except (ValueError, OverflowError, InvalidOperation, Refused) as error:
+        detail = f": {error}" if isinstance(error, Refused) and str(error) else ""
+        reasons.append(f"{where}: must be {NOUNS[column.kind]}{detail}")
+        return None
+    if column.choices and admitted not in column.choices:
+        shown = ", ".join(str(c) for c in column.choices[:12]) + (", …" if len(column.choices) > 12 else "")
+        reasons.append(f"{where}: must be one of {shown}")
+    reasons += [f"{where}: {reason}" for reason in _broken_rules(column, admitted)]
+    if column.kind == "list":
+        assert column.item is not None
+        admitted = [_admit(column.item, f"{where}[{i}]", item, door, reasons) for i, item in enumerate(admitted)]
+    elif column.kind == "row":
+        assert column.row is not None
+        admitted = _admit_fields(column.row, f"{where}.", admitted, door, reasons)
+    return admitted
+
+
+def _admit_fields(row: RowType, prefix: str, value: Any, door: Door, reasons: list[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        reasons.append(f"{prefix.rstrip('.') or 'row'}: must be an object")
+        return {}
+    out = {}
+    for column in row.columns:
+        given = value.get(column.name, ABSENT)
+        if given is not ABSENT:
+            out[column.name] = _admit(column, prefix + column.name, given, door, reasons)
+        elif column.default is not ABSENT:
+            out[column.name] = column.default
+        else:
+            reasons.append(f"{prefix}{column.name}: is absent")
+    return out
+
+
+def _convert(column: Column, value: Any, door: Door) -> Any:
+    """The table of coercions. Raises Refused or ValueError where the value is none of the column's kind."""
+    if door == "text":
+        if column.kind != "str":
+            value = _from_text(column, value.strip())
+    elif door == "json" and isinstance(value, str) and column.kind in ("date", "datetime", "decimal"):
+        value = _from_text(column, value)
+    match column.kind:
+        case "int":
+            if isinstance(value, float | Decimal) and value == int(value):  # int(inf) raises OverflowError
+                value = int(value)
+            if type(value) is int:
+                if value not in INT64:
+                    raise Refused("it is beyond 64 bits")
+                return value
+        case "float":
+            if type(value) is int:
+                if int(float(value)) != value:
+                    raise Refused("a float cannot hold it exactly")
+                return float(value)
+            if isinstance(value, Decimal):
+                value = float(value)
+            if isinstance(value, float):
+                if not math.isfinite(value):
+                    raise Refused("it must be finite")
+                return float(value)
+        case "bool":
+            if isinstance(value, bool):
+                return value
+        case "str":
+            if isinstance(value, str):
+                value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+                return value
+        case "date":
+            if isinstance(value, datetime):
+                if value.tzinfo is None and value.time() == datetime.min.time():
+                    return value.date()
+                raise Refused("it has a time of day")
+            if isinstance(value, date):
+                return value
+        case "datetime":
+            if isinstance(value, datetime):
+                if value.tzinfo is None:
+                    raise Refused("it has no time zone")
+                return value.astimezone(timezone.utc)
+        case "decimal":
+            return _decimal(column, value, door)
+        case "list":
+            if isinstance(value, list | tuple):
+                return list(value)
+        case "row":
+            if isinstance(value, dict):
+                return value
+    raise Refused
+
+
+def _from_text(column: Column, text: str) -> Any:
+    match column.kind:
+        case "int":
+            if INT_TEXT.fullmatch(text):
+                return int(text.split(".")[0])
+        case "float":
+            if FLOAT_TEXT.fullmatch(text):
+                return float(text)
+        case "bool":
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+        case "date":
+            if DATE_TEXT.fullmatch(text):
+                return date.fromisoformat(text)
+        case "datetime":
+            if DATETIME_TEXT.fullmatch(text):
+                return datetime.fromisoformat(text.upper())
+            if DATETIME_TEXT.fullmatch(text + "Z"):
+                raise Refused("it has no time zone")
+        case "decimal":
+            if FLOAT_TEXT.fullmatch(text):
+                return Decimal(text)
+        case "list" | "row":
+            raise Refused("text cannot hold one: use Parquet or JSON lines")
+    raise Refused
+
+
+def _decimal(column: Column, value: Any, door: Door) -> Decimal:
+    if type(value) is int:
+        value = Decimal(value)
+    elif isinstance(value, float) and door == "json":
+        value = Decimal(repr(value))  # the shortest text of the number, which is what stood in the JSON
+    if not isinstance(value, Decimal):
+        raise Refused
+    if not value.is_finite():
+        raise Refused("it must be finite")
+    scaled = value.quantize(Decimal(1).scaleb(-column.scale), context=WIDE)  # InvalidOperation beyond 100 digits
+    if scaled != value:
+        raise Refused(f"it has more than {column.scale} digits behind the point")
+    if len(scaled.as_tuple().digits) > column.precision:
+        raise Refused(f"it has more than {column.precision} digits")
+    return scaled
+
+
+def _broken_rules(column: Column, value: Any) -> list[str]:
+    shown = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    broken = []
+    for name, words in shown.items():
+        bound = getattr(column, name)
+        if bound is None:
+            continue
+        fits = {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[name]
+        if not fits:
+            broken.append(f"must be {words} {bound.isoformat() if isinstance(bound, date) else bound}")
+    if column.multiple_of is not None and value % column.multiple_of:
+        broken.append(f"must be a multiple of {column.multiple_of}")
+    of = "characters" if column.kind == "str" else "items"
+    if column.min_length is not None and len(value) < column.min_length:
+        broken.append(f"must have at least {column.min_length} {of}")
+    if column.max_length is not None and len(value) > column.max_length:
+        broken.append(f"must have at most {column.max_length} {of}")
+    if column.pattern is not None and not matches(column.pattern, value):
+        broken.append(f"must match {column.pattern}")
+    return broken
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether the pattern is found in the text; by RE2, as on whole columns, whose syntax Python's `re` does not share."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return bool(pc.match_substring_regex(pa.scalar(text), pattern=pattern).as_py())
