@@ -1,0 +1,34 @@
+"""From a value of the setting `exports` to what does it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sereno.adapters.export_folder import FolderExport
+from sereno.adapters.postgresql_address import require
+from sereno.exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sereno.interfaces import Export
+
+
+def make_export(setting: str, *, home: Path, model: str) -> Export:
+    """The export that one value of `exports` names. Nothing is opened or written yet.
+
+    Raises SettingsError for any other value, and MissingExtraError where a package is missing.
+    """
+    match setting:
+        case "parquet" | "csv" | "jsonl":
+            return FolderExport(home.absolute() / "exports" / model / setting, setting)
+    if setting.startswith(("postgresql://", "postgres://")):
+        require("psycopg", "An export to PostgreSQL")
+        from sereno.adapters.export_postgresql import PostgresqlExport
+
+        return PostgresqlExport(setting, model)
+    # Only what comes before :// is shown: the rest may hold a password.
+    shown = setting if "://" not in setting else f"{setting.partition('://')[0]}://…"
+    raise SettingsError(
+        f"There is no export {shown!r}. Valid are 'parquet', 'csv', 'jsonl' and 'postgresql://USER@HOST/DATABASE'."
+    )
