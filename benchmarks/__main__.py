@@ -1,0 +1,191 @@
+"""Runs the benchmarks.
+
+python -m benchmarks [batch]   Sereno, its peers and the limits on many rows, side by side
+python -m benchmarks memory    Sereno's peak memory on many rows and on four times as many
+python -m benchmarks small     what a run of 1,000 rows, an import and --help cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import prepare, report
+from benchmarks.measure import CORES, CommandFailed, Cost, run
+from benchmarks.peers import PEERS, CannotInstall, python_of
+from benchmarks.verify import WrongOutput, check_output, parquet_files, published_files
+from benchmarks.workload import DATA, FOLDER, MODELS
+
+FEW = 1_000  # rows
+LOGS = DATA / "logs"
+NAMES = ["sereno", *PEERS]
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """The caller's, but with compiled modules kept (outside the sources), and so many threads."""
+    unwanted = {"PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    env = {key: value for key, value in os.environ.items() if key not in unwanted and not key.startswith("SERENO_")}
+    env |= {"PYTHONPYCACHEPREFIX": str(DATA / "pycache"), "RAY_USAGE_STATS_ENABLED": "0"}
+    env["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if threads:
+        env |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    return env
+
+
+def score(name: str, model: str, rows: int) -> Cost:
+    """Let one of NAMES score so many rows, check what it wrote, and say what it cost."""
+    source, expected = prepare.rows(rows)
+    for file in source.iterdir():
+        file.read_bytes()  # the same warm page cache for all
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{name}-{model}.log"
+    with tempfile.TemporaryDirectory(dir=DATA, prefix="output-") as folder:
+        output = Path(folder)
+        if name == "sereno":
+            file = FOLDER / "models" / f"{model}.py"
+            options = ["--source", str(source), "--home", folder, "--workers", str(CORES)]
+            cost = run([sys.executable, "-m", "sereno", "run", str(file), *options], env=environment(None), log=log)
+            check_output(published_files(output, model), expected, model)
+            return cost
+        peer = PEERS[name]
+        command = [str(python_of(peer)), "-m", f"benchmarks.peers.{peer.script}", model, str(source), folder]
+        env = environment(peer.threads) | {"PYSPARK_PYTHON": command[0]}
+        cost = run([*command, peer.option], env=env, log=log)
+        check_output(parquet_files(output), expected, model, keys_only=peer.keys_only)
+        if name == "limit-predict":  # only its inner part counts
+            timed = json.loads(log.read_text().splitlines()[-1])
+            cost = Cost(**asdict(cost) | timed)
+        return cost
+
+
+class Campaign:
+    """Runs in turn, what they cost, and who is left out and why."""
+
+    def __init__(self) -> None:
+        self.conditions = report.conditions()
+        self.left_out: dict[str, str] = {}
+        self.runs: dict[str, list[report.Run]] = {}
+
+    def leave_out(self, name: str, why: Exception) -> None:
+        self.left_out[name] = f"{type(why).__name__}: {why}"
+        print(f"LEFT OUT: {name}: {self.left_out[name]}", flush=True)
+
+    def add(self, title: str, name: str, cost: Cost, load: float) -> None:
+        self.runs.setdefault(title, []).append({"name": name, **asdict(cost), "load": round(load, 2)})
+        print(f"  {title} · {name}: {cost.seconds:.3f} s, {cost.pss_mb:.0f} MB", flush=True)
+
+    def score(self, title: str, names: list[str], model: str, rows: int, rounds: int) -> None:
+        """Each of `names` once per round, every round beginning with another; first a try on few rows."""
+        for number in range(rounds + 1):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                if f"{name}, {model}" in self.left_out:
+                    continue
+                load = os.getloadavg()[0]
+                try:
+                    cost = score(name, model, rows if number else FEW)  # the try also compiles modules, warms caches
+                except (CommandFailed, WrongOutput, CannotInstall, ImportError, OSError) as error:
+                    self.leave_out(f"{name}, {model}", error)
+                    self.runs[title] = [run for run in self.runs.get(title, []) if run["name"] != name]
+                    continue
+                if number:
+                    self.add(title, name, cost, load)
+
+    def save(self, kind: str, arguments: argparse.Namespace, tables: dict[str, str]) -> None:
+        facts = {"conditions": self.conditions, "left_out": self.left_out, "runs": self.runs}
+        report.save(kind, vars(arguments), tables, facts)
+
+
+def batch(arguments: argparse.Namespace) -> None:
+    campaign, tables = Campaign(), {}
+    for model in MODELS if arguments.model == "both" else [arguments.model]:
+        title = f"{model} model, {arguments.rows:,} rows"
+        prepare.rows(arguments.rows)
+        campaign.score(title, arguments.peers, model, arguments.rows, arguments.rounds)
+        runs = campaign.runs.get(title, [])
+        tables[title] = report.table(runs, ["limit-predict", "arrow-loop", "sereno"], arguments.rows)
+    campaign.save("batch", arguments, tables)
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    campaign, tables, peaks = Campaign(), {}, []
+    for rows in (arguments.rows, arguments.rows * 4):
+        title = f"{arguments.model} model, {rows:,} rows"
+        prepare.rows(rows)
+        campaign.score(title, ["sereno"], arguments.model, rows, arguments.rounds)
+        runs = campaign.runs.get(title, [])
+        tables[title] = report.table(runs, [], rows)
+        peaks.append(max((run["pss_mb"] for run in runs), default=0.0))
+    if all(peaks):
+        tables["Growth"] = f"Four times the rows take {peaks[1] / peaks[0]:.2f} times the memory (peak PSS)."
+    campaign.save("memory", arguments, tables)
+
+
+def small(arguments: argparse.Namespace) -> None:
+    campaign, tables = Campaign(), {}
+    for model in MODELS:
+        title = f"{model} model, {FEW:,} rows, whole process"
+        campaign.score(title, ["sereno", "pandas-at-once"], model, FEW, arguments.rounds)
+        tables[title] = report.table(campaign.runs.get(title, []), ["pandas-at-once"])
+    title = "start-up"
+    starts = {"python -c pass": ["-c", "pass"], "import sereno": ["-c", "import sereno"]}
+    starts |= {"sereno --help": ["-m", "sereno", "--help"]}
+    for number in range(arguments.rounds + 1):
+        for name, command in starts.items():
+            if name not in campaign.left_out:
+                load = os.getloadavg()[0]
+                try:
+                    cost = run([sys.executable, *command], env=environment(None), log=LOGS / "start.log", watch=False)
+                except CommandFailed as error:
+                    campaign.leave_out(name, error)
+                    continue
+                if number:
+                    campaign.add(title, name, cost, load)
+    tables[title] = report.table(campaign.runs[title], ["python -c pass"])
+    campaign.save("small", arguments, tables)
+
+
+def names(text: str) -> list[str]:
+    chosen = text.split(",")
+    if wrong := set(chosen) - set(NAMES):
+        raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(wrong))}; there are {', '.join(NAMES)}")
+    return chosen
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(required=True)
+    for command, rows, rounds in ((batch, 10_000_000, 3), (memory, 10_000_000, 1), (small, None, 11)):
+        options = commands.add_parser(command.__name__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        options.set_defaults(command=command)
+        options.add_argument("--rounds", type=int, default=rounds)
+        if rows:
+            options.add_argument("--rows", type=int, default=rows)
+        if command is memory:
+            options.add_argument("--model", choices=MODELS, default="heavy")
+        if command is batch:
+            options.add_argument("--model", choices=[*MODELS, "both"], default="both")
+            options.add_argument("--peers", type=names, default=NAMES, help="comma-separated, of those below (all)")
+            options.epilog = ", ".join(NAMES)
+    given = sys.argv[1:]
+    if not given or given[0] not in ("batch", "memory", "small", "-h", "--help"):
+        given = ["batch", *given]
+    arguments = parser.parse_args(given)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that what runs is ended too
+    for left in DATA.glob("output-*"):  # of a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    command = arguments.command
+    del arguments.command
+    command(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Probability of default by 200 boosted trees: nearly all the time is the model's own."""
+
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+import lightgbm
+import numpy
+from annotated_types import Ge, Le
+
+from sereno import Key, Model
+
+
+class Customer(TypedDict):
+    customer_id: Key[int]
+    credit_limit: float
+    sex: float
+    education: float
+    marriage: float
+    age: float
+    repay_status_1: float
+    repay_status_2: float
+    repay_status_3: float
+    repay_status_4: float
+    repay_status_5: float
+    repay_status_6: float
+    bill_1: float
+    bill_2: float
+    bill_3: float
+    bill_4: float
+    bill_5: float
+    bill_6: float
+    payment_1: float
+    payment_2: float
+    payment_3: float
+    payment_4: float
+    payment_5: float
+    payment_6: float
+
+
+class Score(TypedDict):
+    probability: Annotated[float, Ge(0), Le(1)]
+    band: int
+
+
+model = Model(
+    "heavy",
+    inputs=Customer,
+    outputs=Score,
+    artifacts={"booster": "../.data/heavy.txt"},
+    source="{customers}/*.parquet",
+)
+
+
+@model.load
+def load(booster: Path) -> lightgbm.Booster:
+    return lightgbm.Booster(model_file=booster)
+
+
+@model.predict
+def predict(booster: lightgbm.Booster, rows: numpy.ndarray) -> dict[str, numpy.ndarray]:
+    probability = numpy.asarray(booster.predict(rows))
+    return {"probability": probability, "band": numpy.minimum((probability * 10).astype("int64"), 9)}
+
+
+if __name__ == "__main__":
+    model.main()
