@@ -21,7 +21,8 @@ def score(customers: pd.DataFrame, model: str) -> pd.DataFrame:
 
 def main() -> None:
     model, source, output = from_command_line()
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**settings, local_directory=str(output / "_dask")) as cluster, Client(cluster):
         customers = dd.read_parquet(source, split_row_groups=True)
         columns = {KEY: "int64", "probability": "float64", "band": "int64"}
         scores = customers.map_partitions(score, model, meta=columns)
