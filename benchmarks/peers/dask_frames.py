@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import dask
 import dask.dataframe as dd
 import pandas as pd
 from dask.distributed import Client, LocalCluster
@@ -21,8 +22,8 @@ def score(customers: pd.DataFrame, model: str) -> pd.DataFrame:
 
 def main() -> None:
     model, source, output = from_command_line()
-    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(**settings, local_directory=str(output / "_dask")) as cluster, Client(cluster):
+    dask.config.set(temporary_directory=str(output / "_dask"))
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
         customers = dd.read_parquet(source, split_row_groups=True)
         columns = {KEY: "int64", "probability": "float64", "band": "int64"}
         scores = customers.map_partitions(score, model, meta=columns)
