@@ -25,6 +25,7 @@ import psycopg
 from psycopg import errors, sql
 
 from sereno.adapters import postgresql_tables as tables
+from sereno.adapters import postgresql_view as view
 from sereno.adapters import rendering
 from sereno.adapters.postgresql_address import Address
 from sereno.adapters.postgresql_schema import NUMBER, Names, columns_of
@@ -35,12 +36,11 @@ if TYPE_CHECKING:
     from sereno.snapshots import Snapshot
 
 CONNECT_SECONDS = 15
-LOCK_SECONDS = 60
 _SETTINGS: tuple[LiteralString, ...] = (
     # A role's own time limits are meant for its queries, not for a load of millions of rows.
     "SET LOCAL statement_timeout = 0",
     "SET LOCAL idle_in_transaction_session_timeout = 0",
-    f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'",
+    tables.PATIENT,
 )
 
 
@@ -71,7 +71,7 @@ class PostgresqlExport:
                 with self._transaction(connection):
                     pruned = tables.prune(connection, names, keep | {snapshot.number for snapshot in served})
                 with self._transaction(connection):
-                    tables.drop_unused(connection, names, self.model, served)
+                    view.drop_unused(connection, names, self.model, served)
                 return changed or pruned
         except psycopg.Error as error:
             self._translate(error)
@@ -86,7 +86,7 @@ class PostgresqlExport:
                 changed = True
         failpoint("export_copied")
         changed = tables.point(connection, names, served) or changed
-        return tables.define_view(connection, names, self.model, served) or changed
+        return view.define(connection, names, self.model, served) or changed
 
     def _load(self, connection: tables.Connection, names: Names, snapshot: Snapshot) -> None:
         # The same number with another attempt is of an earlier table of that name.
@@ -112,6 +112,7 @@ class PostgresqlExport:
             self._address.url,
             connect_timeout=CONNECT_SECONDS,
             client_encoding="UTF8",
+            prepare_threshold=None,  # nothing here runs often, and some poolers lose prepared statements
             application_name=f"sereno export {self.model}",
         )
         # Whatever the role's defaults are: a SERIALIZABLE writer could make readers fail.
@@ -128,7 +129,7 @@ class PostgresqlExport:
                 tables.lock(connection, self.model, self._address.schema)
             except errors.LockNotAvailable as error:
                 raise ExportError(
-                    f"Another process has been exporting model {self.model!r} to {self.name} for {LOCK_SECONDS} "
+                    f"Another process has been exporting model {self.model!r} to {self.name} for {tables.LOCK_SECONDS} "
                     "seconds. Wait for it, or end it; then run again: the export goes on from what is there."
                 ) from error
             yield

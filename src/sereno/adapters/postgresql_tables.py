@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import sql
 
-from sereno.adapters import rendering
-from sereno.adapters.postgresql_schema import MARK, NUMBER, Column, Names, columns_of, digest, view_query
+from sereno.adapters.postgresql_schema import MARK, NUMBER, Column, Names
 from sereno.exceptions import ExportError
 
 if TYPE_CHECKING:
@@ -18,8 +16,9 @@ if TYPE_CHECKING:
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
-VIEW_SECONDS = 30.0
-_EMPTIED = "; emptied by transaction "
+LOCK_SECONDS = 60
+PATIENT: LiteralString = f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"
+EMPTIED = "; emptied by transaction "
 
 
 def lock(connection: Connection, model: str, schema: str) -> None:
@@ -41,13 +40,14 @@ def create(connection: Connection, names: Names, model: str) -> None:
         ),
         f"{names.base}_snapshots": (
             "snapshot bigint PRIMARY KEY, attempt text NOT NULL, data_date date NOT NULL, "
-            "data_time timestamptz NOT NULL, published_at timestamptz NOT NULL, rows bigint NOT NULL, rows_table text NOT NULL"
+            "data_time timestamptz NOT NULL, published_at timestamptz NOT NULL, "
+            "rows bigint NOT NULL, rows_table text NOT NULL"
         ),
     }
     for name, definition in columns.items():
-        if not _exists(connection, names, name, model):
+        if not own_comment(connection, names, name, model):
             connection.execute(sql.SQL("CREATE TABLE {} ({})").format(names.identifier(name), sql.SQL(definition)))
-            _comment(connection, names, "TABLE", name, f"{MARK}{model}")
+            set_comment(connection, names, "TABLE", name, f"{MARK}{model}")
 
 
 def held(connection: Connection, names: Names) -> dict[int, str]:
@@ -57,8 +57,8 @@ def held(connection: Connection, names: Names) -> dict[int, str]:
 
 def create_rows(connection: Connection, names: Names, model: str, table: str, columns: Sequence[Column]) -> bool:
     """The table for rows of these columns, unless it exists; whether it is new."""
-    if _exists(connection, names, table, model):
-        _comment(connection, names, "TABLE", table, f"{MARK}{model}")  # no longer emptied
+    if own_comment(connection, names, table, model):
+        set_comment(connection, names, "TABLE", table, f"{MARK}{model}")  # no longer emptied
         return False
     definitions = [sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.type)) for c in columns]
     definitions.append(sql.SQL("{} bigint NOT NULL").format(sql.Identifier(NUMBER)))
@@ -68,7 +68,7 @@ def create_rows(connection: Connection, names: Names, model: str, table: str, co
             names.identifier(table), sql.SQL(", ").join(definitions)
         )
     )
-    _comment(connection, names, "TABLE", table, f"{MARK}{model}")
+    set_comment(connection, names, "TABLE", table, f"{MARK}{model}")
     return True
 
 
@@ -125,110 +125,19 @@ def point(connection: Connection, names: Names, served: Sequence[Snapshot]) -> b
     return True
 
 
-def define_view(connection: Connection, names: Names, model: str, served: Sequence[Snapshot]) -> bool:
-    """Define the view, where it is not already so: the first time, and when the columns change.
-
-    That needs the view for itself for a moment, and a transaction that has read it holds it until it ends. New readers
-    queue behind us, so we ask for a moment only, again and again. Raises ExportError when a reader does not end.
-    """
-    deadline = time.monotonic() + VIEW_SECONDS
-    while True:
-        try:
-            return _define_view(connection, names, model, served, without=frozenset())
-        except errors.LockNotAvailable:
-            if time.monotonic() > deadline:
-                raise ExportError(
-                    f"The columns of model {model!r} have changed, and its view {names.base} could not: transactions that "
-                    f"read it did not end for {VIEW_SECONDS:.0f} seconds (process {_readers(connection, names)}). "
-                    "End them, then run again; until then, readers see what they saw before."
-                ) from None
-            time.sleep(0.1)
-
-
 def prune(connection: Connection, names: Names, stay: Iterable[int]) -> bool:
     """Delete the snapshots that are not to stay, and note which tables that empties."""
     pruned = forget(connection, names, sorted(set(held(connection, names)) - set(stay)))
     used = {table for (table,) in connection.execute(sql.SQL("SELECT rows_table FROM {}").format(names.snapshots))}
-    for table, comment in _rows_tables(connection, names).items():
-        if table not in used and _EMPTIED not in comment:
+    for table, comment in rows_tables(connection, names).items():
+        if table not in used and EMPTIED not in comment:
             found = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
             number = found[0] if found else ""
-            _comment(connection, names, "TABLE", table, f"{comment}{_EMPTIED}{number}")
+            set_comment(connection, names, "TABLE", table, f"{comment}{EMPTIED}{number}")
     return pruned
 
 
-def drop_unused(connection: Connection, names: Names, model: str, served: Sequence[Snapshot]) -> None:
-    """Drop the tables of columns that no snapshot has any more, unless a reader may need them: then, next time."""
-    emptied = {
-        table: int(comment.rpartition(" ")[2])
-        for table, comment in _rows_tables(connection, names).items()
-        if _EMPTIED in comment
-    }
-    unseen = frozenset(table for table, number in emptied.items() if not _seen_by_readers(connection, number))
-    if not unseen:
-        return
-    try:
-        with connection.transaction():
-            _define_view(connection, names, model, served, without=unseen)
-            connection.execute("SET LOCAL lock_timeout = '200ms'")
-            for table in unseen:
-                connection.execute(sql.SQL("DROP TABLE {}").format(names.identifier(table)))
-    except errors.LockNotAvailable:
-        return
-
-
-def _define_view(
-    connection: Connection, names: Names, model: str, served: Sequence[Snapshot], *, without: frozenset[str]
-) -> bool:
-    tables = {table: _columns(connection, names, table) for table in _rows_tables(connection, names)}
-    newest = columns_of(rendering.read_schema(served[-1].parts[0].path))
-    several = any(snapshot.disposition == "partition" for snapshot in served)
-    query = view_query(
-        names, newest, {table: columns for table, columns in tables.items() if table not in without}, several=several
-    )
-    comment = f"{MARK}{model}: the served predictions ({digest(query.as_string(connection))})"
-    exists = _exists(connection, names, names.base, model)
-    if exists == comment:
-        return False
-    with connection.transaction():
-        connection.execute("SET LOCAL lock_timeout = '200ms'")
-        try:
-            with connection.transaction():
-                connection.execute(sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(names.view, query))
-        except errors.InvalidTableDefinition:  # another column than one more at the end
-            _replace_view(connection, names, query)
-        _comment(connection, names, "VIEW", names.base, comment)
-        connection.execute("SET LOCAL lock_timeout = '60s'")
-    return True
-
-
-def _replace_view(connection: Connection, names: Names, query: sql.Composed) -> None:
-    grants = connection.execute(
-        "SELECT privilege_type, CASE grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(grantee) END, is_grantable "
-        "FROM pg_class, aclexplode(relacl) WHERE oid = %s::regclass AND grantee <> relowner",
-        [names.view.as_string(connection)],
-    ).fetchall()
-    try:
-        connection.execute(sql.SQL("DROP VIEW {}").format(names.view))
-    except errors.DependentObjectsStillExist as error:
-        raise ExportError(
-            f"The columns of view {names.base} have changed, and other views are built on it: "
-            f"{error.diag.message_detail}. Drop those, run again, and create them anew; until then, readers see what "
-            "they saw before."
-        ) from error
-    connection.execute(sql.SQL("CREATE VIEW {} AS {}").format(names.view, query))
-    for privilege, role, grantable in grants:
-        connection.execute(
-            sql.SQL("GRANT {} ON {} TO {}{}").format(
-                sql.SQL(privilege),
-                names.view,
-                sql.SQL("PUBLIC") if role is None else sql.Identifier(role),
-                sql.SQL(" WITH GRANT OPTION" if grantable else ""),
-            )
-        )
-
-
-def _exists(connection: Connection, names: Names, name: str, model: str) -> str | None:
+def own_comment(connection: Connection, names: Names, name: str, model: str) -> str | None:
     """The comment of the relation, if it exists. Raises ExportError if it is not this model's."""
     found = connection.execute(
         "SELECT coalesce(obj_description(oid, 'pg_class'), '') FROM pg_class "
@@ -246,7 +155,7 @@ def _exists(connection: Connection, names: Names, name: str, model: str) -> str 
     return comment
 
 
-def _rows_tables(connection: Connection, names: Names) -> dict[str, str]:
+def rows_tables(connection: Connection, names: Names) -> dict[str, str]:
     found = connection.execute(
         "SELECT relname, obj_description(oid, 'pg_class') FROM pg_class WHERE relkind = 'r' "
         "AND relnamespace = to_regnamespace(quote_ident(%s)) AND relname ~ %s "
@@ -256,7 +165,7 @@ def _rows_tables(connection: Connection, names: Names) -> dict[str, str]:
     return {str(name): str(comment) for name, comment in found}
 
 
-def _columns(connection: Connection, names: Names, table: str) -> tuple[Column, ...]:
+def table_columns(connection: Connection, names: Names, table: str) -> tuple[Column, ...]:
     found = connection.execute(
         "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
         "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attname <> %s ORDER BY attnum",
@@ -265,26 +174,7 @@ def _columns(connection: Connection, names: Names, table: str) -> tuple[Column, 
     return tuple(Column(name=name, type=kind) for name, kind in found)
 
 
-def _readers(connection: Connection, names: Names) -> str:
-    found = connection.execute(
-        "SELECT DISTINCT pid FROM pg_locks WHERE relation = %s::regclass AND granted AND pid <> pg_backend_pid()",
-        [names.view.as_string(connection)],
-    )
-    return ", ".join(str(pid) for (pid,) in found) or "unknown"
-
-
-def _seen_by_readers(connection: Connection, transaction: int) -> bool:
-    """Whether somebody may still see what that transaction deleted: a transaction, or a standby that tells its own."""
-    found = connection.execute(
-        "SELECT backend_xmin::text::bigint FROM pg_stat_activity WHERE backend_xmin IS NOT NULL "
-        "AND pid <> pg_backend_pid() UNION ALL "
-        "SELECT xmin::text::bigint FROM pg_replication_slots WHERE xmin IS NOT NULL"
-    )
-    # These are the low 32 bits of a counter that wraps: later means less than half the circle ahead.
-    return any((oldest - transaction - 1) % 2**32 >= 2**31 for (oldest,) in found)
-
-
-def _comment(connection: Connection, names: Names, kind: str, name: str, text: str) -> None:
+def set_comment(connection: Connection, names: Names, kind: str, name: str, text: str) -> None:
     connection.execute(
         sql.SQL("COMMENT ON {} {} IS {}").format(sql.SQL(kind), names.identifier(name), sql.Literal(text))
     )
