@@ -199,7 +199,9 @@ def _array(name: str, values: Any) -> pa.Array:
         array = pa.array(values, from_pandas=True)
         return one_array(array)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise OutputError(f"Column {name!r} of the answer of predict holds values that are no column: {error}.") from error
+        raise OutputError(
+            f"Column {name!r} of the answer of predict holds values that are no column: {error}."
+        ) from error
 
 
 def _columns(answer: Any, outputs: RowType) -> dict[str, Any]:
@@ -258,4 +260,4 @@ def _from_rows(rows: Sequence[Any], outputs: RowType) -> dict[str, Any]:
             raise OutputError(f"Row {position} of the answer of predict has {got}; declared are {', '.join(names)}.")
         for name in names:
             found[name].append(plain_value(mapping[name]))
-    return {n: v if v else pa.array([], c.arrow_type) for c, (n, v) in zip(outputs.columns, found.items(), strict=True)}
+    return {n: v or pa.array([], c.arrow_type) for c, (n, v) in zip(outputs.columns, found.items(), strict=True)}

@@ -12,6 +12,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,9 @@ def load_model(file: Path) -> Model:
             f"`jupyter nbconvert --to script {file.name}` makes a start of it."
         )
     if not path.is_file():
-        raise ModelFileError(f"There is no file {file}. Give the path of a model file (.py), or make one: `sereno new NAME`.")
+        raise ModelFileError(
+            f"There is no file {file}. Give the path of a model file (.py), or make one: `sereno new NAME`."
+        )
     if path.suffix != ".py":
         raise ModelFileError(f"{file} is no Python file: a model file ends in .py.")
     _refuse_shared(path, "model file")
@@ -51,7 +54,7 @@ def the_model(module: Mapping[str, Any], path: Path) -> Model:
         raise ModelFileError(
             f"{path.name}: there are {len(models)} models in the file ({found}); a model file has one. Split it."
             if models
-            else f"{path.name}: there is no model in the file. Write `model = Model(\"name\", inputs=…, outputs=…)` at its top level."
+            else f'{path.name}: there is no model in the file. Write `model = Model("name", inputs=…, outputs=…)` at its top level.'
         )
     model = next(iter(models.values()))
     try:
@@ -133,7 +136,9 @@ def script_block(path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{path.name}: there are {len(found)} script blocks; a file has one.")
     if not found:
         return {}
-    text = "".join(line[2:] if line.startswith("# ") else line[1:] for line in found[0]["content"].splitlines(keepends=True))
+    text = "".join(
+        line[2:] if line.startswith("# ") else line[1:] for line in found[0]["content"].splitlines(keepends=True)
+    )
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -205,7 +210,9 @@ def _artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
     for name, declared in model.artifacts.items():
         text, _, fragment = declared.partition("#")
         if fragment and not re.fullmatch(r"sha256=[0-9a-f]{64}", fragment):
-            raise ArtifactError(f"Artefact {name!r}: {declared!r} should end in `#sha256=` and 64 digits 0-9a-f, or have no #.")
+            raise ArtifactError(
+                f"Artefact {name!r}: {declared!r} should end in `#sha256=` and 64 digits 0-9a-f, or have no #."
+            )
         path = (base / text).resolve()
         if not path.exists():
             raise ArtifactError(
@@ -303,6 +310,8 @@ def _converted(function: Callable[..., Any], parameter: Parameter, value: Any, b
             return float(value)
         if wanted is int and isinstance(value, str):
             return int(value)
+        if wanted is date and isinstance(value, str):
+            return date.fromisoformat(value)
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"
     except ValueError:

@@ -78,7 +78,9 @@ class Model:
         tolerance: float = 1e-9,
     ) -> None:
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ModelFileError(f"The model name {name!r} is not valid: use small letters, digits, - and _, at most 64.")
+            raise ModelFileError(
+                f"The model name {name!r} is not valid: use small letters, digits, - and _, at most 64."
+            )
         self.name = name
         self.file = _calling_file()
         self.inputs: RowType = row_type(inputs)
@@ -151,7 +153,10 @@ class Model:
         """Raise ModelFileError unless every declared function can be called as Sereno calls it."""
         for name in ("load", "predict"):
             if getattr(self, f"{name}_function") is None:
-                shown = {"load": "def load(pipeline: Path): …", "predict": "def predict(pipeline, rows: pd.DataFrame): …"}
+                shown = {
+                    "load": "def load(pipeline: Path): …",
+                    "predict": "def predict(pipeline, rows: pd.DataFrame): …",
+                }
                 raise ModelFileError(
                     f"Model {self.name!r} has no {name} function. Write one under `@model.{name}`: `{shown[name]}`."
                 )
@@ -184,7 +189,9 @@ class Model:
             raise TypeError(f"`model.{what}` takes a function, not {type(function).__name__}.{hint}")
         if getattr(self, f"{what}_function") is not None:
             first = getattr(self, f"{what}_function")
-            raise ModelFileError(f"{place(function)}: model {self.name!r} has two {what} functions; the first is at {place(first)}.")
+            raise ModelFileError(
+                f"{place(function)}: model {self.name!r} has two {what} functions; the first is at {place(first)}."
+            )
         setattr(self, f"{what}_function", function)
         return function
 
@@ -205,7 +212,7 @@ class Model:
                 f"pandas.DataFrame, polars.DataFrame, pyarrow.Table, numpy.ndarray and list[{self.inputs.name}]."
             )
         columns = self.inputs.keys if position == 2 else self.inputs.features
-        texts = [c.name for c in columns if not (c.kind in ("int", "float", "bool", "decimal"))]
+        texts = [c.name for c in columns if c.kind not in ("int", "float", "bool", "decimal")]
         texts += [c.name for c in columns if c.choices and isinstance(c.choices[0], str) and c.name not in texts]
         if form == "numpy" and texts:
             raise ModelFileError(
@@ -224,7 +231,9 @@ class Model:
             if column.role != "feature":
                 raise ModelFileError(f"{self.outputs.name}.{column.name}: an output is neither Key nor Fetched.")
             if column.name in {k.name for k in self.inputs.keys}:
-                raise ModelFileError(f"{self.outputs.name}.{column.name} is also a key; keys are published with each prediction.")
+                raise ModelFileError(
+                    f"{self.outputs.name}.{column.name} is also a key; keys are published with each prediction."
+                )
         for row in (self.inputs, self.outputs):
             for column in row.columns:
                 if column.name == "data_date" and row is self.outputs:

@@ -318,7 +318,9 @@ def _consistent(where: str, column: Column) -> None:
         if bound is None:
             continue
         if not ordered:
-            raise RowTypeError(f"{where}: a bound ({name.capitalize()}) needs numbers, dates or decimals, not {column.kind}.")
+            raise RowTypeError(
+                f"{where}: a bound ({name.capitalize()}) needs numbers, dates or decimals, not {column.kind}."
+            )
         if column.kind == "datetime" and (not isinstance(bound, datetime) or bound.tzinfo is None):
             raise RowTypeError(f"{where}: the bound {bound!r} must be a datetime with a time zone.")
     if column.multiple_of is not None and column.kind != "int":
@@ -417,6 +419,8 @@ def _json_schema(column: Column) -> dict[str, Any]:
         out["pattern"] = column.pattern
     if column.nullable:
         out = {"anyOf": [out, {"type": "null"}]}
-    if column.default is not ABSENT and (column.default is None or isinstance(column.default, str | int | float | bool)):
+    if column.default is not ABSENT and (
+        column.default is None or isinstance(column.default, str | int | float | bool)
+    ):
         out["default"] = column.default
     return out

@@ -104,7 +104,7 @@ class Scorer:
             start, size = spans.pop()
             part = rows.slice(start, size)
             try:
-                answer = self._call(part)
+                answer = self.predict(part)
             except OutputError:
                 raise
             except Exception as error:
@@ -126,7 +126,8 @@ class Scorer:
             answered += size
             yield start, answer
 
-    def _call(self, rows: pa.Table) -> pa.Table:
+    def predict(self, rows: pa.Table) -> pa.Table:
+        """What predict answers to these rows, its values unchecked. Raises OutputError, and whatever predict raises."""
         assert self.model.predict_function is not None
         features = to_form(self._form, self._inputs, self._features, rows.select(self._feature_names))
         if self._keys_form is None:
@@ -156,7 +157,9 @@ def open_scorer(model: Model, settings: Settings) -> Scorer:
                 " The artefact was pickled in a program whose class was defined in `__main__`: move the class to a module "
                 "beside the model file, import it in both, and save the artefact again."
             )
-        raise PredictError(f"{place(model.load_function)}: load raised {type(error).__name__}: {error}.{hint}") from error
+        raise PredictError(
+            f"{place(model.load_function)}: load raised {type(error).__name__}: {error}.{hint}"
+        ) from error
     return Scorer(model, loaded)
 
 
@@ -199,7 +202,9 @@ def arrow_of(rows: Any) -> pa.Table:
             table: pa.Table = frame.to_arrow()
             return table
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"A column of the frame mixes types: {error}. Give the column one type where it is read.") from error
+        raise InputError(
+            f"A column of the frame mixes types: {error}. Give the column one type where it is read."
+        ) from error
     if isinstance(rows, list):
         return pa.Table.from_pylist(rows)
     raise InputError(

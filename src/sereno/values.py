@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Context, Decimal, InvalidOperation
 from enum import Enum
 from typing import Any, Literal
@@ -29,7 +29,8 @@ INT_TEXT = re.compile(r"[+-]?[0-9]+(\.0+)?", re.ASCII)
 FLOAT_TEXT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 DATE_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 DATETIME_TEXT = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6}0*)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})", re.ASCII
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6}0*)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})",
+    re.ASCII,
 )
 NOUNS = {
     "int": "a whole number",
@@ -155,7 +156,7 @@ def _convert(column: Column, value: Any, door: Door) -> Any:
             if isinstance(value, datetime):
                 if value.tzinfo is None:
                     raise Refused("it has no time zone")
-                return value.astimezone(timezone.utc)
+                return value.astimezone(UTC)
         case "decimal":
             return _decimal(column, value, door)
         case "list":

@@ -102,7 +102,9 @@ def rows_with(part: Path, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple
         position += table.num_rows
 
 
-def duplicates(parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str]) -> dict[int, list[tuple[int, tuple[Any, ...]]]]:
+def duplicates(
+    parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str]
+) -> dict[int, list[tuple[int, tuple[Any, ...]]]]:
     """Rows whose key occurs more than once: part index → (position in the part, key), in the order of the source."""
     wanted = repeated_hashes(files)
     if not len(wanted):

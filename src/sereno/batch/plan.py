@@ -17,7 +17,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sereno.adapters.files import find_files, format_of, open_parquet, partition_of, read_csv, spans, stamp, with_constants
+from sereno.adapters.files import (
+    find_files,
+    format_of,
+    open_parquet,
+    partition_of,
+    read_csv,
+    spans,
+    stamp,
+    with_constants,
+)
 from sereno.batch.tasks import Piece, Task
 from sereno.checks import check_table
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
@@ -65,7 +74,7 @@ def make_plan(
     values = _values(settings, interval)
     if IS_SQL.match(chosen.source):
         return _sql(model, chosen, values, spool, settings)
-    source = fill_path(chosen.source, values, settings, settings.source_base(model))
+    source = fill_path(chosen.source, values, settings, chosen.source_base or settings.home)
     if (Path(source) / "_delta_log").is_dir():
         from sereno.adapters.delta import files_of_table
 
@@ -103,7 +112,9 @@ def fill_path(template: str, values: dict[str, Any], settings: Settings, base: P
     except (ValueError, IndexError, AttributeError) as error:
         raise SettingsError(f"The source {template!r} is no path with {{names}}: {error}.") from None
     if "://" in path:
-        raise SettingsError(f"The source {path!r} is not on a disk of this machine. Valid is a path, or a SQL query with database=.")
+        raise SettingsError(
+            f"The source {path!r} is not on a disk of this machine. Valid is a path, or a SQL query with database=."
+        )
     return str(base / path)
 
 
@@ -161,7 +172,9 @@ def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
     return tuple(out)
 
 
-def _check_types(model: Model, schema: pa.Schema, partition: dict[str, str | None], where: str, door: Any = "typed") -> None:
+def _check_types(
+    model: Model, schema: pa.Schema, partition: dict[str, str | None], where: str, door: Any = "typed"
+) -> None:
     """Raise InputError where the columns' types cannot be right, before anything is scored."""
     empty = pa.RecordBatch.from_pylist([], schema=schema)
     names = {c.name for c in model.inputs.columns}
@@ -215,10 +228,12 @@ def _sql(model: Model, chosen: ModelSettings, values: dict[str, Any], spool: Pat
         batches = sql.read_postgresql(database, query, parameters)
         return _spooled_batches(((b, []) for b in batches), spool, "parquet", model=model)
     if "://" in database:
-        raise SettingsError(f"database is {database.split('://')[0]}://…; valid are postgresql://… and the path of an SQLite file.")
+        raise SettingsError(
+            f"database is {database.split('://')[0]}://…; valid are postgresql://… and the path of an SQLite file."
+        )
     query, parameters = sql.bind(chosen.source, values, "?")
     booleans = frozenset(c.name for c in model.inputs.columns if c.kind == "bool")
-    path = settings.source_base(model) / database
+    path = chosen.given.get("database", settings.home) / database
     return _spooled_lines(sql.read_sqlite(path, query, parameters, booleans), spool)
 
 
@@ -250,7 +265,9 @@ def _yields_frames(answer: Any) -> bool:
 
 
 def _spooled(frames: Iterator[pa.Table], spool: Path) -> Plan:
-    batches = ((batch, list[tuple[str, str]]()) for frame in frames for batch in frame.to_batches(max_chunksize=SPOOL_ROWS))
+    batches = (
+        (batch, list[tuple[str, str]]()) for frame in frames for batch in frame.to_batches(max_chunksize=SPOOL_ROWS)
+    )
     return _spooled_batches(batches, spool, "parquet")
 
 
