@@ -234,7 +234,7 @@ def _columns(answer: Any, outputs: RowType) -> dict[str, Any]:
         return {str(n): answer[n] for n in answer.columns}
     if kind == "Series":
         return _single(answer, names)
-    if kind in ("Categorical",) or hasattr(answer, "__array__"):
+    if kind == "Categorical" or hasattr(answer, "__array__"):
         return _single(np.asarray(answer), names)
     raise OutputError(
         f"predict answered {type(answer).__name__}. Valid are a pandas or polars DataFrame or Series, a pyarrow Table, a "

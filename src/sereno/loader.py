@@ -131,7 +131,7 @@ def _line_of_field(path: Path, owner: str, field: str) -> int | None:
 
 def script_block(path: Path) -> dict[str, Any]:
     """The file's script block (PEP 723); empty without one. Raises ModelFileError where it is no TOML."""
-    found = [m for m in SCRIPT_BLOCK.finditer(path.read_text(encoding="utf-8"))]
+    found = list(SCRIPT_BLOCK.finditer(path.read_text(encoding="utf-8")))
     if len(found) > 1:
         raise ModelFileError(f"{path.name}: there are {len(found)} script blocks; a file has one.")
     if not found:

@@ -165,7 +165,7 @@ class Model:
         unused = set(self.artifacts) - {p.name for p in asked}
         if unused:
             raise ModelFileError(
-                f"{place(self.load_function)}: load does not take the artefact {sorted(unused)[0]!r}. "
+                f"{place(self.load_function)}: load does not take the artefact {min(unused)!r}. "
                 f"Write `def load({', '.join(f'{a}: Path' for a in self.artifacts)}): …`."
             )
         if not 2 <= len(_positional(self.predict_function)) <= 3:

@@ -84,8 +84,7 @@ def _ranges(arrays: Sequence[Hashes], total: int) -> Iterator[tuple[np.uint64, n
     sample = np.sort(np.concatenate([np.asarray(a[::step]) for a in arrays]))
     bounds = np.unique(sample[[len(sample) * i // lots for i in range(1, lots)]]) if lots > 1 else sample[:0]
     edges = [np.uint64(0), *bounds]
-    for low, high in zip(edges, [*edges[1:], None], strict=True):
-        yield low, high
+    yield from zip(edges, [*edges[1:], None], strict=True)
 
 
 def rows_with(part: Path, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -188,8 +188,8 @@ def _check_types(
 def _json_lines(files: list[Path], source: str) -> Plan:
     pieces = []
     for file in files:
-        for span in spans(file, SPAN_BYTES):
-            pieces.append(Piece(kind="json", path=str(file.absolute()), span=span, fingerprint=stamp(file)))
+        here, print_ = str(file.absolute()), stamp(file)
+        pieces += [Piece(kind="json", path=here, span=s, fingerprint=print_) for s in spans(file, SPAN_BYTES)]
     if not pieces:
         raise SourceError(f"The source {source} is empty. Nothing was published; see what feeds it.")
     tasks = [Task(index=i, pieces=(p,)) for i, p in enumerate(pieces)]

@@ -25,7 +25,7 @@ from sereno.checks import Checked, check_table, python_value
 from sereno.failpoints import failpoint
 from sereno.rows import JsonRows
 from sereno.scoring import Scorer
-from sereno.storage import fsync, write_atomically
+from sereno.storage import fsync, told, write_atomically
 
 ROW_GROUP = 131_072  # rows of a part's row groups
 REJECTS = pa.schema(
@@ -60,6 +60,10 @@ class Task:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(msgspec.json.encode((self.pieces, self.broken))).hexdigest()
+
+    def key(self, job: Job) -> str:
+        """Digest of all that the task's result depends on: a finished task with this key need not be scored again."""
+        return hashlib.sha256(f"{self.fingerprint}\0{job.revision_of_model}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +109,7 @@ class TaskResult:
         return self.part.rows if self.part else 0
 
 
-def done_path(job: Job, fingerprint: str) -> Path:
-    """Where a finished task's result stands: a resumed run finds it there and does not score the task again."""
-    return Path(job.work_folder) / "tasks" / f"{fingerprint[:32]}.json"
-
-
+@told("A task could not be written")
 def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], None]) -> TaskResult:
     """Score one task: read, check, predict, check, write, batch by batch. Memory is bounded by the batch.
 
@@ -119,8 +119,10 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
 
     failpoint("task_start")
     model = scorer.model
+    key = task.key(job)
+    work = Path(job.work_folder)
     writer = PartWriter(job, task, scorer.schema, keys=len(model.inputs.keys))
-    rejects = RejectWriter(Path(job.work_folder) / "rejects" / f"{task.fingerprint[:32]}.parquet")
+    rejects = RejectWriter(work / "rejects" / f"{key[:32]}.parquet")
     profile = ProfileBuilder(model.outputs)
     json_rows = JsonRows(model.inputs) if any(p.kind == "json" for p in task.pieces) else None
     key_names = [c.name for c in model.inputs.keys]
@@ -147,8 +149,8 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
                 scored = scorer.score(checked.table)
             with clock("write"):
                 for position, reason in _all_refused(checked, scored.refused):
-                    data, key = _row_as_json(batch, position, key_names)
-                    rejects.add(rows_in + position, key, reason, data)
+                    data, row_key = row_as_json(batch, position, key_names)
+                    rejects.add(rows_in + position, row_key, reason, data)
                 writer.write(scored.table)
                 profile.add(scored.table)
             rows_in += len(batch)
@@ -159,7 +161,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
         rejects_file = rejects.close()
     result = TaskResult(
         index=task.index,
-        fingerprint=task.fingerprint,
+        fingerprint=key,
         part=part,
         rows_in=rows_in,
         rejects=rejects.count,
@@ -169,7 +171,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
         profile=profile.build(),
         seconds=clock.seconds,
     )
-    write_atomically(done_path(job, task.fingerprint), msgspec.json.encode(result))
+    write_atomically(work / "tasks" / f"{key[:32]}.json", msgspec.json.encode(result))
     failpoint("task_done")
     return result
 
@@ -183,7 +185,7 @@ def _all_refused(checked: Checked, by_scoring: list[tuple[int, str]]) -> Iterabl
     return sorted(checked.refused + later)
 
 
-def _row_as_json(batch: Any, position: int, keys: list[str]) -> tuple[str, str | None]:
+def row_as_json(batch: Any, position: int, keys: list[str]) -> tuple[str, str | None]:
     """The row as it came, as JSON, and its key as text."""
     if isinstance(batch, list):
         text: bytes = batch[position]
@@ -229,8 +231,8 @@ class PartWriter:
     """Writes one part (Parquet) and the sorted hashes of its keys; on disk for good once it is closed."""
 
     def __init__(self, job: Job, task: Task, schema: pa.Schema, *, keys: int) -> None:
-        self._path = Path(job.parts_folder) / f"part-{task.index:05d}-{task.fingerprint[:8]}.parquet"
-        self._keys_path = Path(job.work_folder) / "keys" / f"{task.fingerprint[:32]}.npy"
+        self._path = Path(job.parts_folder) / f"part-{task.index:05d}-{task.key(job)[:8]}.parquet"
+        self._keys_path = Path(job.work_folder) / "keys" / f"{task.key(job)[:32]}.npy"
         self._schema = schema
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -297,7 +299,12 @@ def delta_stats(path: Path) -> str:
         for c in range(metadata.num_columns):
             column = metadata.row_group(group).column(c)
             stats = column.statistics
-            if column.physical_type != "INT64" or "." in column.path_in_schema or stats is None or not stats.has_min_max:
+            if (
+                column.physical_type != "INT64"
+                or "." in column.path_in_schema
+                or stats is None
+                or not stats.has_min_max
+            ):
                 continue
             if not isinstance(stats.min, int):
                 continue

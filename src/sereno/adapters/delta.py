@@ -1,0 +1,198 @@
+"""The Delta table: the one file that knows deltalake. Commits files that others wrote, and reads the log back.
+
+Local commits of delta-rs flush nothing, so the log's file and folder are flushed here after each one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.schema import Schema
+from deltalake.transaction import AddAction, create_table_with_add_actions
+
+from sereno.exceptions import BusyError, SourceError, StorageError
+from sereno.storage import fsync, told
+
+# History is the only truth about what was published, so the log is never cut: Delta's own default is 30 days.
+TEN_YEARS = {
+    "delta.logRetentionDuration": "interval 3650 days",
+    "delta.deletedFileRetentionDuration": "interval 3650 days",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedFile:
+    """A data file of a commit."""
+
+    path: str  # relative to the table
+    size: int
+    stats: str  # JSON, as Delta defines it
+    partition: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """One commit of the log."""
+
+    version: int
+    metadata: dict[str, str]  # ours, without the prefix
+    files: tuple[AddedFile, ...]
+
+
+PREFIX = "sereno."
+
+
+def log_file(table: Path, version: int) -> Path:
+    return table / "_delta_log" / f"{version:020d}.json"
+
+
+def current_version(table: Path) -> int:
+    """The table's newest version; -1 if there is no table."""
+    versions = [int(f.stem) for f in (table / "_delta_log").glob("*.json") if f.stem.isdigit()]
+    return max(versions, default=-1)
+
+
+def commits(table: Path, after: int = -1) -> Iterator[Commit]:
+    """The commits after a version, oldest first. Commits of others (an OPTIMIZE, say) have no metadata of ours."""
+    for version in range(after + 1, current_version(table) + 1):
+        yield read_commit(table, version)
+
+
+def read_commit(table: Path, version: int) -> Commit:
+    metadata: dict[str, str] = {}
+    files = []
+    try:
+        lines = log_file(table, version).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise StorageError(
+            f"The log of table {table} lacks version {version}: somebody removed {log_file(table, version)}. "
+            "Restore the folder _delta_log from a backup."
+        ) from None
+    for line in lines:
+        action = json.loads(line)
+        if "commitInfo" in action:
+            own = {k.removeprefix(PREFIX): v for k, v in action["commitInfo"].items() if k.startswith(PREFIX)}
+            metadata |= own
+        elif "add" in action:
+            add = action["add"]
+            files.append(
+                AddedFile(
+                    path=unquote(add["path"]),
+                    size=add["size"],
+                    stats=add.get("stats") or "{}",
+                    partition=add.get("partitionValues") or {},
+                )
+            )
+    return Commit(version=version, metadata=metadata, files=tuple(files))
+
+
+def commit(
+    table: Path,
+    *,
+    expected: int,
+    schema: pa.Schema,
+    files: Sequence[AddedFile],
+    metadata: Mapping[str, str],
+    partition: str | None,
+    partition_value: str | None,
+) -> int:
+    """Make `files` the content of the table, or of one partition, in one commit on top of version `expected` (-1: none).
+
+    Returns the new version, which is on the disk for good. Raises BusyError if the table has moved on, StorageError.
+    """
+    nullable = pa.schema([f.with_nullable(True) for f in schema])  # what is not null is checked before it gets here
+    actions = [
+        AddAction(
+            path=f.path,
+            size=f.size,
+            partition_values=dict(f.partition),
+            modification_time=int(time.time() * 1000),
+            data_change=True,
+            stats=f.stats,
+        )
+        for f in files
+    ]
+    properties = CommitProperties(custom_metadata={PREFIX + k: v for k, v in metadata.items()}, max_commit_retries=0)
+    by = [partition] if partition else []
+    moved = f"Table {table} was changed by another process just now. Start the run again: it goes on where it was."
+    try:
+        if expected < 0:
+            table.mkdir(parents=True, exist_ok=True)
+            create_table_with_add_actions(
+                str(table),
+                Schema.from_arrow(nullable),
+                actions,
+                mode="error",
+                partition_by=by,
+                configuration=TEN_YEARS,
+                commit_properties=properties,
+            )
+        else:
+            DeltaTable(table, version=expected).create_write_transaction(
+                actions,
+                mode="overwrite",
+                schema=Schema.from_arrow(nullable),
+                partition_by=by or None,
+                partition_filters=[(partition, "=", partition_value)] if partition else None,
+                commit_properties=properties,
+            )
+    except CommitFailedError as error:
+        raise BusyError(moved) from error
+    except DeltaError as error:
+        if "already exists" in str(error):
+            raise BusyError(moved) from error
+        raise _translated(table, error) from error
+    except OSError as error:
+        raise _translated(table, error) from error
+    new = expected + 1
+    with told(f"The commit to {table} could not be flushed to the disk"):
+        fsync(log_file(table, new))
+        fsync(table / "_delta_log")
+    return new
+
+
+def _translated(table: Path, error: BaseException) -> StorageError:
+    with_cause = told(f"The commit to table {table} failed")
+    try:
+        with with_cause:
+            raise OSError(str(error))
+    except StorageError as translated:
+        return translated
+    except OSError:
+        return StorageError(f"The commit to table {table} failed: {error}.")
+
+
+def read_table(table: Path, version: int | None = None) -> pa.Table:
+    """The table's content at a version."""
+    return DeltaTable(table, version=version).to_pyarrow_table()
+
+
+def files_of_table(source: str) -> Iterator[tuple[Path, dict[str, str | None]]]:
+    """The data files of any Delta table on disk, with their partition columns. Raises SourceError."""
+    try:
+        table = DeltaTable(source)
+    except (TableNotFoundError, DeltaError) as error:
+        raise SourceError(f"{source} cannot be read as a Delta table: {error}.") from error
+    features = set(table.protocol().reader_features or [])
+    unknown = features & {"deletionVectors", "columnMapping"}
+    if unknown:
+        raise SourceError(
+            f"The Delta table {source} uses {', '.join(sorted(unknown))}, which is not read here. Read it with a `read` "
+            "function, or rewrite the table without (REORG TABLE … APPLY (PURGE))."
+        )
+    actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    for action in sorted(actions, key=lambda a: str(a["path"])):
+        partition = {
+            k.removeprefix("partition."): None if v is None else str(v)
+            for k, v in action.items()
+            if k.startswith("partition.")
+        }
+        yield Path(source) / unquote(action["path"]), partition

@@ -1,0 +1,221 @@
+"""The local executor: this process and others beside it, each with the model loaded once.
+
+The process that was started is the first worker, so a run on two cores costs one start of Python more, not two. The
+others are new interpreters (never forks: delta-rs and OpenMP do not survive one), fed one task at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+
+from sereno import exceptions
+from sereno.batch.tasks import Job, Task, TaskResult, score_task
+from sereno.exceptions import SerenoError, WorkerError
+from sereno.scoring import Scorer
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
+
+
+class Request(msgspec.Struct):
+    """To a worker: the job once, then one task at a time."""
+
+    job: Job | None = None
+    task: Task | None = None
+
+
+class Answer(msgspec.Struct):
+    """From a worker."""
+
+    rows: int = 0  # progress
+    result: TaskResult | None = None
+    error: str | None = None  # name of the exception
+    message: str = ""
+
+
+class LocalExecutor:
+    """`workers` processes on this machine, this one among them."""
+
+    def __init__(self, workers: int, load: Callable[[], Scorer]) -> None:
+        self._workers = workers
+        self._load = load
+
+    def map(self, job: Job, tasks: Iterable[Task], progress: Callable[[int], None]) -> Iterator[TaskResult]:
+        """See interfaces.Executor. A single task stays in this process and may use every core."""
+        drawn = iter(tasks)
+        first = next(drawn, None)
+        second = next(drawn, None) if self._workers > 1 and first is not None else None
+        if first is None:
+            return
+        if second is None:
+            with loaded_with(cores(), self._load) as scorer:
+                for task in _chain(first, drawn):
+                    yield score_task(job, task, scorer, progress)
+            return
+        with _Lanes(job, self._workers, self._load, progress) as lanes:
+            yield from lanes.run(_chain(first, second, drawn))
+
+
+def _chain(*parts: Any) -> Iterator[Task]:
+    for part in parts:
+        yield from [part] if isinstance(part, Task) else part
+
+
+@dataclass
+class _Lanes:
+    """One thread for each worker: it takes a task from the queue, has it scored, and puts the result in the other."""
+
+    job: Job
+    workers: int
+    load: Callable[[], Scorer]
+    progress: Callable[[int], None]
+    waiting: queue.Queue[Task | None] = field(default_factory=queue.Queue)
+    done: queue.Queue[TaskResult | BaseException] = field(default_factory=queue.Queue)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    stopping: bool = False
+
+    def __enter__(self) -> _Lanes:
+        for _ in range(self.workers - 1):
+            self._start(self._feed_process, *start_worker(self.job, self.processes))
+        self._start(self._score_here)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopping = True
+        for _ in range(self.workers):
+            self.waiting.put(None)
+        for process in self.processes:
+            if error[0] is not None:
+                process.kill()
+            process.wait()
+
+    def run(self, tasks: Iterator[Task]) -> Iterator[TaskResult]:
+        """Draws tasks in this thread only (a generator over a database stays in the thread that opened it)."""
+        in_flight, more = 0, True
+        while more or in_flight:
+            while more and in_flight < 2 * self.workers:
+                task = next(tasks, None)
+                if task is None:
+                    more = False
+                else:
+                    self.waiting.put(task)
+                    in_flight += 1
+            if in_flight:
+                result = self.done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                in_flight -= 1
+                yield result
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+
+    def _score_here(self) -> None:
+        try:
+            with loaded_with(self.job.threads, self.load) as scorer:
+                while (task := self.waiting.get()) is not None and not self.stopping:
+                    self.done.put(score_task(self.job, task, scorer, self.progress))
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
+            self.done.put(error)
+
+    def _feed_process(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+        try:
+            while (task := self.waiting.get()) is not None:
+                connection.send_bytes(msgspec.msgpack.encode(Request(task=task)))
+                self.done.put(self._wait_for(connection, process, task))
+            connection.close()  # the worker ends when nothing more can come
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
+            self.done.put(error)
+
+    def _wait_for(self, connection: Connection, process: subprocess.Popen[bytes], task: Task) -> TaskResult:
+        while True:
+            try:
+                answer = msgspec.msgpack.decode(connection.recv_bytes(), type=Answer)
+            except (EOFError, OSError) as error:
+                raise WorkerError(_died(process, task)) from error
+            if answer.result is not None:
+                return answer.result
+            if answer.error is not None:
+                kind = getattr(exceptions, answer.error, None)
+                raise kind(answer.message) if kind else WorkerError(answer.message)
+            self.progress(answer.rows)
+
+
+def _died(process: subprocess.Popen[bytes], task: Task) -> str:
+    code = process.wait()
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    hint = (
+        " The machine may have run out of memory: try fewer --workers, or a smaller batch_rows." if code == -9 else ""
+    )
+    return (
+        f"A worker process {how} while it scored task {task.index}.{hint} Nothing was published; finished tasks are kept: "
+        "start the run again and it goes on where it was."
+    )
+
+
+def start_worker(job: Job, processes: list[subprocess.Popen[bytes]]) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = socket.socketpair()
+    environment = dict(os.environ)
+    for name in THREAD_VARIABLES:
+        environment.setdefault(name, str(job.threads))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
+    )
+    theirs.close()
+    processes.append(process)
+    connection = Connection(ours.detach())
+    connection.send_bytes(msgspec.msgpack.encode(Request(job=job)))
+    return process, connection
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, AttributeError, ValueError):
+        return False
+    return True
+
+
+def error_answer(error: BaseException) -> Answer:
+    if isinstance(error, SerenoError):
+        return Answer(error=type(error).__name__, message=str(error))
+    import traceback
+
+    return Answer(error="WorkerError", message="A worker failed:\n" + "".join(traceback.format_exception(error)))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def loaded_with(threads: int, load: Callable[[], Scorer]) -> Iterator[Scorer]:
+    """The loaded model, whose libraries use so many threads while the context lasts (in the calling thread)."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=threads):
+        scorer = load()
+        with threadpool_limits(limits=threads):  # libraries that `load` imported itself came too late for the first
+            yield scorer

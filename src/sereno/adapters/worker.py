@@ -1,0 +1,53 @@
+"""A worker of the local executor: `python -m sereno.adapters.worker DESCRIPTOR`. Not for people.
+
+It inherits one end of a socket pair, reads the job, loads the model, and scores tasks until the other end closes.
+"""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from sereno.adapters.local import Answer, Request, error_answer, loaded_with
+from sereno.batch.tasks import Job, score_task
+from sereno.config import Settings, Value
+from sereno.loader import load_model
+from sereno.scoring import Scorer, open_scorer
+
+
+def load_for(job: Job) -> Scorer:
+    """The job's model, loaded in this process."""
+    settings = Settings(
+        home=Path(job.home),
+        secrets_folder=Path(job.secrets_folder),
+        values={name: Value(value=value, base=Path(base)) for name, (value, base) in job.values.items()},
+    )
+    return open_scorer(load_model(Path(job.model_file)), settings)
+
+
+def main(descriptor: int) -> None:
+    connection = Connection(descriptor)
+
+    def send(answer: Answer) -> None:
+        connection.send_bytes(msgspec.msgpack.encode(answer))
+
+    try:
+        job = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).job
+        assert job is not None
+        with loaded_with(job.threads, lambda: load_for(job)) as scorer:
+            while True:
+                task = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).task
+                assert task is not None
+                send(Answer(result=score_task(job, task, scorer, lambda rows: send(Answer(rows=rows)))))
+    except (EOFError, ConnectionResetError, BrokenPipeError):
+        return  # the run is over, or its process is gone
+    except BaseException as error:  # noqa: BLE001 - told to the process that asked, which raises it
+        send(error_answer(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,203 @@
+"""Attempts: every try of a run leaves a folder with its report, so that it can be shown, resumed, released or discarded."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from sereno.batch.gates import Gate
+from sereno.batch.profile import Profile
+from sereno.batch.tasks import TaskResult, WrittenPart
+from sereno.exceptions import BusyError, NotFoundError
+from sereno.schedule import Interval
+from sereno.storage import exclusive, write_atomically
+
+RunState = Literal["running", "held", "published", "failed", "nothing", "discarded"]
+KEPT_FOR = timedelta(days=7)  # the finished tasks of an attempt that nobody resumes
+WORK = ("tasks", "spool", "rejects", "keys")
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run did. Written at each change of state; `sereno show` prints it, `--json` is it."""
+
+    attempt: str
+    model: str
+    run_key: str  # start of the interval, UTC
+    data_date: date
+    data_time: datetime  # end of the interval, UTC
+    started_at: datetime
+    state: RunState = "running"
+    ended_at: datetime | None = None
+    revision: str = ""
+    fingerprint: str = ""
+    source: str = ""
+    workers: int = 0
+    tasks: int = 0
+    resumed_tasks: int = 0  # taken over from an earlier attempt
+    rows_in: int = 0
+    predictions: int = 0
+    rejects: int = 0
+    uncounted_rejects: int = 0  # dropped duplicates, which no gate counts
+    reasons: dict[str, int] = field(default_factory=dict)
+    rejects_file: str = ""
+    rejects_sha256: str = ""
+    gates: list[Gate] = field(default_factory=list)
+    profile: Profile = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # stage → wall seconds
+    worker_seconds: dict[str, float] = field(default_factory=dict)  # read, check, predict, write; summed over workers
+    keys: tuple[str, ...] = ()
+    disposition: str = "replace"
+    parts: list[WrittenPart] = field(default_factory=list)
+    version: int | None = None  # of the snapshot it published, or found published
+    says: str = ""  # in words: why it failed, was held, or had nothing to do
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+
+class Attempts:
+    """The attempts of one model, in `.sereno/runs/<model>`."""
+
+    def __init__(self, home: Path, model: str) -> None:
+        self.folder = home / ".sereno" / "runs" / model
+        self._locks = home / ".sereno" / "locks"
+        self._model = model
+
+    def create(self, interval: Interval) -> Report:
+        """A new attempt, with its folder."""
+        start = f"{interval.start:%Y-%m-%d}" if interval.alone else f"{interval.start:%Y-%m-%dT%H%M}"
+        report = Report(
+            attempt=f"{start}-{secrets.token_hex(3)}",
+            model=self._model,
+            run_key=interval.key,
+            data_date=interval.data_date,
+            data_time=interval.data_time,
+            started_at=datetime.now(UTC),
+        )
+        (self.folder / report.attempt).mkdir(parents=True)
+        self.save(report)
+        return report
+
+    def exclusive(self, run_key: str) -> AbstractContextManager[None]:
+        """Hold the run key. Raises BusyError: one run per key at a time."""
+        return exclusive(
+            self._lock(run_key),
+            f"A run of model {self._model!r} for this interval is going on already (pid {{pid}}). Wait for it, or end it.",
+        )
+
+    def _lock(self, run_key: str) -> Path:
+        return self._locks / f"{self._model}.{run_key.replace(':', '')}.run"
+
+    def save(self, report: Report) -> None:
+        write_atomically(self.work(report) / "report.json", report.to_json())
+
+    def work(self, report: Report) -> Path:
+        return self.folder / report.attempt
+
+    def all(self) -> list[Report]:
+        """Every attempt, oldest first."""
+        found = [msgspec.json.decode(f.read_bytes(), type=Report) for f in self.folder.glob("*/report.json")]
+        return sorted(found, key=lambda r: r.started_at)
+
+    def find(self, name: str) -> Report:
+        """An attempt by its id, or the newest of a data date. Raises NotFoundError."""
+        reports = self.all()
+        for report in reversed(reports):
+            if name in (report.attempt, report.data_date.isoformat()):
+                return report
+        shown = ", ".join(r.attempt for r in reports[-5:]) or "none"
+        raise NotFoundError(f"Model {self._model!r} has no run {name!r}. The latest are: {shown}. See `sereno runs`.")
+
+    def interrupted(self, report: Report) -> bool:
+        """It says that it runs, but its process is gone."""
+        if report.state != "running":
+            return False
+        try:
+            with self.exclusive(report.run_key):
+                return True
+        except BusyError:
+            return False
+
+    def finished_tasks(self, run_key: str) -> dict[str, TaskResult]:
+        """Fingerprint → result of the tasks that earlier attempts of this run finished, where all their files still stand.
+
+        A fingerprint holds all that a result depends on, so it does not matter which attempt it comes from.
+        """
+        found = {}
+        for report in self.all():
+            if report.run_key == run_key and report.state in ("running", "failed", "held"):
+                for result in self.results(report):
+                    if _whole(result):
+                        found[result.fingerprint] = result
+        return found
+
+    def results(self, report: Report) -> Iterator[TaskResult]:
+        for file in (self.work(report) / "tasks").glob("*.json"):
+            yield msgspec.json.decode(file.read_bytes(), type=TaskResult)
+
+    def adopt(self, report: Report, result: TaskResult) -> None:
+        """Take over a task that an earlier attempt finished."""
+        write_atomically(self.work(report) / "tasks" / f"{result.fingerprint[:32]}.json", msgspec.json.encode(result))
+
+    def forget(self, report: Report) -> None:
+        """An attempt that had nothing to do leaves no trace."""
+        shutil.rmtree(self.work(report), ignore_errors=True)
+
+    def reconcile(self, published: Mapping[str, int], run_key: str) -> None:
+        """Attempts that were published before their report could say so (the log knows) say so now."""
+        for report in self.all():
+            if report.run_key == run_key and report.attempt in published and report.state in ("running", "held"):
+                report.state, report.version = "published", published[report.attempt]
+                report.ended_at = report.ended_at or datetime.now(UTC)
+                self.save(report)
+                self.drop_work(report)
+
+    def settle(self, report: Report) -> None:
+        """The run key has an outcome: what other attempts of it left is of no use any more; held ones are discarded."""
+        for other in self.all():
+            if other.run_key == report.run_key and other.attempt != report.attempt:
+                if other.state == "held":
+                    other.state, other.says = "discarded", f"Replaced by {report.attempt}."
+                    self.save(other)
+                elif other.state == "running":
+                    other.state, other.says = "failed", f"Interrupted; {report.attempt} went on where it was."
+                    self.save(other)
+                self.drop_work(other)
+        if report.state != "held":
+            self.drop_work(report)
+
+    def drop_work(self, report: Report) -> None:
+        for name in WORK:
+            shutil.rmtree(self.work(report) / name, ignore_errors=True)
+
+    def needed(self) -> set[str]:
+        """The attempts whose parts and rejects are still needed: held ones, and those that may be resumed."""
+        now, needed = datetime.now(UTC), set()
+        for report in self.all():
+            resumable = report.state in ("running", "failed") and now - report.started_at < KEPT_FOR
+            if report.state == "held" or resumable:
+                needed.add(report.attempt)
+                for result in self.results(report):
+                    if result.part:  # it may lie with the attempt that it was taken over from
+                        needed.add(Path(result.part.path).parent.name)
+            elif report.state in ("running", "failed"):
+                self.drop_work(report)
+        return needed
+
+
+def _whole(result: TaskResult) -> bool:
+    part = result.part
+    if part is not None:
+        file = Path(part.path)
+        if not file.is_file() or file.stat().st_size != part.size:
+            return False
+    return all(Path(f).is_file() for f in (result.rejects_file, result.keys_file) if f)

@@ -1,0 +1,49 @@
+"""Gates: what holds a run instead of publishing it. They look at the whole output, before the commit.
+
+What cannot be a result fails elsewhere (a missing column, no rows, duplicate keys); gates see what may be a wrong one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sereno.batch.profile import Profile
+from sereno.settings import GateSettings
+from sereno.snapshots import Snapshot
+
+ENOUGH_TO_JUDGE = 10  # rows; fewer may well be equal by chance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One gate's verdict."""
+
+    name: str
+    passed: bool
+    says: str  # with the numbers and the limit
+
+
+def judge(
+    settings: GateSettings, *, rows_in: int, rejects: int, answered: int, profile: Profile, last: Snapshot | None
+) -> list[Gate]:
+    """Every gate's verdict. `rejects` are those that count; `last` is the snapshot to compare the number of rows with."""
+    gates = []
+    limit = max(settings.max_reject_rows, int(settings.max_reject_share * rows_in))
+    says = f"{rejects:,} of {rows_in:,} rows ({rejects / rows_in:.2%}); at most {limit:,} may be"
+    gates.append(Gate(name="rejects", passed=rejects <= limit, says=says))
+    if last is not None:
+        change = answered / last.rows - 1 if last.rows else 0.0
+        says = (
+            f"{answered:,} predictions, {change:+.0%} against {last.rows:,} of version {last.number} "
+            f"({last.data_date}); at most ±{settings.max_row_change:.0%}"
+        )
+        gates.append(Gate(name="row count", passed=abs(change) <= settings.max_row_change, says=says))
+    for name, column in profile.items():
+        share = column.nulls / column.rows if column.rows else 0.0
+        if column.nulls:
+            says = f"{share:.1%} of {name} are null; at most {settings.max_null_share:.0%}"
+            gates.append(Gate(name=f"nulls of {name}", passed=share <= settings.max_null_share, says=says))
+    constant = answered >= ENOUGH_TO_JUDGE and all(c.constant for c in profile.values())
+    says = "every row got the same prediction" if constant else "predictions differ"
+    gates.append(Gate(name="constant", passed=not constant or settings.constant == "allow", says=says))
+    return gates

@@ -1,0 +1,438 @@
+"""The command line. Thin: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sereno import __version__
+from sereno.exceptions import NotFoundError, SerenoError, SettingsError
+
+if TYPE_CHECKING:
+    from sereno.batch.run import Home
+    from sereno.config import Settings
+    from sereno.model import Model
+
+DONE, FAILED, USAGE, HELD = 0, 1, 2, 3
+
+ABOUT = """\
+Puts a trained model into production: one plain Python file, scored by night, published whole or not at all.
+
+  sereno new churn                      a model file to start from
+  sereno check churn.py                 the same prediction in every arrangement and through every door?
+  sereno run churn.py                   read, score, check, publish the last interval that ended
+  sereno versions churn                 what was published, what is in service
+  sereno rollback churn                 the version before, back in service
+"""
+AFTER = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by a gate. `sereno COMMAND --help` tells more."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    return _run(_parser().parse_args(arguments), None)
+
+
+def main_of(model: Model, arguments: Sequence[str]) -> int:
+    """The command line of a model file that was started itself: `python credit_scoring.py run`."""
+    given = list(arguments)
+    parser = _parser(own=model)
+    return _run(parser.parse_args(given), model)
+
+
+def _run(options: argparse.Namespace, model: Model | None) -> int:
+    options.model_itself = model
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        with _working_folder():
+            return command(options)
+    except SerenoError as error:
+        if getattr(options, "json", False):
+            _print(json.dumps({"error": type(error).__name__, "says": str(error)}))
+        print(f"sereno: {error}", file=sys.stderr)
+        if options.verbose:
+            raise
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, SerenoError | OSError):
+            print("  (-v shows the traceback)", file=sys.stderr)
+        return USAGE if isinstance(error, SettingsError) else FAILED
+    except BrokenPipeError:  # the reader of a pipe (head, say) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+    except KeyboardInterrupt:
+        print("sereno: interrupted; finished tasks are kept, the next run goes on where this one was.", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _working_folder() -> Iterator[None]:
+    """Commands may change the working folder (to a model's home); it is put back for whoever called us in-process."""
+    before = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _parser(own: Model | None = None) -> argparse.ArgumentParser:
+    """`own`: the model whose file was started itself, so that commands do not ask for it."""
+    name = "sereno" if own is None or own.file is None else f"python {own.file.name}"
+    parser = argparse.ArgumentParser(
+        prog=name, description=ABOUT, epilog=AFTER, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"sereno {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], about: str, more: str = "") -> Any:
+        one = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}. {more}", add_help=True)
+        one.set_defaults(command=function)
+        one.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        one.add_argument("--home", type=Path, metavar="DIR", help="where predictions, exports and .sereno lie")
+        one.add_argument("--env", metavar="NAME", help="the [env.NAME] of sereno.toml (or SERENO_ENV)")
+        one.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. values.warehouse=/data"
+        )
+        one.add_argument("--json", action="store_true", help="print JSON for scripts")
+        return one
+
+    def takes_file(one: Any) -> None:
+        if own is None:
+            one.add_argument("file", metavar="FILE", help="the model file, or the name of a model in sereno.toml")
+
+    def takes_model(one: Any) -> None:
+        if own is None:
+            one.add_argument("model", metavar="MODEL", help="the model's name")
+
+    if own is None:
+        one = command(
+            "new", _new, "a model file to start from", "With --from-data its row types are those of your data."
+        )
+        one.add_argument("name", metavar="NAME")
+        one.add_argument(
+            "--from-data", type=Path, metavar="FILE", help="Parquet, CSV or JSON lines to infer row types from"
+        )
+    one = command(
+        "check",
+        _check,
+        "load a model file, score a sample in every arrangement, compare",
+        "A predict that depends on its batch, on the order of rows or on what it scored before is caught.",
+    )
+    takes_file(one)
+    one.add_argument("--date", metavar="D", help="data date of the sample; the last interval if not given")
+    one.add_argument("--rows", type=_positive, default=200, metavar="N", help="rows of the sample (200)")
+    one.add_argument("--source", metavar="S", help="read from here instead")
+    one = command(
+        "run",
+        _run_batch,
+        "one batch run: read, score, check, publish, export",
+        "A run that was killed goes on where it was. Exit code 3: held by a gate; what was in service stays.",
+    )
+    takes_file(one)
+    one.add_argument("--date", metavar="D", help="data date (2026-05-01, or 2026-05-01T13:00 of an hourly schedule)")
+    one.add_argument(
+        "--force", action="store_true", help="score and publish even what is published, older or withdrawn"
+    )
+    one.add_argument("--workers", type=_positive, metavar="N", help="processes; as many as cores if not given")
+    one.add_argument("--executor", choices=["local"], help="what runs the tasks")
+    one.add_argument("--source", metavar="S", help="read from here instead")
+    one = command("runs", _runs, "the runs of a model, newest last")
+    takes_model(one)
+    one = command("show", _show, "the report of a run: rows, rejects, gates, predictions, times")
+    one.add_argument("run", metavar="RUN", help="a run's id, or its data date")
+    one.add_argument("--model", metavar="MODEL", help="where several models have a run of that date")
+    one = command("versions", _versions, "what was published, what is in service, what was withdrawn")
+    takes_model(one)
+    one = command(
+        "release", _release, "publish a held run", "Its gates are judged again against what is in service now."
+    )
+    one.add_argument("run", metavar="RUN")
+    one.add_argument("--model", metavar="MODEL", help="where several models have a run of that date")
+    one = command("discard", _discard, "drop a held run; what is in service stays")
+    one.add_argument("run", metavar="RUN")
+    one.add_argument("--model", metavar="MODEL", help="where several models have a run of that date")
+    one = command(
+        "rollback",
+        _rollback,
+        "put an older version back in service: table and exports",
+        "What was rolled back is withdrawn: no run publishes it again, unless you say --force or roll back --to it.",
+    )
+    takes_model(one)
+    one.add_argument("--to", type=_positive, metavar="V", help="the version; the one before if not given")
+    one.add_argument("--date", metavar="D", help="with disposition = partition: the data date; the newest if not given")
+    one.add_argument("--why", default="", metavar="TEXT", help="kept in the table's history")
+    one = command("get", _get, "the published prediction of one key")
+    takes_model(one)
+    one.add_argument("key", nargs="+", metavar="KEY", help="the key's values, in declared order")
+    one.add_argument("--version", type=_positive, dest="number", metavar="V", help="of an older version")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return number
+
+
+def _settings(options: argparse.Namespace, start: Path, model: str | None = None) -> Settings:
+    from sereno.config import load_settings
+
+    overrides = {}
+    for item in options.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {item!r} is not KEY=VALUE, e.g. --set values.warehouse=/data.")
+        overrides[key] = value
+    for name in ("workers", "executor"):
+        if getattr(options, name, None) is not None:
+            overrides[name] = str(getattr(options, name))
+    if model is not None and getattr(options, "source", None) is not None:
+        overrides[f"models.{model}.source"] = options.source
+    return load_settings(start, home=options.home, env=options.env, overrides=overrides)
+
+
+def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
+    """The model that the command names, and its settings; the working folder becomes its home."""
+    from sereno.loader import load_model
+
+    model = options.model_itself
+    if model is not None:
+        model.check()
+    else:
+        model = load_model(_model_file(options))
+    assert model.file is not None
+    settings = _settings(options, model.file, model.name)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    os.chdir(settings.home)  # so that relative paths in `read` mean the same from wherever it is started
+    return model, settings
+
+
+def _model_file(options: argparse.Namespace) -> Path:
+    """FILE is a path, or the name of a model that sereno.toml knows."""
+    path = Path(options.file)
+    if path.suffix or path.exists():
+        return path
+    models = _settings(options, Path.cwd()).models
+    if options.file in models and models[options.file].file is not None:
+        return models[options.file].file  # type: ignore[return-value]
+    known = ", ".join(models) or "none"
+    raise NotFoundError(
+        f"There is no file {options.file}, and sereno.toml knows no model of that name (it knows: {known})."
+    )
+
+
+def _home(options: argparse.Namespace) -> Home:
+    """The home of the model that the command names."""
+    from sereno.batch.run import Home
+
+    own = options.model_itself
+    name = own.name if own is not None else options.model
+    settings = _settings(options, own.file if own is not None else Path.cwd())
+    home = Home(settings, name)
+    if not home.store.folder.exists() and not home.attempts.folder.exists():
+        there = sorted(p.name for p in (settings.home / "predictions").glob("*") if p.is_dir())
+        raise NotFoundError(
+            f"There is no model {name!r} in {settings.home} (there are: {', '.join(there) or 'none'}). Run it first, or say "
+            "where it lies with --home."
+        )
+    return home
+
+
+def _home_of_run(options: argparse.Namespace) -> Home:
+    """The home of the model that has the run which the command names."""
+    from sereno.batch.run import Home
+
+    own = options.model_itself
+    settings = _settings(options, own.file if own is not None else Path.cwd())
+    named = own.name if own is not None else options.model
+    folders = sorted((settings.home / ".sereno" / "runs").glob("*"))
+    models = [named] if named else [f.name for f in folders]
+    found = []
+    for name in models:
+        home = Home(settings, name)
+        with contextlib.suppress(NotFoundError):
+            home.attempts.find(options.run)
+            found.append(home)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NotFoundError(
+            f"{', '.join(h.name for h in found)} have a run {options.run!r} each. Say which with --model."
+        )
+    known = ", ".join(models) or "none"
+    raise NotFoundError(
+        f"No model in {settings.home} has a run {options.run!r} (models: {known}). See `sereno runs MODEL`."
+    )
+
+
+def _new(options: argparse.Namespace) -> int:
+    from sereno.scaffold import new
+
+    written = new(options.name, Path.cwd(), options.from_data)
+    shown = os.path.relpath(written)
+    if options.json:
+        _print(json.dumps({"file": shown}))
+    else:
+        _print(f"Wrote {shown}. Next: sereno check {shown}, then sereno run {shown}")
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    from sereno.check import check, render
+
+    if options.source is not None:
+        options.source = _from_here(options.source)
+    model, settings = _model(options)
+    report = check(model, settings, date=options.date, rows=options.rows)
+    _output(options, report.to_dict(), render(report))
+    return DONE if report.ok else FAILED
+
+
+def _run_batch(options: argparse.Namespace) -> int:
+    from sereno.batch.run import run
+    from sereno.show import run_lines
+
+    if options.source is not None:
+        options.source = _from_here(options.source)
+    model, settings = _model(options)
+    with _watching(options) as watcher:
+        report = run(model, settings, when=options.date, force=options.force, watcher=watcher)
+    if options.json:
+        _print(report.to_json().decode())
+    elif report.state == "nothing":
+        _print(report.says)
+    else:
+        _print("\n".join(run_lines(report)))
+    return HELD if report.state == "held" else DONE
+
+
+def _from_here(source: str) -> str:
+    """A relative path on the command line is relative to where the command was typed."""
+    from sereno.batch.plan import IS_SQL
+
+    return source if IS_SQL.match(source) or source.startswith("{") else os.path.abspath(source)
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from sereno.show import runs_lines
+
+    home = _home(options)
+    reports = home.attempts.all()
+    states = ["interrupted" if home.attempts.interrupted(r) else r.state for r in reports]
+    data = [json.loads(r.to_json()) | {"state": s} for r, s in zip(reports, states, strict=True)]
+    _output(options, data, runs_lines(reports, states))
+    return DONE
+
+
+def _show(options: argparse.Namespace) -> int:
+    from sereno.show import run_lines
+
+    home = _home_of_run(options)
+    report = home.attempts.find(options.run)
+    state = "interrupted" if home.attempts.interrupted(report) else None
+    data = json.loads(report.to_json())
+    _output(options, data | ({"state": state} if state else {}), run_lines(report, state=state))
+    return DONE
+
+
+def _versions(options: argparse.Namespace) -> int:
+    from sereno.show import versions_lines
+
+    state = _home(options).store.state()
+    served = {s.number for s in state.served}
+    data = [
+        {
+            "version": s.number,
+            "data_date": s.data_date.isoformat(),
+            "data_time": s.data_time.isoformat(),
+            "published_at": s.published_at.isoformat(),
+            "run": s.attempt,
+            "rows": s.rows,
+            "rejects": s.rejects,
+            "model_fingerprint": s.fingerprint,
+            "in_service": s.number in served,
+            "withdrawn": s.number in state.withdrawn,
+        }
+        for s in state.snapshots.values()
+    ]
+    _output(options, data, versions_lines(state))
+    return DONE
+
+
+def _release(options: argparse.Namespace) -> int:
+    from sereno.batch.run import release
+    from sereno.show import run_lines
+
+    report = release(_home_of_run(options), options.run, who=_who())
+    _output(options, json.loads(report.to_json()), run_lines(report))
+    return DONE
+
+
+def _discard(options: argparse.Namespace) -> int:
+    from sereno.batch.run import discard
+
+    report = discard(_home_of_run(options), options.run)
+    _output(options, json.loads(report.to_json()), [f"Discarded {report.attempt}; what is in service stays."])
+    return DONE
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from sereno.batch.run import rollback
+
+    home = _home(options)
+    before, served = rollback(home, to=options.to, day=options.date, why=options.why, who=_who())
+    data = {
+        "rolled_back": before.number,
+        "in_service": served.number if served else None,
+        "data_date": str(before.data_date),
+    }
+    says = (
+        f"Version {served.number} (data date {served.data_date}) of {home.name} is in service again, in place of {before.number}."
+        if served
+        else f"Data date {before.data_date} of {home.name} is empty now: version {before.number} was its first."
+    )
+    _output(options, data, [says])
+    return DONE
+
+
+def _get(options: argparse.Namespace) -> int:
+    from sereno.batch.run import get
+
+    found = get(_home(options), options.key, version=options.number)
+    _output(options, found, [f"{name}: {value}" for name, value in found.items()])
+    return DONE
+
+
+def _who() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
+
+
+@contextlib.contextmanager
+def _watching(options: argparse.Namespace) -> Iterator[Any]:
+    from sereno.batch.run import Silent
+
+    if options.json or not sys.stderr.isatty():
+        yield Silent()
+        return
+    from sereno.progress import Bar
+
+    with Bar() as bar:
+        yield bar
+
+
+def _output(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
+    _print(json.dumps(data, indent=2, default=str) if options.json else "\n".join(lines))
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

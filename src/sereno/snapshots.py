@@ -1,0 +1,482 @@
+"""Snapshots: what was published, what is served, and how one becomes the other. The Delta log is the only truth.
+
+A *snapshot* is a published run's output; its number, in the commit's metadata, is what *version* means everywhere.
+The table's own versions are not snapshot numbers: a rollback is a commit too, which names the snapshot it serves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sereno.exceptions import NotFoundError, OlderDataError, PublishError
+from sereno.failpoints import failpoint
+from sereno.storage import exclusive, fsync, told
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sereno.adapters.delta import AddedFile, Commit
+
+KEPT = 7  # snapshots whose parts and exports are kept, and any that is
+KEPT_FOR = timedelta(hours=24)  # younger than this
+PARTITION = "data_date"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One Parquet file of a snapshot; never changed once it is written."""
+
+    path: Path  # absolute
+    rows: int
+    size: int  # bytes
+    sha256: str  # hex, of the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A published run's output."""
+
+    model: str
+    number: int
+    attempt: str
+    run_key: str
+    revision: str
+    data_date: date
+    data_time: datetime  # the end of the interval, UTC
+    published_at: datetime  # UTC
+    fingerprint: str  # of the model
+    rows: int
+    rejects: int
+    disposition: str  # replace | partition
+    keys: tuple[str, ...]
+    parts: tuple[Part, ...]
+    rejects_file: str = ""  # relative to the table, with its SHA-256 beside it
+    rejects_sha256: str = ""
+    table_version: int = field(default=-1, compare=False)  # of the commit that published it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is about to be published; becomes a Snapshot by a commit."""
+
+    attempt: str
+    run_key: str
+    revision: str
+    data_date: date
+    data_time: datetime
+    fingerprint: str
+    rows: int
+    rejects: int
+    disposition: str
+    keys: tuple[str, ...]
+    schema: pa.Schema
+    parts: tuple[tuple[Part, str], ...]  # with Delta's statistics
+    rejects_file: str
+    rejects_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The table as its log tells it."""
+
+    version: int = -1  # of the table; -1: there is none
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)  # every one ever published, by number
+    served: tuple[Snapshot, ...] = ()  # one, or one per data date, oldest first
+    withdrawn: frozenset[int] = frozenset()
+    attempts: dict[str, int] = field(default_factory=dict)  # attempt → snapshot number
+
+    @property
+    def newest(self) -> Snapshot | None:
+        """The served snapshot of the newest data date."""
+        return self.served[-1] if self.served else None
+
+    def served_for(self, day: date) -> Snapshot | None:
+        return next((s for s in self.served if s.data_date == day), None)
+
+    def published(self, run_key: str, revision: str) -> Snapshot | None:
+        """The latest snapshot of this very run."""
+        found = [s for s in self.snapshots.values() if s.run_key == run_key and s.revision == revision]
+        return max(found, key=lambda s: s.number, default=None)
+
+    def published_key(self, run_key: str) -> Snapshot | None:
+        """The latest snapshot of this interval, whatever its revision."""
+        return max((s for s in self.snapshots.values() if s.run_key == run_key), key=lambda s: s.number, default=None)
+
+    def kept(self, now: datetime) -> frozenset[int]:
+        """Numbers of the snapshots that retention keeps."""
+        numbers = sorted(self.snapshots)
+        young = {n for n in numbers if now - self.snapshots[n].published_at < KEPT_FOR}
+        return frozenset(numbers[-KEPT:]) | young | {s.number for s in self.served}
+
+
+class SnapshotStore:
+    """The published table of one model, in one folder."""
+
+    def __init__(self, home: Path, model: str) -> None:
+        self.model = model
+        self.folder = home / "predictions" / model
+        self._lock = home / ".sereno" / "locks" / f"{model}.publish"
+
+    def state(self) -> State:
+        """Read the log."""
+        from sereno.adapters import delta
+
+        snapshots: dict[int, Snapshot] = {}
+        served: dict[date, Snapshot] = {}
+        withdrawn: set[int] = set()
+        version = -1
+        for commit in delta.commits(self.folder):
+            version = commit.version
+            what = commit.metadata.get("kind")
+            if what == "publish":
+                snapshot = self._snapshot(commit)
+                snapshots[snapshot.number] = snapshot
+                if snapshot.disposition == "replace":
+                    served.clear()
+                served[snapshot.data_date] = snapshot
+            elif what == "rollback":
+                withdrawn |= {int(n) for n in commit.metadata["withdrawn"].split(",") if n}
+                if commit.metadata["serves"]:
+                    target = snapshots[int(commit.metadata["serves"])]
+                    withdrawn.discard(target.number)
+                    if target.disposition == "replace":
+                        served.clear()
+                    served[target.data_date] = target
+                else:
+                    del served[date.fromisoformat(commit.metadata["data_date"])]
+        return State(
+            version=version,
+            snapshots=snapshots,
+            served=tuple(served[d] for d in sorted(served)),
+            withdrawn=frozenset(withdrawn),
+            attempts={s.attempt: s.number for s in snapshots.values()},
+        )
+
+    def publish(self, publication: Publication, *, force: bool) -> Snapshot:
+        """One commit makes the parts the table's new content. Returns the snapshot.
+
+        Raises OlderDataError where a newer data date is served (unless forced; `partition` has a place for each date),
+        and BusyError where another process is publishing to this table.
+        """
+        busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
+        with exclusive(self._lock, busy):
+            state = self.state()
+            if publication.attempt in state.attempts:  # it was committed before a crash
+                return state.snapshots[state.attempts[publication.attempt]]
+            newest = state.newest
+            if (
+                publication.disposition == "replace"
+                and newest
+                and newest.data_date > publication.data_date
+                and not force
+            ):
+                raise OlderDataError(
+                    f"Data date {publication.data_date} is older than {newest.data_date}, which is in service (version "
+                    f"{newest.number}). Nothing was published. `sereno run --force` puts the older one in service."
+                )
+            self._refuse_other_disposition(state, publication)
+            return self._commit_publication(state, publication)
+
+    def _refuse_other_disposition(self, state: State, publication: Publication) -> None:
+        for snapshot in state.served:
+            if snapshot.disposition != publication.disposition:
+                raise PublishError(
+                    f"Table {self.folder} was made with disposition = {snapshot.disposition!r}; the settings say "
+                    f"{publication.disposition!r}. Set it back, or move the table away to start a new one."
+                )
+
+    def _commit_publication(self, state: State, publication: Publication) -> Snapshot:
+        from sereno.adapters import delta
+
+        number = max(state.snapshots, default=0) + 1
+        day = publication.data_date.isoformat()
+        by_date = publication.disposition == "partition"
+        files = [
+            delta.AddedFile(
+                path=str(part.path.relative_to(self.folder)),
+                size=part.size,
+                stats=stats,
+                partition={PARTITION: day} if by_date else {},
+            )
+            for part, stats in publication.parts
+        ]
+        metadata = {
+            "kind": "publish",
+            "model": self.model,
+            "snapshot": str(number),
+            "attempt": publication.attempt,
+            "run_key": publication.run_key,
+            "revision": publication.revision,
+            "data_date": day,
+            "data_time": publication.data_time.isoformat(),
+            "published_at": _now().isoformat(),
+            "fingerprint": publication.fingerprint,
+            "rows": str(publication.rows),
+            "rejects": str(publication.rejects),
+            "rejects_file": publication.rejects_file,
+            "rejects_sha256": publication.rejects_sha256,
+            "disposition": publication.disposition,
+            "keys": ",".join(publication.keys),
+            "sha256": ",".join(part.sha256 for part, _ in publication.parts),
+        }
+        failpoint("fsync")
+        with told("The parts could not be flushed to the disk"):
+            for folder in {part.path.parent for part, _ in publication.parts} | {self.folder}:
+                fsync(folder)
+        failpoint("commit_before")
+        version = delta.commit(
+            self.folder,
+            expected=state.version,
+            schema=self._schema(publication.schema, by_date),
+            files=files,
+            metadata=metadata,
+            partition=PARTITION if by_date else None,
+            partition_value=day if by_date else None,
+        )
+        failpoint("commit_after")
+        return self._snapshot(delta.read_commit(self.folder, version))
+
+    def rollback(
+        self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = ""
+    ) -> tuple[Snapshot, Snapshot | None]:
+        """Put an older snapshot back in service (`partition`: of one data date, default the newest).
+
+        What was rolled back is withdrawn: no run publishes its revision again unless forced. Returns what was served and
+        what is now (None: the data date had no earlier snapshot, and is empty now). Raises NotFoundError, PublishError.
+        """
+        from sereno.adapters import delta
+
+        with exclusive(self._lock, f"Another process (pid {{pid}}) is publishing to {self.folder}. Try again."):
+            state = self.state()
+            if state.newest is None:
+                raise NotFoundError(
+                    f"No snapshot of model {self.model!r} is published. `sereno run` publishes the first."
+                )
+            chosen = self.kept_snapshot(state, to) if to is not None else None
+            by_date = state.newest.disposition == "partition"
+            if chosen is not None and by_date:
+                day = chosen.data_date
+            current = state.served_for(day) if by_date and day else state.newest
+            if current is None:
+                raise NotFoundError(f"Model {self.model!r} has nothing in service for data date {day}.")
+            target = chosen or self._earlier(state, current, by_date)
+            if target is not None and target.number == current.number:
+                raise PublishError(f"Version {target.number} of model {self.model!r} is in service already.")
+            if target is None and not by_date:
+                raise NotFoundError(
+                    f"Version {current.number} of model {self.model!r} has no earlier version that was not withdrawn. "
+                    "Name one with --to, or run the model again."
+                )
+            if target is not None:
+                self.kept_snapshot(state, target.number)
+            rolled_back = [
+                n
+                for n, s in state.snapshots.items()
+                if (target.number if target else 0) < n <= current.number
+                and (not by_date or s.data_date == current.data_date)
+            ]
+            kept_day = (target or current).data_date.isoformat()
+            failpoint("rollback")
+            delta.commit(
+                self.folder,
+                expected=state.version,
+                schema=self._schema(_schema_of(target or current), by_date),
+                files=self._files(target) if target else [],
+                metadata={
+                    "kind": "rollback",
+                    "model": self.model,
+                    "serves": str(target.number) if target else "",
+                    "withdrawn": ",".join(map(str, rolled_back)),
+                    "data_date": kept_day,
+                    "at": _now().isoformat(),
+                    "why": why,
+                    "who": who,
+                },
+                partition=PARTITION if by_date else None,
+                partition_value=kept_day if by_date else None,
+            )
+            return current, target
+
+    def _earlier(self, state: State, current: Snapshot, by_date: bool) -> Snapshot | None:
+        candidates = [
+            s
+            for n, s in state.snapshots.items()
+            if n < current.number and n not in state.withdrawn and (not by_date or s.data_date == current.data_date)
+        ]
+        return max(candidates, key=lambda s: s.number, default=None)
+
+    def kept_snapshot(self, state: State, number: int) -> Snapshot:
+        """A snapshot by its number, if its parts are still there. Raises NotFoundError."""
+        snapshot = state.snapshots.get(number)
+        if snapshot is None:
+            raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {_listed(state.snapshots)}.")
+        if not all(p.path.exists() for p in snapshot.parts):
+            raise NotFoundError(
+                f"Version {number} of model {self.model!r} is no longer kept: parts are removed after {KEPT} newer versions "
+                f"and {KEPT_FOR.days} day. Run data date {snapshot.data_date} again."
+            )
+        return snapshot
+
+    def _files(self, snapshot: Snapshot) -> Sequence[AddedFile]:
+        from sereno.adapters import delta
+
+        return delta.read_commit(self.folder, snapshot.table_version).files
+
+    def _schema(self, schema: pa.Schema, by_date: bool) -> pa.Schema:
+        import pyarrow as pa
+
+        return schema.append(pa.field(PARTITION, pa.date32())) if by_date else schema
+
+    def _snapshot(self, commit: Commit) -> Snapshot:
+        import json
+
+        m = commit.metadata
+        digests = m["sha256"].split(",") if m["sha256"] else []
+        parts = tuple(
+            Part(path=self.folder / f.path, rows=json.loads(f.stats)["numRecords"], size=f.size, sha256=digest)
+            for f, digest in zip(commit.files, digests, strict=True)
+        )
+        return Snapshot(
+            model=m["model"],
+            number=int(m["snapshot"]),
+            attempt=m["attempt"],
+            run_key=m["run_key"],
+            revision=m["revision"],
+            data_date=date.fromisoformat(m["data_date"]),
+            data_time=datetime.fromisoformat(m["data_time"]),
+            published_at=datetime.fromisoformat(m["published_at"]),
+            fingerprint=m["fingerprint"],
+            rows=int(m["rows"]),
+            rejects=int(m["rejects"]),
+            disposition=m["disposition"],
+            keys=tuple(m["keys"].split(",")),
+            parts=parts,
+            rejects_file=m["rejects_file"],
+            rejects_sha256=m["rejects_sha256"],
+            table_version=commit.version,
+        )
+
+    def clean(self, state: State, keep_attempts: Iterable[str]) -> int:
+        """Remove the files that neither a kept snapshot nor an attempt in `keep_attempts` needs; say how many.
+
+        The rejects of a snapshot go with its parts. Only files that a run wrote are touched.
+        """
+        kept = [state.snapshots[n] for n in state.kept(_now())]
+        wanted = {p.path for s in kept for p in s.parts} | {
+            self.folder / s.rejects_file for s in kept if s.rejects_file
+        }
+        alive = set(keep_attempts)
+        removed = 0
+        if not self.folder.is_dir():
+            return 0
+        for folder in [*self.folder.iterdir()]:
+            if not folder.is_dir() or folder.name == "_delta_log" or folder.name in alive:
+                continue
+            if not (ATTEMPT.fullmatch(folder.name) or folder.name == "_rejects"):
+                continue
+            for file in [*folder.iterdir()]:
+                if file not in wanted and file.stem not in alive:
+                    file.unlink(missing_ok=True)
+                    removed += 1
+            if folder.name != "_rejects" and not any(folder.iterdir()):
+                folder.rmdir()
+        return removed
+
+
+ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
+
+
+def read_predictions(
+    model: str, version: int | None = None, as_of: date | datetime | None = None, home: str | Path | None = None
+) -> pa.Table:
+    """The published predictions of a model: keys and outputs (and `data_date`, where the table has one per date).
+
+    Args:
+        model: its name.
+        version: a snapshot's number; the one in service if not given.
+        as_of: what was in service at that time (a date: at its end, UTC).
+        home: folder of the project; found from the working directory upwards if not given.
+
+    Raises NotFoundError.
+    """
+    from sereno.adapters import delta
+    from sereno.config import load_settings
+
+    place = Path(home) if home is not None else load_settings(Path.cwd()).home
+    store = SnapshotStore(place.absolute(), model)
+    state = store.state()
+    if state.version < 0:
+        raise NotFoundError(
+            f"No snapshot of model {model!r} is published in {place}. `sereno run` publishes the first."
+        )
+    if version is not None and as_of is not None:
+        raise NotFoundError("Give version or as_of, not both.")
+    at = state.version
+    if version is not None:
+        at = store.kept_snapshot(state, version).table_version
+    elif as_of is not None:
+        at = _version_at(store, as_of)
+    return delta.read_table(store.folder, at)
+
+
+def _version_at(store: SnapshotStore, as_of: date | datetime) -> int:
+    from sereno.adapters import delta
+
+    if not isinstance(as_of, datetime):
+        as_of = datetime.combine(as_of + timedelta(days=1), datetime.min.time(), UTC)
+    if as_of.tzinfo is None:
+        raise NotFoundError(f"as_of {as_of.isoformat()} has no time zone; write datetime(…, tzinfo=timezone.utc).")
+    found = -1
+    for commit in delta.commits(store.folder):
+        stamp = commit.metadata.get("published_at") or commit.metadata.get("at")
+        if stamp and datetime.fromisoformat(stamp) <= as_of:
+            found = commit.version
+    if found < 0:
+        raise NotFoundError(f"Nothing of model {store.model!r} was published by {as_of.isoformat()}.")
+    return found
+
+
+def find_row(snapshot: Snapshot, key: Sequence[str]) -> dict[str, Any] | None:
+    """The prediction of one key, whose values are given as texts. Raises NotFoundError where they do not fit the key."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    names = ", ".join(snapshot.keys)
+    if len(key) != len(snapshot.keys):
+        raise NotFoundError(
+            f"A key of model {snapshot.model!r} has {len(snapshot.keys)} values ({names}), not {len(key)}."
+        )
+    if not snapshot.parts:
+        return None
+    schema = _schema_of(snapshot)
+    condition = None
+    for name, text in zip(snapshot.keys, key, strict=True):
+        try:
+            value = pa.scalar(text).cast(schema.field(name).type)
+        except pa.ArrowInvalid as error:
+            raise NotFoundError(f"{text!r} is no {name}: it is {schema.field(name).type} ({error}).") from None
+        one = pc.field(name) == value
+        condition = one if condition is None else condition & one
+    found = ds.dataset([str(p.path) for p in snapshot.parts], schema=schema).to_table(filter=condition).to_pylist()
+    return found[0] if found else None
+
+
+def _schema_of(snapshot: Snapshot) -> pa.Schema:
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(snapshot.parts[0].path)
+
+
+def _listed(snapshots: dict[int, Snapshot]) -> str:
+    numbers = sorted(snapshots)
+    return ", ".join(map(str, numbers[-10:])) + (" and older ones" if len(numbers) > 10 else "") if numbers else "none"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
