@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.contract.export_targets import Maker
+from tests.contract.export_targets import Maker, PostgresqlTarget
 from tests.services import postgresql
 
 
@@ -34,3 +34,8 @@ def maker(tmp_path: Path) -> Maker:
     folder = tmp_path / "predictions"
     folder.mkdir()
     return Maker(folder=folder)
+
+
+@pytest.fixture
+def postgresql_target(tmp_path: Path, postgresql_url: str) -> PostgresqlTarget:
+    return PostgresqlTarget(tmp_path, postgresql_url)

@@ -163,3 +163,15 @@ def assert_shows(target: Target, *numbers: int) -> None:
     assert seen == wanted
     assert len(rows) == ROWS * len(wanted)
     assert {int(float(row["score"])) for row in rows} == wanted
+
+
+_SUMMARY = (
+    "SELECT count(*), min(snapshot), max(snapshot), min(floor(score)::int), max(floor(score)::int) FROM credit_scoring"
+)
+
+
+def one_snapshot(connection: psycopg.Connection[Any]) -> int:
+    rows, *numbers = connection.execute(_SUMMARY).fetchall()[0]
+    assert rows == ROWS
+    assert len(set(numbers)) == 1
+    return int(numbers[0])

@@ -70,6 +70,8 @@ class PostgresqlExport:
                 # Afterwards and on its own: what is served must not wait for what is not.
                 with self._transaction(connection):
                     pruned = tables.prune(connection, names, keep | {snapshot.number for snapshot in served})
+                    if changed:
+                        tables.analyze(connection, names)
                 with self._transaction(connection):
                     view.drop_unused(connection, names, self.model, served)
                 return changed or pruned

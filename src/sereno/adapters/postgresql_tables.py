@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from sereno.adapters.postgresql_schema import MARK, NUMBER, Column, Names
 from sereno.exceptions import ExportError
@@ -81,7 +82,14 @@ def index_rows(connection: Connection, names: Names, table: str, keys: Sequence[
             sql.SQL(", ").join(map(sql.Identifier, (NUMBER, *keys))),
         )
     )
-    connection.execute(sql.SQL("ANALYZE {}").format(names.identifier(table)))
+
+
+def analyze(connection: Connection, names: Names) -> None:
+    """Tell the planner what the tables hold now. It is a help, not a duty: the database does it by itself, later."""
+    with contextlib.suppress(errors.LockNotAvailable), connection.transaction():
+        connection.execute("SET LOCAL lock_timeout = '3s'")
+        for table in rows_tables(connection, names):
+            connection.execute(sql.SQL("ANALYZE {}").format(names.identifier(table)))
 
 
 def remember(connection: Connection, names: Names, snapshot: Snapshot, table: str) -> None:
