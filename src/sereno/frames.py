@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from sereno.checks import one_array
 from sereno.exceptions import OutputError
-from sereno.rows import attributes, plain_value
 from sereno.schema import Column, RowType
+from sereno.values import plain_value
 
 Form = Literal["pandas", "polars", "arrow", "numpy", "rows"]
 BLOCK = 4096  # rows transposed at a time: the block stays in the processor's cache
@@ -51,16 +51,19 @@ def _to_arrow(row: RowType, columns: Sequence[Column], table: pa.Table) -> pa.Ta
 
 def _to_numpy(row: RowType, columns: Sequence[Column], table: pa.Table) -> Any:
     """float64 (rows × columns), row-major, missing values NaN."""
-    n, width = table.num_rows, len(columns)
-    by_column = np.empty((n, width), order="F")
+    arrays = []
     for k, column in enumerate(columns):
         array = one_array(table.column(k))
         if column.kind in ("bool", "decimal"):
             array = pc.cast(array, pa.float64())
-        by_column[:, k] = array.to_numpy(zero_copy_only=False)
-    out = np.empty((n, width))
-    for start in range(0, n, BLOCK):
-        out[start : start + BLOCK] = by_column[start : start + BLOCK]
+        arrays.append(array.to_numpy(zero_copy_only=False))
+    out = np.empty((table.num_rows, len(columns)))
+    block = np.empty((len(columns), BLOCK))
+    for start in range(0, len(out), BLOCK):
+        rows = min(BLOCK, len(out) - start)
+        for k, values in enumerate(arrays):
+            block[k, :rows] = values[start : start + rows]
+        out[start : start + rows] = block[:, :rows].T
     return out
 
 
@@ -250,7 +253,7 @@ def _single(values: Any, names: list[str]) -> dict[str, Any]:
 
 def _from_rows(rows: Sequence[Any], outputs: RowType) -> dict[str, Any]:
     names = [c.name for c in outputs.columns]
-    mappings = [row if isinstance(row, dict) else attributes(outputs, row) for row in rows]
+    mappings = [plain_value(row) for row in rows]
     if mappings and not isinstance(mappings[0], dict):
         return _single(list(rows), names)
     found: dict[str, list[Any]] = {n: [] for n in names}
@@ -259,5 +262,5 @@ def _from_rows(rows: Sequence[Any], outputs: RowType) -> dict[str, Any]:
             got = ", ".join(mapping) if isinstance(mapping, dict) else type(mapping).__name__
             raise OutputError(f"Row {position} of the answer of predict has {got}; declared are {', '.join(names)}.")
         for name in names:
-            found[name].append(plain_value(mapping[name]))
+            found[name].append(mapping[name])
     return {n: v or pa.array([], c.arrow_type) for c, (n, v) in zip(outputs.columns, found.items(), strict=True)}

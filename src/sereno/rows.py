@@ -6,9 +6,9 @@ differs from our table (it refuses 3.0 for an int, it rounds large integers to f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from datetime import date
-from enum import Enum
 from typing import Any
 
 import msgspec
@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from sereno.checks import Checked, check_table
 from sereno.schema import ABSENT, Column, RowType
-from sereno.values import INT64, Refused, admit, admit_row
+from sereno.values import INT64, Refused, admit, admit_row, plain_value
 
 NATIVE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "date": date}
+UNKNOWN_TO_MSGSPEC = re.compile(r'["\\\x00-\x1f]')  # in names of fields
 
 
 class JsonRows:
@@ -29,8 +30,11 @@ class JsonRows:
         self.row = row
         fields = [_field(i, column) for i, column in enumerate(row.columns)]
         names = {f"f{i}": column.name for i, column in enumerate(row.columns)}
-        struct = msgspec.defstruct(f"{row.name}Json", fields, rename=names, gc=False)
-        self._decode = msgspec.json.Decoder(struct).decode
+        if any(UNKNOWN_TO_MSGSPEC.search(c.name) for c in row.columns):
+            self._decode: Callable[..., Any] = _refuse  # all rows by the reference
+        else:
+            struct = msgspec.defstruct(f"{row.name}Json", fields, rename=names, kw_only=True, gc=False)
+            self._decode = msgspec.json.Decoder(struct).decode
         self._by_admit = [c for c in row.columns if _native(c) is Any]
         self._floats = [c for c in row.columns if c.kind == "float" or (c.item and c.item.kind == "float")]
 
@@ -100,6 +104,10 @@ class JsonRows:
         )
 
 
+def _refuse(text: bytes | str) -> Any:
+    raise Refused
+
+
 def _plain(column: Column, values: list[Any]) -> bool:
     assert column.item is not None
     if column.item.kind == "int":
@@ -140,32 +148,11 @@ def rows_to_table(row: RowType, rows: Sequence[Any]) -> Checked:
     kept: list[int] = []
     refused: list[tuple[int, str]] = []
     for position, value in enumerate(rows):
-        mapping = value if isinstance(value, dict) else attributes(row, value)
         try:
-            good.append(admit_row(row, mapping, "typed"))
+            good.append(admit_row(row, plain_value(value), "typed"))
         except Refused as reason:
             refused.append((position, str(reason)))
         else:
             kept.append(position)
     table = pa.Table.from_pylist(good, schema=row.arrow_schema())
     return Checked(table=table, kept=np.array(kept, dtype="int64") if refused else None, refused=refused)
-
-
-def attributes(row: RowType, value: Any) -> Any:
-    """An instance of the row type as a mapping; anything else as it is."""
-    if not isinstance(value, row.cls) or row.style == "typeddict":
-        return value
-    return {c.name: plain_value(getattr(value, c.name)) for c in row.columns}
-
-
-def plain_value(value: Any) -> Any:
-    """Nested instances as mappings and enum members as their values, to any depth."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, list | tuple):
-        return [plain_value(v) for v in value]
-    if hasattr(value, "__pydantic_fields__"):
-        return {name: plain_value(getattr(value, name)) for name in type(value).__pydantic_fields__}
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain_value(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value

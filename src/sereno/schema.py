@@ -157,8 +157,8 @@ def row_type(cls: type) -> RowType:
 def _fields(cls: type) -> tuple[Literal["typeddict", "dataclass", "pydantic"], list[tuple[str, Any, Any]]]:
     if not isinstance(cls, type):
         raise RowTypeError(f"{cls!r} is no row type. Write a TypedDict, a dataclass or a pydantic model.")
-    if hasattr(cls, "__pydantic_fields__") and hasattr(cls, "__pydantic_decorators__"):
-        return "pydantic", _pydantic_fields(cls)
+    if _is_pydantic(cls):
+        return "dataclass" if dataclasses.is_dataclass(cls) else "pydantic", _pydantic_fields(cls)
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
@@ -166,16 +166,23 @@ def _fields(cls: type) -> tuple[Literal["typeddict", "dataclass", "pydantic"], l
             f"Row type {cls.__name__}: {error}. Import the name at the top of the file, outside functions and "
             "`if TYPE_CHECKING`: annotations are read when the file is loaded."
         ) from error
-    if typing.is_typeddict(cls):
+    if _is_typeddict(cls):
         optional: frozenset[str] = getattr(cls, "__optional_keys__", frozenset())
-        for name in hints:
-            if name in optional:
+        for name, hint in hints.items():
+            # the hint counts: `from __future__ import annotations` hides it from the class
+            said = typing.get_origin(hint)
+            if said is typing.NotRequired or (name in optional and said is not typing.Required):
                 raise RowTypeError(
                     f"{cls.__name__}.{name} may be left out (NotRequired or total=False), but a column cannot be "
                     f"absent in one row only. Write `{name}: X | None`, or a dataclass with a default."
                 )
         return "typeddict", [(name, hint, ABSENT) for name, hint in hints.items()]
     if dataclasses.is_dataclass(cls):
+        if hasattr(cls, "__post_init__"):
+            raise RowTypeError(
+                f"{cls.__name__} has `__post_init__`, which cannot be enforced on a column. "
+                "Write the rule with annotated_types in Annotated (Ge, Le, MinLen, …), or check it in `predict`."
+            )
         fields = []
         for field in dataclasses.fields(cls):
             default: Any = ABSENT
@@ -199,6 +206,10 @@ def _pydantic_fields(cls: Any) -> list[tuple[str, Any, Any]]:
                 f"{cls.__name__} has the validator `{name}`, which cannot be enforced on a column. "
                 "Write the rule with annotated_types in Annotated (Ge, Le, MinLen, …), or check it in `predict`."
             )
+    config = getattr(cls, "model_config", {})
+    for option in ("str_strip_whitespace", "str_to_lower", "str_to_upper", "str_min_length", "str_max_length"):
+        if config.get(option):
+            raise RowTypeError(f"{cls.__name__} sets {option}, which cannot be enforced on a column. Leave it out.")
     fields = []
     for name, info in cls.__pydantic_fields__.items():
         if info.alias is not None:
@@ -216,7 +227,9 @@ def _column(owner: str, name: str, annotation: Any, default: Any = ABSENT) -> Co
     base = _peel(where, annotation, settings)
     origin = typing.get_origin(base)
     if origin is Literal:
-        settings |= _choices(where, typing.get_args(base))
+        choices = typing.get_args(base)
+        settings |= _choices(where, tuple(c for c in choices if c is not None))
+        settings["nullable"] = settings.get("nullable", False) or None in choices
     elif isinstance(base, type) and issubclass(base, enum.Enum):
         settings |= _choices(where, tuple(member.value for member in base))
         settings["enum"] = base
@@ -225,16 +238,12 @@ def _column(owner: str, name: str, annotation: Any, default: Any = ABSENT) -> Co
     elif origin is list:
         settings["kind"] = "list"
         settings["item"] = _column(owner, f"{name}[]", typing.get_args(base)[0])
-    elif isinstance(base, type) and (typing.is_typeddict(base) or dataclasses.is_dataclass(base) or _is_pydantic(base)):
+    elif isinstance(base, type) and (_is_typeddict(base) or dataclasses.is_dataclass(base) or _is_pydantic(base)):
         settings["kind"] = "row"
         settings["row"] = row_type(base)
     else:
         raise RowTypeError(f"{where}: {_shown(base)} cannot be a column. {_instead(base)}")
-    if default is not ABSENT:
-        settings["default"] = default.value if isinstance(default, enum.Enum) else default
-    column = Column(**settings)
-    _consistent(where, column)
-    return column
+    return _consistent(where, Column(**settings), default)
 
 
 def _peel(where: str, annotation: Any, settings: dict[str, Any]) -> Any:
@@ -245,8 +254,12 @@ def _peel(where: str, annotation: Any, settings: dict[str, Any]) -> Any:
             annotation, *metadata = typing.get_args(annotation)
             for item in metadata:
                 _note(where, item, settings)
-        elif origin in (typing.Required, typing.NotRequired):
+        elif origin is typing.Required:
             annotation = typing.get_args(annotation)[0]
+        elif hasattr(annotation, "__supertype__"):  # NewType
+            annotation = annotation.__supertype__
+        elif hasattr(annotation, "__value__"):  # type X = …
+            annotation = annotation.__value__
         elif origin in (typing.Union, types.UnionType):
             some = [a for a in typing.get_args(annotation) if a is not type(None)]
             if len(some) != 1 or len(some) == len(typing.get_args(annotation)):
@@ -266,6 +279,8 @@ BOUNDS = {at.Ge: "ge", at.Gt: "gt", at.Le: "le", at.Lt: "lt", at.MultipleOf: "mu
 def _note(where: str, item: Any, settings: dict[str, Any]) -> None:
     """Take down one object of Annotated's metadata."""
     if isinstance(item, Role):
+        if "[]" in where:
+            raise RowTypeError(f"{where}: only a column of its own is a key or fetched, not what a list holds.")
         settings["role"] = item.name
     elif isinstance(item, Digits):
         settings |= {"precision": item.precision, "scale": item.scale}
@@ -285,8 +300,8 @@ def _note(where: str, item: Any, settings: dict[str, Any]) -> None:
     elif type(item).__name__.lstrip("_") == "PydanticGeneralMetadata":
         for name, value in vars(item).items():
             _general(where, name, value, settings)
-    elif isinstance(item, str) or type(item).__name__ in ("DocInfo", "Doc"):
-        pass  # a description, which restricts nothing
+    elif item is None or isinstance(item, str) or type(item).__name__ in ("Doc", "DocInfo", "Unit"):
+        pass  # a description, which restricts nothing; pydantic's conint() and the like leave None
     else:
         raise RowTypeError(
             f"{where}: {item!r} cannot be enforced on a column. Valid are Ge, Gt, Le, Lt, Interval, MultipleOf, MinLen, "
@@ -310,9 +325,20 @@ def _choices(where: str, values: tuple[Any, ...]) -> dict[str, Any]:
     return {"kind": KINDS[kinds.pop()], "choices": values}
 
 
-def _consistent(where: str, column: Column) -> None:
-    """Refuse rules that do not fit the column's kind."""
+def _consistent(where: str, column: Column, default: Any) -> Column:
+    """The column with bounds and default as its kind has them. Raises RowTypeError for rules that do not fit the kind."""
+    from sereno.values import Refused, admit, matches, plain_value
+
+    def fitting(what: str, value: Any, like: Column) -> Any:
+        try:
+            return admit(like, plain_value(value))
+        except Refused as reason:
+            said = str(reason).removeprefix(f"{like.name}: ")
+            raise RowTypeError(f"{where}: the {what} {value!r} does not fit: it {said}.") from None
+
     ordered = column.kind in ("int", "float", "date", "datetime", "decimal") and not column.choices
+    plain = Column(name=column.name, kind=column.kind, precision=38, scale=column.scale)
+    changes: dict[str, Any] = {}
     for name in ("ge", "gt", "le", "lt"):
         bound = getattr(column, name)
         if bound is None:
@@ -321,31 +347,54 @@ def _consistent(where: str, column: Column) -> None:
             raise RowTypeError(
                 f"{where}: a bound ({name.capitalize()}) needs numbers, dates or decimals, not {column.kind}."
             )
-        if column.kind == "datetime" and (not isinstance(bound, datetime) or bound.tzinfo is None):
-            raise RowTypeError(f"{where}: the bound {bound!r} must be a datetime with a time zone.")
-    if column.multiple_of is not None and column.kind != "int":
-        raise RowTypeError(f"{where}: MultipleOf is checked on whole numbers only; floats have no exact multiples.")
+        if column.kind == "decimal" and isinstance(bound, float):
+            bound = Decimal(repr(bound))
+        changes[name] = fitting("bound", bound, plain)
+    for choice in column.choices:
+        fitting("choice", choice, plain)
+    if column.multiple_of is not None:
+        if column.kind != "int":
+            raise RowTypeError(f"{where}: MultipleOf is checked on whole numbers only; floats have no exact multiples.")
+        changes["multiple_of"] = fitting("factor", column.multiple_of, Column(name=column.name, kind="int", ge=1))
     sized = column.kind in ("str", "list")
     if (column.min_length is not None or column.max_length is not None) and not sized:
         raise RowTypeError(f"{where}: a length needs text or a list, not {column.kind}.")
-    if column.pattern is not None and column.kind != "str":
-        raise RowTypeError(f"{where}: a pattern needs text, not {column.kind}.")
-    if column.kind == "decimal" and not 0 < column.precision <= 38:
+    if column.pattern is not None:
+        if column.kind != "str":
+            raise RowTypeError(f"{where}: a pattern needs text, not {column.kind}.")
+        try:
+            matches(column.pattern, "")
+        except ValueError as error:
+            raise RowTypeError(
+                f"{where}: the pattern {column.pattern!r} is not RE2, which has no look-around and no back-references: "
+                f"{error}."
+            ) from None
+    if column.kind == "decimal" and not max(column.scale, 1) <= column.precision <= 38:
         raise RowTypeError(
-            f"{where}: a Decimal needs its precision (1 to 38) and scale. Write "
+            f"{where}: a Decimal needs its precision (1 to 38 digits in all) and scale (how many of them). Write "
             "`Annotated[Decimal, Digits(12, 2)]` with `from sereno import Digits`, or pydantic's "
             "`Field(max_digits=12, decimal_places=2)`."
         )
     if column.role == "key" and (column.nullable or column.kind not in ("int", "str", "date")):
         raise RowTypeError(f"{where}: a key is int, str or date and never null; this is {_words(column)}.")
-    if column.default is not ABSENT and column.role == "key":
-        raise RowTypeError(f"{where}: a key has no default; two rows without it would be one.")
-    if column.default is None and not column.nullable:
+    if column.row is not None and any(c.role != "feature" for c in column.row.columns):
+        raise RowTypeError(f"{where}: {column.row.name} is nested here, where nothing is a key or fetched.")
+    if default is None and not column.nullable:
         raise RowTypeError(f"{where}: the default is None, so the type must allow it. Write `{column.kind} | None`.")
+    column = dataclasses.replace(column, **changes)
+    if default is ABSENT:
+        return column
+    if column.role == "key":
+        raise RowTypeError(f"{where}: a key has no default; two rows without it would be one.")
+    return dataclasses.replace(column, default=fitting("default", default, column))
+
+
+def _is_typeddict(cls: type) -> bool:
+    return hasattr(cls, "__required_keys__")  # also that of typing_extensions, which pydantic asks for before 3.12
 
 
 def _is_pydantic(cls: type) -> bool:
-    return hasattr(cls, "__pydantic_fields__")
+    return hasattr(cls, "__pydantic_fields__") and hasattr(cls, "__pydantic_decorators__")
 
 
 def _is_pydantic_field(item: Any) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, date, datetime
-from decimal import Context, Decimal, InvalidOperation
+from decimal import Context, Decimal
 from enum import Enum
 from typing import Any, Literal
 
@@ -32,13 +32,15 @@ DATETIME_TEXT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6}0*)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})",
     re.ASCII,
 )
+BLANKS = " \t\n\r\v\f"
+EXACT_DIGITS = 15  # a decimal of so many digits becomes a float and is the same decimal again
 NOUNS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
     "str": "text",
     "date": "a date (YYYY-MM-DD)",
-    "datetime": "a date and time with a time zone (2026-05-01T00:00:00Z)",
+    "datetime": "a date and time with a time zone, to the microsecond (2026-05-01T00:00:00Z)",
     "decimal": "a decimal number",
     "list": "a list",
     "row": "an object",
@@ -73,13 +75,13 @@ def admit_row(row: RowType, value: Any, door: Door) -> dict[str, Any]:
 def _admit(column: Column, where: str, value: Any, door: Door, reasons: list[str]) -> Any:
     if isinstance(value, Enum):
         value = value.value
-    if value is None or (column.kind == "float" and isinstance(value, float) and math.isnan(value)):
+    if _is_missing(column, value, door):
         if not column.nullable:
             reasons.append(f"{where}: is missing (null)")
         return None
     try:
         admitted = _convert(column, value, door)
-    except (ValueError, OverflowError, InvalidOperation, Refused) as error:
+    except (ValueError, ArithmeticError, Refused) as error:
         detail = f": {error}" if isinstance(error, Refused) and str(error) else ""
         reasons.append(f"{where}: must be {NOUNS[column.kind]}{detail}")
         return None
@@ -94,6 +96,12 @@ def _admit(column: Column, where: str, value: Any, door: Door, reasons: list[str
         assert column.row is not None
         admitted = _admit_fields(column.row, f"{where}.", admitted, door, reasons)
     return admitted
+
+
+def _is_missing(column: Column, value: Any, door: Door) -> bool:
+    if door == "text" and isinstance(value, str):  # an empty field of a CSV file; in a text column it is one in quotes
+        return column.kind != "str" and not value.strip(BLANKS)
+    return value is None or (column.kind in ("int", "float") and isinstance(value, float) and math.isnan(value))
 
 
 def _admit_fields(row: RowType, prefix: str, value: Any, door: Door, reasons: list[str]) -> dict[str, Any]:
@@ -116,13 +124,17 @@ def _convert(column: Column, value: Any, door: Door) -> Any:
     """The table of coercions. Raises Refused or ValueError where the value is none of the column's kind."""
     if door == "text":
         if column.kind != "str":
-            value = _from_text(column, value.strip())
+            value = _from_text(column, value.strip(BLANKS))
     elif door == "json" and isinstance(value, str) and column.kind in ("date", "datetime", "decimal"):
         value = _from_text(column, value)
     match column.kind:
         case "int":
-            if isinstance(value, float | Decimal) and value == int(value):  # int(inf) raises OverflowError
-                value = int(value)
+            if isinstance(value, float | Decimal):
+                # the size comes first: int(Decimal("1e999999")) would fill the memory
+                if not INT64.start <= value < INT64.stop:
+                    raise Refused("it is beyond 64 bits")
+                if value == int(value):
+                    value = int(value)
             if type(value) is int:
                 if value not in INT64:
                     raise Refused("it is beyond 64 bits")
@@ -133,6 +145,8 @@ def _convert(column: Column, value: Any, door: Door) -> Any:
                     raise Refused("a float cannot hold it exactly")
                 return float(value)
             if isinstance(value, Decimal):
+                if len(value.normalize(WIDE).as_tuple().digits) > EXACT_DIGITS:
+                    raise Refused("a float cannot hold it exactly")
                 value = float(value)
             if isinstance(value, float):
                 if not math.isfinite(value):
@@ -156,6 +170,8 @@ def _convert(column: Column, value: Any, door: Door) -> Any:
             if isinstance(value, datetime):
                 if value.tzinfo is None:
                     raise Refused("it has no time zone")
+                if getattr(value, "nanosecond", 0):  # pandas' Timestamp
+                    raise Refused("it has nanoseconds")
                 return value.astimezone(UTC)
         case "decimal":
             return _decimal(column, value, door)
@@ -200,6 +216,8 @@ def _decimal(column: Column, value: Any, door: Door) -> Decimal:
         value = Decimal(value)
     elif isinstance(value, float) and door == "json":
         value = Decimal(repr(value))  # the shortest text of the number, which is what stood in the JSON
+        if len(value.as_tuple().digits) > EXACT_DIGITS:
+            raise Refused(f"beyond {EXACT_DIGITS} digits, write it as text")
     if not isinstance(value, Decimal):
         raise Refused
     if not value.is_finite():
@@ -210,6 +228,23 @@ def _decimal(column: Column, value: Any, door: Door) -> Decimal:
     if len(scaled.as_tuple().digits) > column.precision:
         raise Refused(f"it has more than {column.precision} digits")
     return scaled
+
+
+def plain_value(value: Any) -> Any:
+    """Python's own value: of an enum's member, a nested row, or what numpy and pandas have for one; to any depth."""
+    if isinstance(value, Enum):
+        return plain_value(value.value)
+    if isinstance(value, dict):
+        return {name: plain_value(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(v) for v in value]
+    fields = getattr(value, "__pydantic_fields__", None) or getattr(value, "__dataclass_fields__", None)
+    if fields is not None:
+        return {name: plain_value(getattr(value, name)) for name in fields if hasattr(value, name)}
+    module, name = type(value).__module__, type(value).__name__
+    if module == "numpy" and value.dtype.kind not in "mM":  # times would become numbers
+        return value.tolist()
+    return None if module.startswith("pandas.") and name in ("NAType", "NaTType") else value
 
 
 def _broken_rules(column: Column, value: Any) -> list[str]:
@@ -235,7 +270,7 @@ def _broken_rules(column: Column, value: Any) -> list[str]:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether the pattern is found in the text; by RE2, as on whole columns, whose syntax Python's `re` does not share."""
+    """Whether the pattern is found in the text; by RE2 as on whole columns, since Python's `re` has another syntax."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
