@@ -98,27 +98,6 @@ class CheckReport:
                 shown["difference"]["worst"] = None
         return {"ok": self.ok, **plain}
 
-    def lines(self) -> list[str]:
-        """As text for a terminal."""
-        lines = [f"{self.model}: {self.origin}"]
-        if self.outcomes:
-            lines += [f"{self.rows} scored in one batch, and compared with the same rows", ""]
-        for outcome in self.outcomes:
-            lines.append(f"  {'passed ' if outcome.passed else 'differs'}  {outcome.name}")
-            lines += [f"           {line}" for line in _told(outcome)]
-        for finding in self.findings:
-            lines += ["", f"{finding.level}: {finding.text}", *(f"  {line}" for line in finding.details)]
-        lines += ["", self._verdict()]
-        return lines
-
-    def _verdict(self) -> str:
-        if not self.ok:
-            return f"{self.model} does not pass."
-        return (
-            f"{self.model} passes: floats agree to {self.tolerance:g} of their size (near 0, of the column's median size), "
-            "all else exactly."
-        )
-
 
 def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200) -> CheckReport:
     """Load the model and test it on a sample of its source, or on made-up rows where there is none.
@@ -402,6 +381,29 @@ def _shown(value: Any) -> str:
 
 
 # Telling
+
+
+def render(report: CheckReport) -> list[str]:
+    """The report as lines for a terminal."""
+    lines = [f"{report.model}: {report.origin}"]
+    if report.outcomes:
+        lines += [f"{report.rows} scored in one batch, and compared with the same rows", ""]
+    for outcome in report.outcomes:
+        lines.append(f"  {'passed ' if outcome.passed else 'differs'}  {outcome.name}")
+        lines += [f"           {line}" for line in _told(outcome)]
+    for finding in report.findings:
+        lines += ["", f"{finding.level}: {finding.text}", *(f"  {line}" for line in finding.details)]
+    lines += ["", _verdict(report)]
+    return lines
+
+
+def _verdict(report: CheckReport) -> str:
+    if not report.ok:
+        return f"{report.model} does not pass."
+    return (
+        f"{report.model} passes: floats agree to {report.tolerance:g} of their size (near 0, of the column's median size), "
+        "all else exactly."
+    )
 
 
 def _told(outcome: Outcome) -> list[str]:

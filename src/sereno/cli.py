@@ -299,9 +299,10 @@ def _run_batch(options: argparse.Namespace) -> int:
 
     if options.source is not None:
         options.source = _from_here(options.source)
-    model, settings = _model(options)
-    with _watching(options) as watcher:
-        report = run(model, settings, when=options.date, force=options.force, watcher=watcher)
+    with _ahead(options) as ahead:
+        model, settings = _model(options)
+        with _watching(options) as watcher:
+            report = run(model, settings, when=options.date, force=options.force, watcher=watcher, ahead=ahead)
     if options.json:
         _print(report.to_json().decode())
     elif report.state == "nothing":
@@ -309,6 +310,23 @@ def _run_batch(options: argparse.Namespace) -> int:
     else:
         _print("\n".join(run_lines(report)))
     return HELD if report.state == "held" else DONE
+
+
+@contextlib.contextmanager
+def _ahead(options: argparse.Namespace) -> Iterator[Any]:
+    """A second worker that imports what the model file imports while this process does; none where that is for nothing."""
+    from sereno.adapters.local import Ahead, cores
+
+    if options.model_itself is not None:
+        yield None
+        return
+    file = _model_file(options)
+    workers = _settings(options, file).workers or cores()
+    if workers == 1 or not file.is_file():
+        yield None
+        return
+    with Ahead(file.resolve(), workers) as ahead:
+        yield ahead
 
 
 def _from_here(source: str) -> str:

@@ -6,6 +6,7 @@ import math
 import random
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -151,7 +152,7 @@ def _values(owner: str, column: Column, rows: int, rng: random.Random) -> list[A
     """A column's values: each edge once in a random place, the rest drawn from edges and from between them."""
     if column.role == "key":
         return _keys(owner, column, rows)
-    edges = _edges(owner, column, rng)
+    edges = _edges(owner, column)
     values: list[Any] = edges[:rows]
     between = [v for v in edges if v is not None] if column.kind in ("int", "float") and not column.choices else []
     while len(values) < rows:
@@ -162,7 +163,7 @@ def _values(owner: str, column: Column, rows: int, rng: random.Random) -> list[A
 
 def _keys(owner: str, column: Column, rows: int) -> list[Any]:
     """Values that differ, as long as there are enough of them."""
-    edges = _edges(owner, column, random.Random(0))
+    edges = _edges(owner, column)
     if column.choices:
         found = edges
     elif column.kind == "int":
@@ -184,8 +185,8 @@ def _between(column: Column, edges: list[Any], rng: random.Random) -> Any:
     return next(iter(_admitted(column, [value])), None) if not column.multiple_of else rng.choice(edges)
 
 
-def _edges(owner: str, column: Column, rng: random.Random) -> list[Any]:
-    found = _admitted(column, _candidates(owner, column, rng))
+def _edges(owner: str, column: Column) -> list[Any]:
+    found = _admitted(column, _candidates(owner, column))
     if not found:
         raise ModelFileError(
             f"{owner}.{column.name}: no value of this column can be made up"
@@ -208,7 +209,7 @@ def _admitted(column: Column, candidates: list[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _candidates(owner: str, column: Column, rng: random.Random) -> list[Any]:
+def _candidates(owner: str, column: Column) -> list[Any]:
     """Values worth trying; which of them fit is for `admit` to say."""
     if column.choices:
         return list(column.choices)
@@ -222,29 +223,36 @@ def _candidates(owner: str, column: Column, rng: random.Random) -> list[Any]:
                 n // step * step + s for n in [*near, 0, 1, -1, 2, 17, 1000, *far] for s in (0, step)[: 1 + (step > 1)]
             ]
         case "float":
-            near = [x for b in map(float, bounds) for x in (b, np.nextafter(b, np.inf), np.nextafter(b, -np.inf))]
-            middle = [(a + b) / 2 for a in bounds for b in bounds]
-            return [
-                float(x) for x in [*near, 0, 1, -1, 0.5, 100.25, *middle, *(b + d for b in bounds for d in (-100, 100))]
+            ends = [float(b) for b in bounds]
+            inside = [
+                math.nextafter(float(b), to)
+                for b, to in ((column.gt, math.inf), (column.lt, -math.inf))
+                if b is not None
             ]
+            middle = [(a + b) / 2 for a in ends for b in ends]
+            return [*ends, *inside, 0.0, 1.0, -1.0, 0.5, 100.25, *middle, *(b + d for b in ends for d in (-100, 100))]
         case "bool":
             return [False, True]
         case "str":
             return _texts(column)
         case "date":
-            days = [b + timedelta(days=d) for b in bounds for d in (-1, 0, 1)]
-            return [*days, date(2024, 2, 29), date(1970, 1, 1), date(1969, 12, 31), date(2026, 5, 1)]
+            return [
+                *_moved(bounds, timedelta(days=1)),
+                date(2024, 2, 29),
+                date(1970, 1, 1),
+                date(1969, 12, 31),
+                date(2026, 5, 1),
+            ]
         case "datetime":
-            tick = timedelta(microseconds=1)
-            moments = [b + d for b in bounds for d in (-tick, 0 * tick, tick)]
-            return [*moments, datetime(2024, 2, 29, 23, 59, 59, 999_999, UTC), datetime(1970, 1, 1, tzinfo=UTC)]
+            moments = [datetime(2024, 2, 29, 23, 59, 59, 999_999, UTC), datetime(1970, 1, 1, tzinfo=UTC)]
+            return [*_moved(bounds, timedelta(microseconds=1)), *moments]
         case "decimal":
             last = Decimal(1).scaleb(-column.scale)  # its last digit
             close = [Decimal(b) + d for b in bounds for d in (-last, 0, last)]
             return [*close, Decimal(0), last, Decimal(1), Decimal(100) + last, -last]
         case "list":
             assert column.item is not None
-            items = _edges(owner, column.item, rng)
+            items = _edges(owner, column.item)
             lengths = {column.min_length or 0, min(column.max_length or 3, 100), (column.min_length or 0) + 1, 2}
             return [
                 [items[(i + j) % len(items)] for j in range(n)]
@@ -253,9 +261,20 @@ def _candidates(owner: str, column: Column, rng: random.Random) -> list[Any]:
             ]
         case "row":
             assert column.row is not None
-            fields = {c.name: _edges(f"{owner}.{column.name}", c, rng) for c in column.row.columns}
+            fields = {c.name: _edges(f"{owner}.{column.name}", c) for c in column.row.columns}
             most = max(len(v) for v in fields.values())
             return [{name: v[i % len(v)] for name, v in fields.items()} for i in range(most)]
+
+
+def _moved(bounds: list[Any], step: timedelta) -> list[Any]:
+    """Each bound, and a step before and after it, where the calendar goes that far."""
+    found = list(bounds)
+    for bound in bounds:
+        with suppress(OverflowError):
+            found.append(bound + step)
+        with suppress(OverflowError):
+            found.append(bound - step)
+    return found
 
 
 def _texts(column: Column) -> list[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".gz": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 VALID = "Parquet (.parquet), CSV (.csv, .csv.gz), JSON lines (.jsonl, .ndjson), or a Delta table"
+READ_ROWS, READ_BYTES = 131_072, 32 << 20  # of a Parquet file at once
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -94,7 +95,7 @@ def read_piece(piece: Piece, row: RowType, batch_rows: int) -> Iterator[pa.Recor
     groups = list(range(file.num_row_groups)) if piece.row_groups is None else list(piece.row_groups)
     constants = {n: t for n, t in piece.partition.items() if n in names and n not in there}
     batches = file.iter_batches(
-        batch_size=batch_rows, row_groups=groups, columns=[n for n in names if n in there], use_threads=False
+        batch_size=_read_rows(file, batch_rows), row_groups=groups, columns=[n for n in names if n in there], use_threads=False
     )
     while True:
         try:
@@ -106,7 +107,17 @@ def read_piece(piece: Piece, row: RowType, batch_rows: int) -> Iterator[pa.Recor
             ) from error
         if batch is None:
             return
-        yield with_constants(batch, row, constants, piece) if constants else batch
+        whole = with_constants(batch, row, constants, piece) if constants else batch
+        for start in range(0, whole.num_rows, batch_rows):
+            yield whole.slice(start, batch_rows)
+
+
+def _read_rows(file: pq.ParquetFile, batch_rows: int) -> int:
+    """Rows read at once: a long stretch decodes faster than several short ones, as long as it stays under READ_BYTES."""
+    metadata = file.metadata
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    fits = READ_BYTES * metadata.num_rows // max(size, 1)
+    return int(max(batch_rows, min(fits, READ_ROWS)))
 
 
 def with_constants(

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -53,9 +54,10 @@ class Answer(msgspec.Struct):
 class LocalExecutor:
     """`workers` processes on this machine, this one among them."""
 
-    def __init__(self, workers: int, load: Callable[[], Scorer]) -> None:
+    def __init__(self, workers: int, load: Callable[[], Scorer], ahead: Ahead | None = None) -> None:
         self._workers = workers
         self._load = load
+        self._ahead = ahead
 
     def map(self, job: Job, tasks: Iterable[Task], progress: Callable[[int], None]) -> Iterator[TaskResult]:
         """See interfaces.Executor. A single task stays in this process and may use every core."""
@@ -69,7 +71,7 @@ class LocalExecutor:
                 for task in _chain(first, drawn):
                     yield score_task(job, task, scorer, progress)
             return
-        with _Lanes(job, self._workers, self._load, progress) as lanes:
+        with _Lanes(job, self._workers, self._load, progress, self._ahead) as lanes:
             yield from lanes.run(_chain(first, second, drawn))
 
 
@@ -86,6 +88,7 @@ class _Lanes:
     workers: int
     load: Callable[[], Scorer]
     progress: Callable[[int], None]
+    ahead: Ahead | None
     waiting: queue.Queue[Task | None] = field(default_factory=queue.Queue)
     done: queue.Queue[TaskResult | BaseException] = field(default_factory=queue.Queue)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -93,7 +96,13 @@ class _Lanes:
 
     def __enter__(self) -> _Lanes:
         for _ in range(self.workers - 1):
-            self._start(self._feed_process, *start_worker(self.job, self.processes))
+            process, connection = (
+                self.ahead.take() if self.ahead else start_worker(self.job.model_file, self.job.threads)
+            )
+            self.ahead = None
+            self.processes.append(process)
+            connection.send_bytes(msgspec.msgpack.encode(Request(job=self.job)))
+            self._start(self._feed_process, process, connection)
         self._start(self._score_here)
         return self
 
@@ -170,23 +179,49 @@ def _died(process: subprocess.Popen[bytes], task: Task) -> str:
     )
 
 
-def start_worker(job: Job, processes: list[subprocess.Popen[bytes]]) -> tuple[subprocess.Popen[bytes], Connection]:
+def start_worker(model_file: str, threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A new process, which reads the model file at once and then waits for its job."""
     ours, theirs = socket.socketpair()
     environment = dict(os.environ)
     for name in THREAD_VARIABLES:
-        environment.setdefault(name, str(job.threads))
+        environment.setdefault(name, str(threads))
     process = subprocess.Popen(
-        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno())],
+        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno()), model_file],
         pass_fds=[theirs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
     )
     theirs.close()
-    processes.append(process)
-    connection = Connection(ours.detach())
-    connection.send_bytes(msgspec.msgpack.encode(Request(job=job)))
-    return process, connection
+    return process, Connection(ours.detach())
+
+
+class Ahead:
+    """One worker, started before anybody knows whether it is needed: it imports while this process imports.
+
+    That is half of what a run on two cores takes to start. A run that turns out to be one task lets it go.
+    """
+
+    def __init__(self, model_file: Path, workers: int) -> None:
+        self._worker = start_worker(str(model_file), max(1, cores() // workers)) if workers > 1 else None
+
+    def take(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        assert self._worker is not None
+        worker, self._worker = self._worker, None
+        return worker
+
+    def __bool__(self) -> bool:
+        return self._worker is not None
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._worker is not None:
+            process, connection = self._worker
+            connection.close()
+            process.kill()
+            process.wait()
 
 
 def _has_descriptor(stream: Any) -> bool:

@@ -1,6 +1,7 @@
-"""A worker of the local executor: `python -m sereno.adapters.worker DESCRIPTOR`. Not for people.
+"""A worker of the local executor: `python -m sereno.adapters.worker DESCRIPTOR MODEL_FILE`. Not for people.
 
-It inherits one end of a socket pair, reads the job, loads the model, and scores tasks until the other end closes.
+It inherits one end of a socket pair, reads the model file, waits for the job, loads the model, and scores tasks until
+the other end closes.
 """
 
 from __future__ import annotations
@@ -15,29 +16,31 @@ from sereno.adapters.local import Answer, Request, error_answer, loaded_with
 from sereno.batch.tasks import Job, score_task
 from sereno.config import Settings, Value
 from sereno.loader import load_model
+from sereno.model import Model
 from sereno.scoring import Scorer, open_scorer
 
 
-def load_for(job: Job) -> Scorer:
+def load_for(job: Job, model: Model) -> Scorer:
     """The job's model, loaded in this process."""
     settings = Settings(
         home=Path(job.home),
         secrets_folder=Path(job.secrets_folder),
         values={name: Value(value=value, base=Path(base)) for name, (value, base) in job.values.items()},
     )
-    return open_scorer(load_model(Path(job.model_file)), settings)
+    return open_scorer(model, settings)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, model_file: str) -> None:
     connection = Connection(descriptor)
 
     def send(answer: Answer) -> None:
         connection.send_bytes(msgspec.msgpack.encode(answer))
 
     try:
+        model = load_model(Path(model_file))
         job = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).job
         assert job is not None
-        with loaded_with(job.threads, lambda: load_for(job)) as scorer:
+        with loaded_with(job.threads, lambda: load_for(job, model)) as scorer:
             while True:
                 task = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).task
                 assert task is not None
@@ -50,4 +53,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

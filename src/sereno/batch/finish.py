@@ -145,7 +145,7 @@ def _without(model: Model, result: TaskResult, dropped: Sequence[Dropped], folde
     path = folder / f"{Path(result.part.path).stem}-unique.parquet"
     with told("A part without its duplicates could not be written"):
         folder.mkdir(parents=True, exist_ok=True)
-        with open_part(path, table.schema) as writer:
+        with open_part(path, table.schema, len(model.inputs.keys)) as writer:
             writer.write_table(table)
         fsync(path)
     part = WrittenPart(

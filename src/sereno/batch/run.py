@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from sereno.adapters.exports import make_export
-from sereno.adapters.local import LocalExecutor, cores
+from sereno.adapters.local import Ahead, LocalExecutor, cores
 from sereno.batch.attempts import Attempts, Report
 from sereno.batch.finish import Outcome, digest, finish
 from sereno.batch.gates import Gate, judge
@@ -113,10 +113,12 @@ def run(
     force: bool = False,
     now: datetime | None = None,
     watcher: Watcher | None = None,
+    ahead: Ahead | None = None,
 ) -> Report:
     """One run of an interval (by default the last one that ended). The report's state is published, held or nothing.
 
     `force` scores and publishes again even where a no-op, an older data date or a withdrawn revision would stop it.
+    `ahead` is a worker that was started before the model file was read.
     Raises SerenoError; the report of the failed attempt stays, and so do its finished tasks.
     """
     if model.file is None:
@@ -129,15 +131,22 @@ def run(
         else last_interval(chosen.schedule, chosen.time_zone, moment)
     )
     home = Home(settings, model.name, chosen)
-    return _Run(model, settings, home, interval, force, watcher or Silent()).go()
+    return _Run(model, settings, home, interval, force, watcher or Silent(), ahead).go()
 
 
 class _Run:
     def __init__(
-        self, model: Model, settings: Settings, home: Home, interval: Interval, force: bool, watcher: Watcher
+        self,
+        model: Model,
+        settings: Settings,
+        home: Home,
+        interval: Interval,
+        force: bool,
+        watcher: Watcher,
+        ahead: Ahead | None,
     ) -> None:
         self.model, self.settings, self.home, self.interval = model, settings, home, interval
-        self.force, self.watcher = force, watcher
+        self.force, self.watcher, self.ahead = force, watcher, ahead
         self.chosen = home.chosen
         self.workers = settings.workers or cores()
 
@@ -271,7 +280,7 @@ class _Run:
                     report.resumed_tasks += 1
                     self.watcher.rows(known.rows_in)
 
-        executor = LocalExecutor(self.workers, lambda: open_scorer(self.model, self.settings))
+        executor = LocalExecutor(self.workers, lambda: open_scorer(self.model, self.settings), self.ahead)
         for result in executor.map(job, unfinished(), self.watcher.rows):
             results[result.index] = result
         report.tasks = len(tasks)

@@ -278,15 +278,15 @@ class PartWriter:
         self._waiting, self._waiting_rows = [], 0
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = open_part(self._path, self._schema)
+            self._writer = open_part(self._path, self._schema, self._key_count)
         self._writer.write_table(table, row_group_size=ROW_GROUP)
         self._hashes.append(hash_keys(table.select(range(self._key_count))))
 
 
-def open_part(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    floats = [f.name for f in schema if pa.types.is_floating(f.type)]
-    # a dictionary of floats that all differ is built for nothing
-    dictionary = [f.name for f in schema if f.name not in floats]
+def open_part(path: Path, schema: pa.Schema, keys: int) -> pq.ParquetWriter:
+    """A writer of parts, whose first `keys` columns are the keys."""
+    # a dictionary of values that all differ, as keys and scores do, is built for nothing: it took most of the time
+    dictionary = [f.name for f in list(schema)[keys:] if not pa.types.is_floating(f.type)]
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary)
 
 
