@@ -299,9 +299,11 @@ def _run_batch(options: argparse.Namespace) -> int:
 
     if options.source is not None:
         options.source = _from_here(options.source)
+    from sereno.progress import Shown
+
     with _ahead(options) as ahead:
         model, settings = _model(options)
-        with _watching(options) as watcher:
+        with Shown() as watcher:
             report = run(model, settings, when=options.date, force=options.force, watcher=watcher, ahead=ahead)
     if options.json:
         _print(report.to_json().decode())
@@ -433,19 +435,6 @@ def _who() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
-
-
-@contextlib.contextmanager
-def _watching(options: argparse.Namespace) -> Iterator[Any]:
-    from sereno.batch.run import Silent
-
-    if options.json or not sys.stderr.isatty():
-        yield Silent()
-        return
-    from sereno.progress import Bar
-
-    with Bar() as bar:
-        yield bar
 
 
 def _output(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:

@@ -28,7 +28,10 @@ class Executor(Protocol):
 class Export(Protocol):
     """A copy of what is published, in a form that other systems read."""
 
-    name: str  # as in the setting `exports`, without secrets: "parquet", "postgresql://bank/offers"
+    @property
+    def name(self) -> str:
+        """As in the setting `exports`, without secrets: "parquet", "postgresql://bank/offers"."""
+        ...
 
     def follow(self, served: Sequence[Snapshot], keep: frozenset[int]) -> bool:
         """Make the outside show exactly the served snapshots, atomically; say whether anything changed.

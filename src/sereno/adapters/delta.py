@@ -137,7 +137,7 @@ def commit(
             )
         else:
             DeltaTable(table, version=expected).create_write_transaction(
-                actions,
+                [*actions],
                 mode="overwrite",
                 schema=Schema.from_arrow(nullable),
                 partition_by=by or None,

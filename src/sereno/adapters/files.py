@@ -13,7 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from sereno.exceptions import InputError, SourceError
-from sereno.schema import RowType
+from sereno.schema import Column, RowType
 from sereno.values import Refused, admit
 
 if TYPE_CHECKING:
@@ -127,8 +127,10 @@ def with_constants(
     columns = {c.name: c for c in row.columns}
     for name, text in constants.items():
         column = columns[name]
+        # bounds and choices are checked later, row by row, so that a row that breaks one is a reject as anywhere else
+        bare = Column(name=name, kind=column.kind, nullable=True, precision=column.precision, scale=column.scale)
         try:
-            value = None if text is None else admit(column, text, "text")
+            value = admit(bare, text, "text")
         except Refused as reason:
             where = f" in {piece.path}" if piece else ""
             raise InputError(f"The folder name {name}={text}{where} does not fit the row type: {reason}.") from None

@@ -97,7 +97,7 @@ class Home:
         if failed:
             raise ExportError(
                 f"Version {state.served[-1].number} is published, but {len(failed)} of its exports could not follow: "
-                f"{' '.join(failed)} The next `sereno run` (also one with nothing to do) tries again."
+                f"{' '.join(failed)}"
             )
         return changed
 
@@ -183,7 +183,6 @@ class _Run:
     def _go(self, state: State) -> None:
         report = self.report
         report.fingerprint = fingerprint(self.model)
-        report.workers = self.workers
         report.source = self.chosen.source or "read"
         self._refuse_older(state)
         with self._stage("plan"):
@@ -284,6 +283,7 @@ class _Run:
         for result in executor.map(job, unfinished(), self.watcher.rows):
             results[result.index] = result
         report.tasks = len(tasks)
+        report.workers = max(1, min(self.workers, len(tasks) - report.resumed_tasks))
         ordered = [results[t.index] for t in tasks]
         for result in ordered:
             for name, seconds in result.seconds.items():
