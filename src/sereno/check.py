@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from sereno.batch.tasks import key_text
-from sereno.exceptions import InputError, OutputError, PredictError, SourceError
+from sereno.exceptions import InputError, OutputError, PredictError, SettingsError, SourceError
 from sereno.model import Model
 from sereno.requirements import differences
 from sereno.rows import JsonRows, encode
@@ -52,6 +52,7 @@ class Finding:
 class Difference:
     """The first row that one arrangement answers otherwise."""
 
+    row: int  # its position in the sample
     key: str
     column: str  # "" where one of the two is a reject
     expected: str  # scored whole
@@ -104,6 +105,10 @@ def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200
 
     Raises SettingsError and ArtifactError, about which no sample could tell more; SourceError where `date` has no data.
     """
+    if rows < 2:
+        raise SettingsError(
+            f"A check of {rows} rows compares nothing. Give --rows 2 or more; without it, 200 are taken."
+        )
     findings = [Finding(level="warning", about="script block", text=text) for text in differences(model.file)]
     try:
         scorer = open_scorer(model, settings)
@@ -247,12 +252,14 @@ class _Reference:
             first = first or (position, *differing[0][:3])
         if first is None:
             return None
-        position, column, expected, found = first
+        position, column, *both = first
+        expected, found = (_shown(v) if column or not isinstance(v, str) else f"a reject ({v})" for v in both)
         return Difference(
+            row=position,
             key=self.key(position),
             column=column,
-            expected=_shown(expected),
-            found=_shown(found),
+            expected=expected,
+            found=found,
             rows=rows,
             worst=worst,
         )
@@ -457,28 +464,15 @@ def _about_outcomes(reference: _Reference, outcomes: list[Outcome]) -> list[Find
     kinds = {o.kind for o in failed}
     cause = next(k for k in CAUSES if k in kinds)
     outcome = next(o for o in failed if o.kind == cause)
-    details = reference.traceback_of(_first_raised(reference, outcome)) if _raised_here(outcome) else []
-    return [
-        Finding(
-            level="problem",
-            about="parity",
-            text=CAUSES[cause],
-            details=(f"First seen {outcome.name}:", *_told(outcome), *details),
-        )
-    ]
+    details = []
+    if outcome.difference and outcome.difference.found.startswith("a reject (predict raised"):
+        details = reference.traceback_of(outcome.difference.row)
+    details = [f"First seen {outcome.name}:", *_told(outcome), *details]
+    return [Finding(level="problem", about="parity", text=CAUSES[cause], details=tuple(details))]
 
 
 def _power_above(worst: float) -> float:
     return float(f"1e{math.ceil(math.log10(worst))}")
-
-
-def _raised_here(outcome: Outcome) -> bool:
-    return outcome.difference is not None and outcome.difference.found.strip("'\"").startswith("predict raised")
-
-
-def _first_raised(reference: _Reference, outcome: Outcome) -> int:
-    assert outcome.difference is not None
-    return next(i for i in range(len(reference.answers)) if reference.key(i) == outcome.difference.key)
 
 
 def _frames(model: Model, error: BaseException | None) -> list[str]:

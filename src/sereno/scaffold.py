@@ -178,9 +178,7 @@ if __name__ == "__main__":
 
 def _origin(data: Path, guesses: Guesses) -> str:
     looked = f"its {guesses.rows:,} rows" if guesses.all_rows else f"its first {guesses.rows:,} rows"
-    return (
-        f"The row type Row was inferred from {_plain(data.name)}, {looked}.\nSee that it is true of tomorrow's data too."
-    )
+    return f"The row type Row was inferred from {_plain(data.name)}, {looked}.\nSee that it is true of tomorrow's data too."
 
 
 def _plain(text: str) -> str:
@@ -222,17 +220,20 @@ def _row_class(guesses: Guesses, nested: list[str]) -> tuple[str, set[str]]:
     fields: list[_Field] = []
     left_out = []
     plain_names = all(_is_plain(name) for name, g in guesses.columns if g.column)
+    annotations = {name: _annotation(g.column, nested, needed) for name, g in guesses.columns if g.column}
+    words = set(re.findall(r"\w+", " ".join(annotations.values())))
     for name, found in guesses.columns:
-        if found.column is None or (found.has_default and not plain_names):
-            why = found.comment if found.column is None else f"{found.comment}, which takes a dataclass and plain names"
-            left_out.append(
-                f"# left out: {_plain(name) or 'a column without a name'}" + (f" ({_plain(why)})" if why else "")
-            )
-            continue
         comment = found.comment
+        # in a class, the default of a column named `date` would hide the type of the columns after it
+        if found.has_default and (not plain_names or name in words):
+            comment = f"{comment}; give it in every row, as null"
+        if found.column is None or comment != found.comment:
+            shown = _plain(name) or "a column without a name"
+            left_out.append(f"# left out: {shown}" + (f" ({_plain(comment)})" if comment else ""))
+            continue
         if name == guesses.key:
             comment = "the key: inferred, for it differs in every row"
-        fields.append(_Field(name, _annotation(found.column, nested, needed), comment, found.has_default))
+        fields.append(_Field(name, annotations[name], comment, found.has_default))
     return "\n".join(_class_lines("Row", fields, left_out)), needed
 
 

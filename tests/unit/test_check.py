@@ -1,0 +1,697 @@
+"""`sereno check` catches answers that depend on more than their row, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sereno.check import CheckReport, Outcome, check, render
+from sereno.config import load_settings
+from sereno.exceptions import ArtifactError, ModelFileError, SettingsError, SourceError
+from sereno.loader import load_model
+from sereno.sample import made_up
+from sereno.schema import row_type
+
+HEAD = """
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Literal, TypedDict
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MaxLen, MultipleOf
+
+from sereno import Digits, Key, Model
+
+class Row(TypedDict):
+    id: Key[int]
+    x: float
+    y: float
+    group: Literal["a", "b", "c"]
+
+class Score(TypedDict):
+    score: float
+
+def load_nothing():
+    return None
+"""
+TAIL = """
+model = Model("tiny", inputs=Row, outputs=Score, {options})
+model.load(load_nothing)
+model.predict(predict)
+"""
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Iterator[Callable[..., CheckReport]]:
+    """Checks a model file of this code on 150 rows of real data, or of `data`."""
+    rng = np.random.default_rng(7)
+    rows = {
+        "id": np.arange(1000, 1150),
+        "x": rng.normal(size=150),
+        "y": rng.normal(size=150),
+        "group": rng.choice(["a", "b", "c"], 150),
+    }
+
+    def run(code: str, options: str = "", *, data: Any = rows, head: str = "", **keywords: Any) -> CheckReport:
+        sys.modules.pop("tiny", None)
+        if data is not None:
+            pq.write_table(pa.table(data), tmp_path / "rows.parquet")
+            options = f'source="rows.parquet", {options}'
+        (tmp_path / "tiny.py").write_text(head + HEAD + code + TAIL.format(options=options))
+        model = load_model(tmp_path / "tiny.py")
+        return check(model, load_settings(tmp_path), **{"date": None, **keywords})
+
+    path = list(sys.path)
+    yield run
+    sys.path[:] = path
+    sys.modules.pop("tiny", None)
+
+
+def told(report: CheckReport) -> str:
+    return "\n".join(render(report))
+
+
+def differing(report: CheckReport) -> set[str]:
+    return {o.kind for o in report.outcomes if not o.passed}
+
+
+def first(report: CheckReport, name: str) -> Outcome:
+    return next(o for o in report.outcomes if o.name == name)
+
+
+def test_an_honest_model_passes_every_arrangement(checked: Callable[..., CheckReport]) -> None:
+    report = checked("def predict(loaded, rows: pd.DataFrame): return pd.DataFrame({'score': rows.x * 2 + rows.y})")
+    assert report.ok
+    assert not report.findings
+    assert report.rows == 150
+    assert [o.name for o in report.outcomes if o.passed] == [
+        "again, in the same batch",
+        "one at a time",
+        "in batches of 2",
+        "in batches of 7",
+        "in batches of 64",
+        "in reverse order",
+        "in random order",
+        "as JSON, like requests",
+        "again, after all of the above",
+    ]
+    text = told(report)
+    assert text.startswith("tiny: 150 rows of 2")
+    assert "  passed   one at a time" in text
+    assert text.endswith("floats agree to 1e-09 of their size (near 0, of the column's median size), all else exactly.")
+
+
+@pytest.mark.parametrize("form", ["pd.DataFrame", "pa.Table", "list[Row]"])
+def test_every_form(checked: Callable[..., CheckReport], form: str) -> None:
+    value = "[r['x'] for r in rows]" if form == "list[Row]" else "rows['x']"
+    assert checked(f"def predict(loaded, rows: {form}): return pa.table({{'score': {value}}})").ok
+
+
+def test_rounding_of_blas_is_no_difference(checked: Callable[..., CheckReport]) -> None:
+    # a matrix product of one row takes another path through BLAS than one of 150, and sums in another order
+    code = """
+weights = np.random.default_rng(0).normal(size=(2, 600))
+more = np.random.default_rng(1).normal(size=600)
+def predict(loaded, rows: pd.DataFrame):
+    return np.tanh(rows[["x", "y"]].to_numpy() @ weights) @ more
+"""
+    assert checked(code).ok
+
+
+def test_rounding_near_zero_is_measured_by_the_column(checked: Callable[..., CheckReport]) -> None:
+    # 1e-17 here and -3e-17 there are both rounding of the same sum of numbers around 1
+    code = """
+def predict(loaded, rows: pd.DataFrame):
+    score = rows.x.copy()
+    score[rows.x > 1] = 1e-17 if len(rows) > 1 else -3e-17
+    return pd.DataFrame({"score": score})
+"""
+    assert checked(code).ok
+    report = checked(code.replace("1e-17", "1e-3"))
+    assert not report.ok
+    small = checked(code.replace("rows.x.copy()", "rows.x * 1e-17"))  # where all are so small, it is a difference
+    assert not small.ok
+
+
+def test_one_giant_answer_hides_nothing(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+def predict(loaded, rows: pd.DataFrame):
+    score = rows.x - rows.x.mean()
+    score[rows.x == rows.x.max()] = 1e15
+    return pd.DataFrame({"score": score})
+""")
+    assert "batch" in differing(report)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "rows.x - rows.x.mean()",
+        "rows.x.rank()",
+        "rows.groupby('group').x.transform('mean')",
+        "rows.x.fillna(0) * len(rows)",
+    ],
+)
+def test_a_model_that_depends_on_its_batch(checked: Callable[..., CheckReport], expression: str) -> None:
+    report = checked(f"def predict(loaded, rows: pd.DataFrame): return pd.DataFrame({{'score': {expression}}})")
+    assert not report.ok
+    assert differing(report) == {"batch"}
+    found = first(report, "one at a time").difference
+    assert found is not None
+    assert found.column == "score"
+    assert found.key.startswith("id 1")
+    assert found.rows > 100
+    text = told(report)
+    assert "The answer depends on the other rows of the batch." in text
+    assert "fit_transform" in text
+    assert f"{found.key}: score is {found.expected} in one batch, {found.found} here ({found.rows} rows differ)" in text
+    assert text.endswith("tiny does not pass.")
+
+
+@pytest.mark.parametrize("expression", ["rows.x.cumsum()", "rows.x.shift(fill_value=0)", "np.sort(rows.x)"])
+def test_a_model_that_depends_on_the_order(checked: Callable[..., CheckReport], expression: str) -> None:
+    report = checked(f"def predict(loaded, rows: pd.DataFrame): return pd.DataFrame({{'score': {expression}}})")
+    assert differing(report) == {"batch", "order"}
+    assert report.findings[0].text.startswith("The answer depends on the order of the rows.")
+    assert "First seen in reverse order:" in report.findings[0].details
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        # a counter; random numbers; a model that learns as it answers
+        "seen = []\ndef predict(loaded, rows: pd.DataFrame): seen.append(1); return rows.x + len(seen)",
+        "def predict(loaded, rows: pd.DataFrame): return np.random.default_rng().normal(size=len(rows))",
+        "mean = [0.0]\ndef predict(loaded, rows: pd.DataFrame): mean[0] += rows.x.mean(); return rows.x - mean[0]",
+    ],
+)
+def test_hidden_state(checked: Callable[..., CheckReport], code: str) -> None:
+    report = checked(code)
+    assert "state" in differing(report)
+    assert "depends on hidden state" in report.findings[0].text
+    assert report.findings[0].details[0] == "First seen again, in the same batch:"
+
+
+def test_state_that_shows_late(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+calls = []
+def predict(loaded, rows: pd.DataFrame):
+    calls.append(1)
+    return rows.x + (len(calls) > 200)
+""")
+    assert first(report, "again, in the same batch").passed
+    assert not first(report, "again, after all of the above").passed
+    assert "hidden state" in told(report)
+
+
+def test_a_seed_in_predict_is_an_order(checked: Callable[..., CheckReport]) -> None:
+    report = checked("def predict(loaded, rows: pd.DataFrame): return np.random.default_rng(0).normal(size=len(rows))")
+    assert first(report, "again, in the same batch").passed
+    assert differing(report) >= {"order"}
+
+
+def test_a_model_may_change_the_frame_it_is_given(checked: Callable[..., CheckReport]) -> None:
+    for form in ("pd.DataFrame", "list[Row]"):
+        change = "rows['x'] = rows['x'] * 2" if form != "list[Row]" else "[r.update(x=r['x'] * 2) for r in rows]"
+        answer = "rows['x']" if form != "list[Row]" else "[r['x'] for r in rows]"
+        assert checked(f"def predict(loaded, rows: {form}):\n    {change}\n    return {answer}").ok
+
+
+FLOAT32 = """
+weights = np.random.default_rng(0).normal(size=(2, 500)).astype("float32")
+def predict(loaded, rows: pd.DataFrame):
+    hidden = rows[["x", "y"]].to_numpy().astype("float32") @ weights
+    # sums of one row and of several are taken in another order, on whatever machine
+    return hidden.sum(axis=1) if len(rows) > 1 else np.cumsum(hidden, axis=1)[:, -1]
+"""
+
+
+def test_float32_is_told_to_declare_its_tolerance(checked: Callable[..., CheckReport]) -> None:
+    report = checked(FLOAT32)
+    assert not report.ok
+    text = report.findings[0].text
+    assert "Usual cause: rounding, as of float32 arithmetic" in text
+    suggested = text.split("tolerance=")[1].rstrip(").")
+    assert 1e-7 <= float(suggested) <= 1e-5
+
+
+def test_a_declared_tolerance_counts(checked: Callable[..., CheckReport]) -> None:
+    report = checked(FLOAT32, "tolerance=1e-5")
+    assert report.ok
+    assert "agree to 1e-05" in told(report)
+
+
+NESTED = """
+class Item(TypedDict):
+    name: str
+    weight: float
+
+class Score(TypedDict):
+    items: list[Item]
+    parts: list[float] | None
+    best: str
+    on: date
+
+def predict(loaded, rows: list[Row]):
+    mean = sum(r["x"] for r in rows) / len(rows) if {centred} else 0
+    return [
+        {{"items": [{{"name": "n", "weight": 1.0}}, {{"name": r["group"], "weight": r["x"] - mean}}], "parts": [r["y"]] * 2,
+          "best": r["group"], "on": date(2026, 5, 1)}} for r in rows
+    ]
+"""
+
+
+def test_nested_answers(checked: Callable[..., CheckReport]) -> None:
+    assert checked(NESTED.format(centred=False)).ok
+    found = first(checked(NESTED.format(centred=True)), "one at a time").difference
+    assert found is not None
+    assert found.column == "items[1].weight"
+
+
+def test_lists_of_other_lengths(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+class Score(TypedDict):
+    others: list[int]
+def predict(loaded, rows: pa.Table, keys: pa.Table):
+    return pa.table({"others": [keys["id"].to_pylist()[:3]] * len(rows)})
+""")
+    found = first(report, "one at a time").difference
+    assert found is not None
+    assert (found.key, found.column, found.expected, found.found) == (
+        "id 1000",
+        "others",
+        "[1000, 1001, 1002]",
+        "[1000]",
+    )
+
+
+def test_texts_differ_exactly(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+class Score(TypedDict):
+    band: Literal["low", "high"]
+def predict(loaded, rows: pd.DataFrame):
+    return pd.DataFrame({"band": np.where(rows.x > rows.x.median(), "high", "low")})
+""")
+    found = first(report, "one at a time").difference
+    assert found is not None
+    assert {found.expected, found.found} == {"'high'", "'low'"}
+
+
+def test_a_model_that_looks_at_what_carries_the_row(checked: Callable[..., CheckReport]) -> None:
+    # the values are the same; that the arrays of JSON rows lie elsewhere in memory is all that can differ
+    report = checked("""
+def predict(loaded, rows: pa.Table):
+    whole = len(rows) == 150 and rows["x"].chunk(0).buffers()[1].address == first.setdefault(
+        "at", rows["x"].chunk(0).buffers()[1].address)
+    return pa.table({"score": [float(whole or len(rows) != 150)] * len(rows)})
+first = {}
+""")
+    assert not first(report, "as JSON, like requests").passed
+
+
+def test_get_dummies_raises_on_other_batches(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+def predict(loaded, rows: pd.DataFrame):
+    flags = pd.get_dummies(rows.group.astype(str))
+    return pd.DataFrame({"score": flags["a"] * 1.0 + flags["b"] * 2.0 + rows.x})
+""")
+    assert differing(report) == {"batch"}
+    text = told(report)
+    assert "here (" in text
+    assert "predict raised KeyError: 'b'" in text or "predict raised KeyError: 'a'" in text
+    assert 'return pd.DataFrame({"score": flags["a"] * 1.0' in text  # the line of the user's file
+    assert "scoring.py" not in text
+    assert "site-packages" not in text
+
+
+def test_an_answer_that_is_none_for_one_row(checked: Callable[..., CheckReport]) -> None:
+    report = checked("def predict(loaded, rows: pd.DataFrame): return np.squeeze(rows[['x']].to_numpy())")
+    assert not report.ok
+    assert "array of 0 dimensions" in first(report, "one at a time").error
+    assert first(report, "in batches of 7").passed
+
+
+RAISES = """
+def predict(loaded, rows: list[Row]):
+    return [helper(r) for r in rows]
+
+def helper(row):
+    if row["x"] > {limit}:
+        raise ValueError(f"x is {{row['x']}} among {{row}}")
+    return row["x"]
+"""
+
+
+def test_rows_that_raise_are_rejects_and_no_failure(checked: Callable[..., CheckReport]) -> None:
+    report = checked(RAISES.format(limit=1.8))
+    assert report.ok
+    [finding] = report.findings
+    assert (finding.level, finding.about) == ("warning", "rejects")
+    assert "rows got no valid answer from predict" in finding.text
+    assert "predict raised ValueError: x is" in finding.details[0]
+    text = told(report)
+    assert "in predict" in text
+    assert "in helper" in text
+    assert "raise ValueError(" in text
+
+
+def test_neighbours_that_raise_alone_in_a_small_batch_are_rejects_too(checked: Callable[..., CheckReport]) -> None:
+    data = {
+        "id": range(20),
+        "x": [9.0 if i in (4, 5, 18, 19) else 0.5 for i in range(20)],
+        "y": [0.0] * 20,
+        "group": ["a"] * 20,
+    }
+    report = checked(RAISES.format(limit=1), data=data)
+    assert report.ok
+    assert report.findings[0].text.startswith("4 of 20 rows got no valid answer")
+
+
+def test_a_model_that_always_raises(checked: Callable[..., CheckReport]) -> None:
+    report = checked(RAISES.format(limit=-100))
+    assert not report.ok
+    assert not report.outcomes
+    [finding] = report.findings
+    assert finding.about == "predict"
+    assert "tiny.py:" in "".join(finding.details)
+    assert any(line.startswith("ValueError: x is") for line in finding.details)
+    assert "    raise ValueError(f\"x is {row['x']} among {row}\")" in finding.details
+
+
+def test_answers_out_of_bounds_are_rejects(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+class Score(TypedDict):
+    score: Annotated[float, Ge(-1), Le(1)]
+def predict(loaded, rows: pd.DataFrame): return rows.x
+""")
+    assert report.ok
+    assert "output:score: must be at" in report.findings[0].details[0]
+
+
+def test_when_all_rows_are_rejects_it_fails(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+class Score(TypedDict):
+    score: Annotated[float, Ge(100)]
+def predict(loaded, rows: pd.DataFrame): return rows.x
+""")
+    assert not report.ok
+    assert "150 of 150 rows got no valid answer" in told(report)
+
+
+def test_a_wrong_answer_is_told(checked: Callable[..., CheckReport]) -> None:
+    report = checked("def predict(loaded, rows: pd.DataFrame): return pd.DataFrame({'scores': rows.x})")
+    assert not report.ok
+    assert "has no column 'score'" in told(report)
+
+
+def test_a_model_that_does_not_load(checked: Callable[..., CheckReport]) -> None:
+    code = """
+def load_nothing():
+    return open_it()
+def open_it():
+    raise OSError("no such pickle")
+def predict(loaded, rows: pd.DataFrame): return rows.x
+"""
+    report = checked(code)
+    assert not report.ok
+    text = told(report)
+    assert "load raised OSError: no such pickle" in text
+    assert "in open_it" in text
+
+
+def test_what_no_sample_tells_more_about_is_raised(checked: Callable[..., CheckReport]) -> None:
+    with pytest.raises(ArtifactError, match="missing"):
+        checked(
+            "def load_nothing(pipeline): pass\ndef predict(loaded, rows: pd.DataFrame): return rows.x",
+            'artifacts={"pipeline": "none.joblib"}',
+        )
+    with pytest.raises(SettingsError, match="'folder'"):
+        checked("def load_nothing(folder): pass\ndef predict(loaded, rows: pd.DataFrame): return rows.x")
+
+
+# The rows
+
+HONEST = "def predict(loaded, rows: pd.DataFrame): return rows.x\n"
+
+
+def test_one_row_compares_nothing(checked: Callable[..., CheckReport]) -> None:
+    with pytest.raises(SettingsError, match="--rows 2 or more"):
+        checked(HONEST, rows=1)
+    report = checked(HONEST, data={"id": [1], "x": [0.5], "y": [0.5], "group": ["a"]})
+    assert report.ok
+    assert "warning: The source gave 1 row of 2" in told(report)
+    assert report.rows == 200
+
+
+def test_rejects_of_the_sample_are_told_with_key_and_reason(checked: Callable[..., CheckReport]) -> None:
+    data = {
+        "id": range(20),
+        "x": [None if i == 3 else 0.5 for i in range(20)],
+        "y": [0.0] * 20,
+        "group": ["a"] * 19 + ["z"],
+    }
+    report = checked(HONEST, data=data)
+    assert report.ok
+    assert report.rows == 18
+    [finding] = report.findings
+    assert (finding.level, finding.about) == ("warning", "rejects")
+    assert finding.text.startswith("2 of 20 rows of 20")
+    assert finding.details == ("3: x: is missing (null)", "19: group: must be one of a, b, c")
+
+
+def test_when_no_row_of_the_sample_fits_it_fails_and_rows_are_made_up(checked: Callable[..., CheckReport]) -> None:
+    report = checked(HONEST, data={"id": range(20), "x": [0.5] * 20, "y": [0.0] * 20, "group": ["z"] * 20})
+    assert not report.ok
+    assert "20 of 20 rows" in told(report)
+    assert "made up from Row" in report.origin
+    assert all(o.passed for o in report.outcomes)
+
+
+@pytest.mark.parametrize("groups", [1, 40])
+def test_the_sample_is_spread_over_the_data(checked: Callable[..., CheckReport], tmp_path: Path, groups: int) -> None:
+    seen = tmp_path / "seen"
+    code = f"""
+def predict(loaded, rows: pa.Table, keys: pa.Table):
+    with open({str(seen)!r}, "a") as stream:
+        stream.write(" ".join(map(str, keys["id"].to_pylist())) + "\\n")
+    return rows["x"]
+"""
+    count = 4000
+    data = pa.table({"id": range(count), "x": [0.5] * count, "y": [0.0] * count, "group": ["a"] * count})
+    pq.write_table(data, tmp_path / "big.parquet", row_group_size=count // groups)
+    report = checked(code, 'source="big.parquet"', data=None, rows=50)
+    assert report.rows == 50
+    ids = list(map(int, seen.read_text().splitlines()[0].split()))
+    assert len(set(ids)) == 50
+    assert min(ids) == 0
+    assert max(ids) >= count * 0.95
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "read", "frames"])
+def test_a_sample_of_every_kind_of_source(checked: Callable[..., CheckReport], tmp_path: Path, kind: str) -> None:
+    rows = [{"id": i, "x": i / 7, "y": 0.5, "group": "abc"[i % 3]} for i in range(300)]
+    options = f'source="rows.{kind}"'
+    code = HONEST
+    if kind == "csv":
+        text = "id,x,y,group\n" + "\n".join(",".join(map(str, r.values())) for r in rows) + "\n1,2\n"
+        (tmp_path / "rows.csv").write_text(text)
+    elif kind == "jsonl":
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        word = "return" if kind == "read" else "yield"
+        options = "source=None"
+        code += f"""
+import json
+from pathlib import Path
+def read(data_date: date):
+    {word} pd.DataFrame(json.loads(Path({str(tmp_path / "rows.json")!r}).read_text()))
+def load_nothing():
+    model.read(read)
+"""
+        code = code.replace("def load_nothing():\n    model.read(read)\n", "")
+        (tmp_path / "tiny.py").write_text(HEAD + code + TAIL.format(options="") + "model.read(read)\n")
+        model = load_model(tmp_path / "tiny.py")
+        report = check(model, load_settings(tmp_path), date="2026-05-01", rows=50)
+        assert "50 rows of 2026-05-01, from the source" in report.origin
+        assert report.ok
+        return
+    report = checked(code, options, data=None, rows=50)
+    assert report.ok
+    assert report.rows == 50
+    assert bool(report.findings) == (kind == "csv")  # the broken line
+    if kind == "csv":
+        assert report.findings[0].details == ("a row without a key: line 302: has 2 columns instead of 4",)
+
+
+def test_without_a_source_rows_are_made_up_aloud(checked: Callable[..., CheckReport]) -> None:
+    report = checked(HONEST, data=None)
+    assert report.ok
+    assert report.rows == 200
+    assert told(report).startswith("tiny: 200 rows made up from Row, its row type")
+    assert "note: The model has neither read nor source, so the rows are made up." in told(report)
+
+
+def test_where_the_data_is_not_there_rows_are_made_up_aloud(checked: Callable[..., CheckReport]) -> None:
+    report = checked(HONEST, 'source="rows/{data_date}.parquet"', data=None)
+    assert report.ok
+    assert "warning: There is no data to take a sample from, so the rows are made up. The source" in told(report)
+
+
+def test_a_date_without_data_is_an_error(checked: Callable[..., CheckReport]) -> None:
+    with pytest.raises(SourceError, match=r"rows/2026-05-01\.parquet is missing"):
+        checked(HONEST, 'source="rows/{data_date}.parquet"', data=None, date="2026-05-01")
+
+
+def test_data_without_a_column_fails(checked: Callable[..., CheckReport]) -> None:
+    report = checked(HONEST, data={"id": [1, 2], "x": [0.5, 0.5], "y": [1.0, 1.0]})
+    assert not report.ok
+    assert "Column 'group' is missing" in told(report)
+
+
+def test_a_read_that_raises_is_shown(checked: Callable[..., CheckReport], tmp_path: Path) -> None:
+    code = HONEST + "def read():\n    return pd.DataFrame({'id': [1]})['nothing']\n"
+    (tmp_path / "tiny.py").write_text(HEAD + code + TAIL.format(options="") + "model.read(read)\n")
+    report = check(load_model(tmp_path / "tiny.py"), load_settings(tmp_path), date=None)
+    assert not report.ok
+    assert "read raised KeyError: 'nothing'" in told(report)
+    assert "    return pd.DataFrame({'id': [1]})['nothing']" in told(report)
+
+
+MADE_UP = """
+class Colour(Enum):
+    red = "r"
+    blue = "b"
+
+@dataclass
+class Inner:
+    level: Annotated[int, Ge(1), Le(3)]
+    label: str | None = None
+
+class Row(TypedDict):
+    id: Key[Annotated[int, Ge(5000)]]
+    whole: Annotated[int, Ge(3), Lt(10)]
+    even: Annotated[int, MultipleOf(4), Gt(0), Le(40)]
+    share: Annotated[float, Ge(0), Le(1)]
+    open_share: Annotated[float, Gt(0), Lt(1)] | None
+    free: float | None
+    text: Annotated[str, MinLen(2), MaxLen(4)]
+    any_text: str
+    choice: Literal["a", "b", "c"] | None
+    number: Literal[1, 5, 9]
+    colour: Colour
+    flag: bool | None
+    day: Annotated[date, Ge(date(2026, 1, 1)), Le(date(2026, 1, 3))]
+    at: datetime
+    price: Annotated[Decimal, Digits(5, 2)]
+    tags: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1), MaxLen(5)]
+    inner: Inner
+    inners: list[Inner] | None
+
+class Score(TypedDict):
+    score: float
+def predict(loaded, rows: list[Row]): return [r["share"] for r in rows]
+"""
+
+
+def test_made_up_rows_have_the_edges_every_choice_and_nulls(
+    checked: Callable[..., CheckReport], tmp_path: Path
+) -> None:
+    report = checked(MADE_UP, data=None)
+    assert report.ok
+    assert report.rows == 200
+    table = made_up(sys.modules["tiny"].model.inputs, 200)
+    values = {name: table[name].to_pylist() for name in table.column_names}
+    assert len(set(values["id"])) == 200
+    assert min(values["id"]) == 5000
+    assert {3, 9} < set(values["whole"]) <= set(range(3, 10))
+    assert {4, 40} <= set(values["even"])
+    assert {0.0, 1.0} < set(values["share"])
+    assert 0 < min(v for v in values["open_share"] if v is not None) < 1e-300
+    assert None in values["open_share"]
+    assert {len(v) for v in values["text"]} >= {2, 4}
+    assert "" in values["any_text"]
+    assert set(values["choice"]) == {"a", "b", "c", None}
+    assert set(values["number"]) == {1, 5, 9}
+    assert set(values["colour"]) == {"r", "b"}
+    assert set(values["flag"]) == {True, False, None}
+    assert len(set(values["day"])) == 3
+    assert {len(v) for v in values["tags"]} >= {1, 2}
+    assert {v["level"] for v in values["inner"]} == {1, 2, 3}
+    assert None in values["inners"]
+    assert made_up(sys.modules["tiny"].model.inputs, 200) == table  # the same each time
+    assert made_up(sys.modules["tiny"].model.inputs, 3).num_rows == 3
+
+
+def test_a_pattern_that_cannot_be_made_up_is_told() -> None:
+    pydantic = pytest.importorskip("pydantic")
+    namespace: dict[str, Any] = {"pydantic": pydantic}
+    exec(
+        "class Row(pydantic.BaseModel):\n    id: int\n    code: str = pydantic.Field(pattern='^[A-Z]{3}-[0-9]{7}$')\n",
+        namespace,
+    )
+    with pytest.raises(ModelFileError, match=r"Row\.code: no value .* pattern is \^\[A-Z\].* Give the model a source"):
+        made_up(row_type(namespace["Row"]), 10)
+
+
+# The script block
+
+
+def block(*dependencies: str, python: str = ">=3.11") -> str:
+    return f'# /// script\n# requires-python = "{python}"\n# dependencies = {json.dumps(dependencies)}\n# ///\n'
+
+
+def test_a_script_block_that_fits(checked: Callable[..., CheckReport]) -> None:
+    head = block("sereno", "pandas>=2", 'nothing; sys_platform == "win32"', "pyarrow")
+    assert not checked(HONEST, head=head).findings
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            block("no-such-package>=2"),
+            "The script block asks for no-such-package>=2, which is not installed: `pip install",
+        ),
+        (block("pandas<1"), "The script block asks for pandas<1, but version"),
+        (block("sereno", python=">=3.99"), "The script block asks for Python >=3.99; this is 3."),
+        (block("pandas >> 2"), "cannot be read"),
+        (block(python="new"), "requires-python 'new' cannot be read"),
+    ],
+)
+def test_a_script_block_that_differs_is_a_warning(checked: Callable[..., CheckReport], head: str, message: str) -> None:
+    report = checked(HONEST, head=head)
+    assert report.ok
+    [finding] = report.findings
+    assert (finding.level, finding.about) == ("warning", "script block")
+    assert message in finding.text
+
+
+# The report
+
+
+def test_the_report_as_json(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+def predict(loaded, rows: pd.DataFrame):
+    if len(rows) < 3:
+        raise RuntimeError("few")
+    return rows.x
+""")
+    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert found["ok"] is False
+    assert found["model"] == "tiny"
+    assert [o["name"] for o in found["outcomes"] if not o["passed"]][:2] == ["one at a time", "in batches of 2"]
+    assert found["outcomes"][1]["difference"]["found"] == "a reject (predict raised RuntimeError: few)"
+    assert found["findings"][0]["level"] == "problem"
