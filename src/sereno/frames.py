@@ -6,7 +6,6 @@ What a column is in each form follows from the row type alone and never from the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sereno.checks import one_array
+from sereno.checks import floats_of_decimals, one_array
 from sereno.exceptions import OutputError
 from sereno.schema import Column, RowType
 from sereno.values import plain_value
@@ -54,8 +53,10 @@ def _to_numpy(row: RowType, columns: Sequence[Column], table: pa.Table) -> Any:
     arrays = []
     for k, column in enumerate(columns):
         array = one_array(table.column(k))
-        if column.kind in ("bool", "decimal"):
+        if column.kind == "bool":
             array = pc.cast(array, pa.float64())
+        elif column.kind == "decimal":
+            array = floats_of_decimals(array)
         arrays.append(array.to_numpy(zero_copy_only=False))
     out = np.empty((table.num_rows, len(columns)))
     block = np.empty((len(columns), BLOCK))
@@ -91,10 +92,9 @@ def _series(pd: Any, column: Column, array: pa.Array) -> Any:
             filled = array.fill_null(0 if column.kind == "int" else False)
             return masked(np.array(filled.to_numpy(zero_copy_only=False)), missing)
         case "int" | "bool" | "float":
-            return array.to_numpy(zero_copy_only=False)
-        case "str":
-            dtype = "str" if int(pd.__version__.split(".")[0]) >= 3 else object
-            return pd.Series(array.to_pylist(), dtype=dtype)
+            return np.array(array.to_numpy(zero_copy_only=False))  # a copy: Arrow's own cannot be written to
+        case "str" if int(pd.__version__.split(".")[0]) >= 3:
+            return pd.Series(pd.StringDtype(na_value=np.nan).__from_arrow__(array))
         case "date":
             return pd.Series(array.cast(pa.timestamp("s")).to_numpy(zero_copy_only=False)).astype("datetime64[us]")
         case "datetime":
@@ -133,7 +133,7 @@ def _maker(row: RowType, columns: Sequence[Column]) -> Callable[[Sequence[Any]],
         return lambda values: construct(**fields(values))
 
     def instance(values: Sequence[Any]) -> Any:
-        made = object.__new__(row.cls)  # keys are not among the columns, so __init__ cannot be called
+        made: Any = object.__new__(row.cls)  # keys are not among the columns, so __init__ cannot be called
         for name, value in fields(values).items():
             object.__setattr__(made, name, value)
         return made
@@ -199,9 +199,8 @@ def _array(name: str, values: Any) -> pa.Array:
             return one_array(values)
         if hasattr(values, "to_arrow"):  # polars
             return one_array(values.to_arrow())
-        array = pa.array(values, from_pandas=True)
-        return one_array(array)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        return one_array(pa.array(values, from_pandas=True))
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise OutputError(
             f"Column {name!r} of the answer of predict holds values that are no column: {error}."
         ) from error
@@ -213,7 +212,7 @@ def _columns(answer: Any, outputs: RowType) -> dict[str, Any]:
     if isinstance(answer, dict):
         return answer
     if isinstance(answer, pa.Table | pa.RecordBatch):
-        return {n: answer.column(n) for n in answer.schema.names}
+        return _by_name(answer.schema.names, answer.columns)
     if isinstance(answer, pa.Array | pa.ChunkedArray):
         return _single(answer, names)
     if isinstance(answer, np.ndarray):
@@ -233,16 +232,25 @@ def _columns(answer: Any, outputs: RowType) -> dict[str, Any]:
         return _from_rows(answer, outputs)
     kind = type(answer).__name__
     module = type(answer).__module__.split(".")[0]
-    if kind == "DataFrame" and module in sys.modules:
-        return {str(n): answer[n] for n in answer.columns}
-    if kind == "Series":
+    if kind == "DataFrame" and module in ("pandas", "polars"):
+        columns = [answer.iloc[:, k] for k in range(answer.shape[1])] if module == "pandas" else answer.get_columns()
+        return _by_name([str(n) for n in answer.columns], columns)
+    if kind in ("Series", "Categorical"):
         return _single(answer, names)
-    if kind == "Categorical" or hasattr(answer, "__array__"):
-        return _single(np.asarray(answer), names)
+    if hasattr(answer, "__array__"):  # a tensor, say
+        return _columns(np.asarray(answer), outputs)
     raise OutputError(
         f"predict answered {type(answer).__name__}. Valid are a pandas or polars DataFrame or Series, a pyarrow Table, a "
         "numpy array, a dict of columns, or a list of rows."
     )
+
+
+def _by_name(names: Sequence[str], columns: Sequence[Any]) -> dict[str, Any]:
+    found = dict(zip(names, columns, strict=True))
+    if len(found) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise OutputError(f"The answer of predict has column {twice!r} twice.")
+    return found
 
 
 def _single(values: Any, names: list[str]) -> dict[str, Any]:
@@ -254,8 +262,8 @@ def _single(values: Any, names: list[str]) -> dict[str, Any]:
 def _from_rows(rows: Sequence[Any], outputs: RowType) -> dict[str, Any]:
     names = [c.name for c in outputs.columns]
     mappings = [plain_value(row) for row in rows]
-    if mappings and not isinstance(mappings[0], dict):
-        return _single(list(rows), names)
+    if len(names) == 1 and mappings and not isinstance(mappings[0], dict):
+        return {names[0]: mappings}
     found: dict[str, list[Any]] = {n: [] for n in names}
     for position, mapping in enumerate(mappings):
         if not isinstance(mapping, dict) or set(mapping) != set(names):

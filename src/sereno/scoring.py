@@ -5,7 +5,7 @@ Every row that comes in goes out once: as a prediction, or refused with its reas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from sereno.checks import Checked, check_table
 from sereno.exceptions import InputError, OutputError, PredictError
-from sereno.frames import from_answer, to_form
+from sereno.frames import form_of, from_answer, to_form
 from sereno.model import Model, place
 from sereno.rows import rows_to_table
+from sereno.values import plain_value
 
 if TYPE_CHECKING:
     from sereno.config import Settings
@@ -49,6 +50,8 @@ class Scorer:
     def __init__(self, model: Model, loaded: Any) -> None:
         self.model = model
         self.loaded = loaded
+        assert model.predict_function is not None
+        self._predict_function, self._place = model.predict_function, place(model.predict_function)
         inputs = model.inputs
         self._form, self._keys_form = model.form, model.keys_form
         self._features, self._keys = inputs.features, inputs.keys
@@ -91,8 +94,7 @@ class Scorer:
         try:
             return check_table(self._outputs, answer)
         except InputError as error:
-            assert self.model.predict_function is not None
-            raise OutputError(f"{place(self.model.predict_function)}: the answer of predict: {error}") from error
+            raise OutputError(f"{self._place}: the answer of predict: {error}") from error
 
     def _predict(self, rows: pa.Table, refused: list[tuple[int, str]]) -> Iterator[tuple[int, pa.Table]]:
         """Answers of predict as (start, table), in order. Where it raises, halves are tried, down to the rows that cause it."""
@@ -105,8 +107,8 @@ class Scorer:
             part = rows.slice(start, size)
             try:
                 answer = self.predict(part)
-            except OutputError:
-                raise
+            except OutputError as error:
+                raise OutputError(f"{self._place}: {error}") from error
             except Exception as error:
                 if size > 1:
                     half = size // 2
@@ -116,9 +118,8 @@ class Scorer:
                 refused.append((start, f"predict raised {type(error).__name__}: {_first_line(error)}"))
                 hopeless = (raised >= HOPELESS or raised == rows.num_rows > 1) and not answered
                 if hopeless or raised > max(HOPELESS, rows.num_rows // 2):
-                    assert self.model.predict_function is not None
                     raise PredictError(
-                        f"{place(self.model.predict_function)}: predict raised {type(error).__name__} on {raised} rows of a "
+                        f"{self._place}: predict raised {type(error).__name__} on {raised} rows of a "
                         f"batch of {rows.num_rows} and answered {answered}: {_first_line(error)}. "
                         "Mend predict, then run again; `sereno check` shows the traceback."
                     ) from error
@@ -128,13 +129,12 @@ class Scorer:
 
     def predict(self, rows: pa.Table) -> pa.Table:
         """What predict answers to these rows, its values unchecked. Raises OutputError, and whatever predict raises."""
-        assert self.model.predict_function is not None
         features = to_form(self._form, self._inputs, self._features, rows.select(self._feature_names))
         if self._keys_form is None:
-            answer = self.model.predict_function(self.loaded, features)
+            answer = self._predict_function(self.loaded, features)
         else:
             keys = to_form(self._keys_form, self._inputs, self._keys, rows.select(self._key_names))
-            answer = self.model.predict_function(self.loaded, features, keys)
+            answer = self._predict_function(self.loaded, features, keys)
         return from_answer(answer, self._outputs, rows.num_rows)
 
 
@@ -177,7 +177,10 @@ def score_rows(model: Model, rows: Any) -> Scores:
     scored = scorer.score(checked.table)
     positions = np.arange(checked.table.num_rows) if checked.kept is None else checked.kept
     refused = [(int(positions[i]), reason) for i, reason in scored.refused]
-    return Scores(predictions=_in_form_of(rows, scored.table), rejects=sorted(checked.refused + refused))
+    columns = [*model.inputs.keys, *model.outputs.columns]
+    form = form_of(type(rows)) or "arrow"
+    predictions = scored.table.to_pylist() if form == "rows" else to_form(form, model.outputs, columns, scored.table)
+    return Scores(predictions=predictions, rejects=sorted(checked.refused + refused))
 
 
 def _checked(model: Model, rows: Any) -> Checked:
@@ -186,41 +189,37 @@ def _checked(model: Model, rows: Any) -> Checked:
     return check_table(model.inputs, arrow_of(rows))
 
 
-def arrow_of(rows: Any) -> pa.Table:
-    """A frame of any kind as an Arrow table. Raises InputError for what is no frame."""
-    if isinstance(rows, pa.Table):
-        return rows
+def arrow_of(rows: Any, names: Collection[str] | None = None) -> pa.Table:
+    """A frame of any kind as an Arrow table, with no other columns than these. Raises InputError for what is no frame."""
     if isinstance(rows, pa.RecordBatch):
-        return pa.Table.from_batches([rows])
-    module = type(rows).__module__.split(".")[0]
-    try:
-        if module == "pandas" and type(rows).__name__ == "DataFrame":
-            names = [str(n) for n in rows.columns]
-            return pa.Table.from_arrays([pa.array(rows[n], from_pandas=True) for n in rows.columns], names=names)
-        if module == "polars":
-            frame = rows.collect() if type(rows).__name__ == "LazyFrame" else rows
-            table: pa.Table = frame.to_arrow()
-            return table
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        rows = pa.Table.from_batches([rows])
+    if isinstance(rows, list) and all(isinstance(row, dict) for row in plain_value(rows)):
+        rows = plain_value(rows)
+        columns = [(n, [row.get(n) for row in rows]) for n in dict.fromkeys(n for row in rows for n in row)]
+    elif isinstance(rows, pa.Table):
+        columns = list(zip(rows.column_names, rows.columns, strict=True))
+    elif form_of(type(rows)) == "pandas":
+        columns = [(str(n), rows.iloc[:, k]) for k, n in enumerate(rows.columns)]
+    elif type(rows).__module__.startswith("polars.") and hasattr(rows, "lazy"):
+        columns = [(s.name, s.to_arrow()) for s in rows.lazy().collect().get_columns()]
+    else:
         raise InputError(
-            f"A column of the frame mixes types: {error}. Give the column one type where it is read."
+            f"Rows came as {type(rows).__name__}. Valid are a pandas or polars DataFrame, a pyarrow Table, or a list of "
+            "mappings."
+        )
+    chosen = [(n, c) for n, c in columns if names is None or n in names]
+    return pa.Table.from_arrays([_arrow_column(n, c) for n, c in chosen], names=[n for n, _ in chosen])
+
+
+def _arrow_column(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    try:
+        return pa.array(values, from_pandas=True)
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise InputError(
+            f"Column {name!r} of the frame mixes types: {error}. Give the column one type where it is read."
         ) from error
-    if isinstance(rows, list):
-        return pa.Table.from_pylist(rows)
-    raise InputError(
-        f"Rows came as {type(rows).__name__}. Valid are a pandas or polars DataFrame, a pyarrow Table, or a list of mappings."
-    )
-
-
-def _in_form_of(given: Any, table: pa.Table) -> Any:
-    module = type(given).__module__.split(".")[0]
-    if module == "pandas":
-        return table.to_pandas()
-    if module == "polars":
-        import polars
-
-        return polars.from_arrow(table)
-    return table.to_pylist() if isinstance(given, list) else table
 
 
 def _first_line(error: Exception) -> str:

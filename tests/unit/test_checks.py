@@ -220,6 +220,19 @@ def test_nan_is_a_missing_value_and_infinity_is_none(column: Column) -> None:
     assert [p for p, _ in checked.refused] == [2]
 
 
+def test_decimals_become_the_nearest_floats() -> None:
+    row = row_of(Column(name="x", kind="float", nullable=True))
+    values = [Decimal("0.051"), None, Decimal("-999999999999.999"), Decimal("0.1")]
+    for found in (pa.decimal128(15, 3), pa.decimal128(38, 3), pa.decimal64(15, 3), pa.decimal256(50, 30)):
+        array = pa.array([Decimal(0), *values], found).slice(1)
+        assert check_table(row, pa.table({"x": array})).table.column("x").to_pylist() == [
+            0.051,
+            None,
+            -999999999999.999,
+            0.1,
+        ]
+
+
 def test_large_integers_and_floats_are_exact_or_refused() -> None:
     row = row_of(Column(name="x", kind="float"))
     values = [2**53, 2**53 + 1, 2**63 - 1, -(2**63)]
