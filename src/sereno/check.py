@@ -399,7 +399,7 @@ def render(report: CheckReport) -> list[str]:
         lines.append(f"  {'passed ' if outcome.passed else 'differs'}  {outcome.name}")
         lines += [f"           {line}" for line in _told(outcome)]
     for finding in report.findings:
-        lines += ["", f"{finding.level}: {finding.text}", *(f"  {line}" for line in finding.details)]
+        lines += ["", f"{finding.level}: {finding.text}", *(f"  {line}".rstrip() for line in finding.details)]
     lines += ["", _verdict(report)]
     return lines
 
