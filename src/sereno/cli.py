@@ -47,13 +47,15 @@ def main_of(model: Model, arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace, model: Model | None) -> int:
     options.model_itself = model
+    options.out = sys.stdout
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        with _working_folder():
+        # what the model's own code prints must not end up between the braces of our JSON
+        with _working_folder(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
             return command(options)
     except SerenoError as error:
-        if getattr(options, "json", False):
-            _print(json.dumps({"error": type(error).__name__, "says": str(error)}))
+        if options.json:
+            _print(options, json.dumps({"error": type(error).__name__, "says": str(error)}))
         print(f"sereno: {error}", file=sys.stderr)
         if options.verbose:
             raise
@@ -104,9 +106,10 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
         if own is None:
             one.add_argument("file", metavar="FILE", help="the model file, or the name of a model in sereno.toml")
 
-    def takes_model(one: Any) -> None:
+    def takes_model(one: Any, *, optional: bool = False) -> None:
         if own is None:
-            one.add_argument("model", metavar="MODEL", help="the model's name")
+            more = "; the only one there is, if not given" if optional else ""
+            one.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=f"the model's name{more}")
 
     if own is None:
         one = command(
@@ -141,12 +144,12 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
     one.add_argument("--executor", choices=["local"], help="what runs the tasks")
     one.add_argument("--source", metavar="S", help="read from here instead")
     one = command("runs", _runs, "the runs of a model, newest last")
-    takes_model(one)
+    takes_model(one, optional=True)
     one = command("show", _show, "the report of a run: rows, rejects, gates, predictions, times")
     one.add_argument("run", metavar="RUN", help="a run's id, or its data date")
     one.add_argument("--model", metavar="MODEL", help="where several models have a run of that date")
     one = command("versions", _versions, "what was published, what is in service, what was withdrawn")
-    takes_model(one)
+    takes_model(one, optional=True)
     one = command(
         "release", _release, "publish a held run", "Its gates are judged again against what is in service now."
     )
@@ -231,11 +234,15 @@ def _home(options: argparse.Namespace) -> Home:
     from sereno.batch.run import Home
 
     own = options.model_itself
-    name = own.name if own is not None else options.model
     settings = _settings(options, own.file if own is not None else Path.cwd())
+    there = sorted({f.name for part in ("predictions", ".sereno/runs") for f in (settings.home / part).glob("*")})
+    name = own.name if own is not None else options.model
+    if name is None:
+        if len(there) != 1:
+            raise SettingsError(f"Say which model: in {settings.home} there are {', '.join(there) or 'none'}.")
+        name = there[0]
     home = Home(settings, name)
-    if not home.store.folder.exists() and not home.attempts.folder.exists():
-        there = sorted(p.name for p in (settings.home / "predictions").glob("*") if p.is_dir())
+    if name not in there:
         raise NotFoundError(
             f"There is no model {name!r} in {settings.home} (there are: {', '.join(there) or 'none'}). Run it first, or say "
             "where it lies with --home."
@@ -276,9 +283,9 @@ def _new(options: argparse.Namespace) -> int:
     written = new(options.name, Path.cwd(), options.from_data)
     shown = os.path.relpath(written)
     if options.json:
-        _print(json.dumps({"file": shown}))
+        _print(options, json.dumps({"file": shown}))
     else:
-        _print(f"Wrote {shown}. Next: sereno check {shown}, then sereno run {shown}")
+        _print(options, f"Wrote {shown}. Next: sereno check {shown}, then sereno run {shown}")
     return DONE
 
 
@@ -306,11 +313,11 @@ def _run_batch(options: argparse.Namespace) -> int:
         with Shown() as watcher:
             report = run(model, settings, when=options.date, force=options.force, watcher=watcher, ahead=ahead)
     if options.json:
-        _print(report.to_json().decode())
+        _print(options, report.to_json().decode())
     elif report.state == "nothing":
-        _print(report.says)
+        _print(options, report.says)
     else:
-        _print("\n".join(run_lines(report)))
+        _print(options, "\n".join(run_lines(report)))
     return HELD if report.state == "held" else DONE
 
 
@@ -438,8 +445,8 @@ def _who() -> str:
 
 
 def _output(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
-    _print(json.dumps(data, indent=2, default=str) if options.json else "\n".join(lines))
+    _print(options, json.dumps(data, indent=2, default=str) if options.json else "\n".join(lines))
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)
+def _print(options: argparse.Namespace, text: str) -> None:
+    print(text, file=options.out, flush=True)

@@ -1,7 +1,4 @@
-"""The seams: what the core asks of the outside, each with its promises and errors.
-
-A seam has at least two real implementations, or it is not here.
-"""
+"""The seams: what the core asks of the outside, each with its promises and errors."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class _Run:
         home = self.home
         with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(self.interval.key):
             state = home.store.state()
-            home.follow(state)  # what a crash left; also the reason to run again after a failed export
+            behind = self._catch_up(state)
             home.attempts.reconcile(state.attempts, self.interval.key)
             self.report = home.attempts.create(self.interval)
             try:
@@ -167,7 +167,17 @@ class _Run:
                 self._end()
                 raise
             self._end()
+            if behind is not None and self.report.state == "nothing":
+                raise behind
             return self.report
+
+    def _catch_up(self, state: State) -> ExportError | None:
+        """Finish what a crash or a failed export left. An export that still fails does not keep the night from scoring."""
+        try:
+            self.home.follow(state)
+        except ExportError as error:
+            return error
+        return None
 
     def _end(self) -> None:
         self.report.ended_at = datetime.now(UTC)
