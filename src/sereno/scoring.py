@@ -116,8 +116,8 @@ class Scorer:
                     continue
                 raised += 1
                 refused.append((start, f"predict raised {type(error).__name__}: {_first_line(error)}"))
-                hopeless = (raised >= HOPELESS or raised == rows.num_rows > 1) and not answered
-                if hopeless or raised > max(HOPELESS, rows.num_rows // 2):
+                # fewer than HOPELESS rows may all be bad (a last batch of two, say): those are rejects like any other
+                if raised >= HOPELESS and (not answered or raised > rows.num_rows // 2):
                     raise PredictError(
                         f"{self._place}: predict raised {type(error).__name__} on {raised} rows of a "
                         f"batch of {rows.num_rows} and answered {answered}: {_first_line(error)}. "
@@ -158,7 +158,7 @@ def open_scorer(model: Model, settings: Settings) -> Scorer:
                 "beside the model file, import it in both, and save the artefact again."
             )
         raise PredictError(
-            f"{place(model.load_function)}: load raised {type(error).__name__}: {error}.{hint}"
+            f"{place(model.load_function)}: load raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}"
         ) from error
     return Scorer(model, loaded)
 
