@@ -24,7 +24,9 @@ def run_lines(report: Report, *, state: str | None = None) -> Iterator[str]:
     if not report.rows_in:
         return
     resumed = f", {report.resumed_tasks} taken over from an earlier attempt" if report.resumed_tasks else ""
-    yield f"  {report.rows_in:,} rows in = {report.predictions:,} predictions + {report.rejects:,} rejects ({report.tasks} task{'s' if report.tasks != 1 else ''}{resumed})"
+    tasks = f"{report.tasks} task{'s' if report.tasks != 1 else ''}{resumed}"
+    counts = f"{report.predictions:,} predictions + {report.rejects:,} rejects"
+    yield f"  {report.rows_in:,} rows in = {counts} ({tasks})"
     if report.reasons:
         yield "Rejects"
         yield from (f"  {count:>9,}  {reason}" for reason, count in list(report.reasons.items())[:20])

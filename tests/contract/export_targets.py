@@ -131,9 +131,9 @@ class PostgresqlTarget:
     module: Any
 
     def __init__(self, home: Path, url: str) -> None:
-        from sereno.adapters import export_postgresql
+        from sereno.adapters.postgresql import export
 
-        self.module = export_postgresql
+        self.module = export
         self.export: Export = exports.make_export(url, home=home, model=MODEL)
         self.url = url
 

@@ -12,7 +12,8 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from sereno.adapters import exports, postgresql_view, rendering
+from sereno.adapters import exports, rendering
+from sereno.adapters.postgresql import view
 from sereno.exceptions import ExportError, MissingExtraError, SettingsError
 from tests.contract.export_targets import MODEL, NONE, Maker, PostgresqlTarget, assert_shows, one_snapshot
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.service
 def test_changed_columns_wait_for_readers_and_then_say_whom(
     postgresql_target: PostgresqlTarget, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql_view, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(view, "WAIT_SECONDS", 0.5)
     postgresql_target.export.follow([maker.snapshot(1)], NONE)
     other = maker.snapshot(2, tables=[pa.table({"customer_id": ["a"], "score": [2.5]})])
     with psycopg.connect(postgresql_target.url) as reader:
@@ -149,6 +150,6 @@ def test_missing_schema_role_and_package(
     with pytest.raises(SettingsError, match="`schema` of a PostgreSQL address is empty"):
         make(f"{postgresql_target.url}&schema=")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("sereno.adapters.postgresql_address.find_spec", lambda name: None)
+    monkeypatch.setattr("sereno.adapters.postgresql.address.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sereno\[postgresql\]'"):
         make(postgresql_target.url)

@@ -1,6 +1,6 @@
 """The Delta table: the one file that knows deltalake. Commits files that others wrote, and reads the log back.
 
-Local commits of delta-rs flush nothing, so the log's file and folder are flushed here after each one.
+Local commits of delta-rs flush nothing: whoever commits flushes the log's file and folder afterwards.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from deltalake.schema import Schema
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from sereno.exceptions import BusyError, SourceError, StorageError
-from sereno.storage import fsync, told
+from sereno.storage import GOES_ON, told, write_atomically
 
 # History is the only truth about what was published, so the log is never cut: Delta's own default is 30 days.
 TEN_YEARS = {
@@ -43,6 +44,7 @@ class Commit:
     """One commit of the log."""
 
     version: int
+    time: datetime
     metadata: dict[str, str]  # ours, without the prefix
     files: tuple[AddedFile, ...]
 
@@ -60,13 +62,17 @@ def current_version(table: Path) -> int:
     return max(versions, default=-1)
 
 
-def commits(table: Path, after: int = -1) -> Iterator[Commit]:
-    """The commits after a version, oldest first. Commits of others (an OPTIMIZE, say) have no metadata of ours."""
-    for version in range(after + 1, current_version(table) + 1):
-        yield read_commit(table, version)
+def commits(table: Path, until: datetime | None = None) -> Iterator[Commit]:
+    """The commits up to a time, oldest first. Those of others (an OPTIMIZE, say) have no metadata of ours."""
+    for version in range(current_version(table) + 1):
+        commit = read_commit(table, version)
+        if until is not None and commit.time > until:
+            return
+        yield commit
 
 
 def read_commit(table: Path, version: int) -> Commit:
+    moment = datetime.fromtimestamp(0, UTC)
     metadata: dict[str, str] = {}
     files = []
     try:
@@ -81,6 +87,7 @@ def read_commit(table: Path, version: int) -> Commit:
         if "commitInfo" in action:
             own = {k.removeprefix(PREFIX): v for k, v in action["commitInfo"].items() if k.startswith(PREFIX)}
             metadata |= own
+            moment = datetime.fromtimestamp(action["commitInfo"].get("timestamp", 0) / 1000, UTC)
         elif "add" in action:
             add = action["add"]
             files.append(
@@ -91,7 +98,7 @@ def read_commit(table: Path, version: int) -> Commit:
                     partition=add.get("partitionValues") or {},
                 )
             )
-    return Commit(version=version, metadata=metadata, files=tuple(files))
+    return Commit(version=version, time=moment, metadata=metadata, files=tuple(files))
 
 
 def commit(
@@ -106,7 +113,7 @@ def commit(
 ) -> int:
     """Make `files` the content of the table, or of one partition, in one commit on top of version `expected` (-1: none).
 
-    Returns the new version, which is on the disk for good. Raises BusyError if the table has moved on, StorageError.
+    Returns the new version, which is not flushed to the disk yet. Raises BusyError if the table has moved on, StorageError.
     """
     nullable = pa.schema([f.with_nullable(True) for f in schema])  # what is not null is checked before it gets here
     actions = [
@@ -152,27 +159,22 @@ def commit(
         raise _translated(table, error) from error
     except OSError as error:
         raise _translated(table, error) from error
-    new = expected + 1
-    with told(f"The commit to {table} could not be flushed to the disk"):
-        fsync(log_file(table, new))
-        fsync(table / "_delta_log")
-    return new
+    return expected + 1
 
 
 def _translated(table: Path, error: BaseException) -> StorageError:
-    with_cause = told(f"The commit to table {table} failed")
+    """What delta-rs says of a disk that fails may mislead, so the disk is asked: can a file be written there?"""
+    what = f"The commit to table {table} failed"
+    probe = table / "_delta_log" / ".probe"
     try:
-        with with_cause:
-            raise OSError(str(error))
+        with told(what):
+            try:
+                write_atomically(probe, b"\0" * 65_536)
+            finally:
+                probe.unlink(missing_ok=True)
     except StorageError as translated:
         return translated
-    except OSError:
-        return StorageError(f"The commit to table {table} failed: {error}.")
-
-
-def read_table(table: Path, version: int | None = None) -> pa.Table:
-    """The table's content at a version."""
-    return DeltaTable(table, version=version).to_pyarrow_table()
+    return StorageError(f"{what}: {error}. {GOES_ON}")
 
 
 def files_of_table(source: str) -> Iterator[tuple[Path, dict[str, str | None]]]:

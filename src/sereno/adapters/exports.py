@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sereno.adapters.export_folder import FolderExport
-from sereno.adapters.postgresql_address import require
+from sereno.adapters.postgresql.address import require
 from sereno.exceptions import SettingsError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def make_export(setting: str, *, home: Path, model: str) -> Export:
             return FolderExport(home.absolute() / "exports" / model / setting, setting)
     if setting.startswith(("postgresql://", "postgres://")):
         require("psycopg", "An export to PostgreSQL")
-        from sereno.adapters.export_postgresql import PostgresqlExport
+        from sereno.adapters.postgresql.export import PostgresqlExport
 
         return PostgresqlExport(setting, model)
     # Only what comes before :// is shown: the rest may hold a password.

@@ -101,7 +101,6 @@ class _Lanes:
             )
             self.ahead = None
             self.processes.append(process)
-            connection.send_bytes(msgspec.msgpack.encode(Request(job=self.job)))
             self._start(self._feed_process, process, connection)
         self._start(self._score_here)
         return self
@@ -146,12 +145,19 @@ class _Lanes:
 
     def _feed_process(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
         try:
-            while (task := self.waiting.get()) is not None:
-                connection.send_bytes(msgspec.msgpack.encode(Request(task=task)))
-                self.done.put(self._wait_for(connection, process, task))
-            connection.close()  # the worker ends when nothing more can come
+            with connection:  # the worker ends when nothing more can come
+                self._send(connection, Request(job=self.job))
+                while (task := self.waiting.get()) is not None:
+                    self._send(connection, Request(task=task))
+                    self.done.put(self._wait_for(connection, process, task))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
             self.done.put(error)
+
+    def _send(self, connection: Connection, request: Request) -> None:
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it is gone; what it said last waits to be read
+            connection.send_bytes(msgspec.msgpack.encode(request))
 
     def _wait_for(self, connection: Connection, process: subprocess.Popen[bytes], task: Task) -> TaskResult:
         while True:

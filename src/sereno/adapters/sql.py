@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import quote
 
-from sereno.adapters.postgresql_address import Address, require
+from sereno.adapters.postgresql.address import Address, require
 from sereno.exceptions import InputError, SettingsError, SourceError
 
 if TYPE_CHECKING:

@@ -6,7 +6,10 @@ the other end closes.
 
 from __future__ import annotations
 
+import os
+import select
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,8 +33,21 @@ def load_for(job: Job, model: Model) -> Scorer:
     return open_scorer(model, settings)
 
 
+def end_with(descriptor: int) -> None:
+    """End this process as soon as the other end closes: the run is over or dead, and another may be at work already."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLRDHUP)
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(descriptor: int, model_file: str) -> None:
     connection = Connection(descriptor)
+    end_with(descriptor)
 
     def send(answer: Answer) -> None:
         connection.send_bytes(msgspec.msgpack.encode(answer))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 import psycopg
 from psycopg import errors, sql
 
-from sereno.adapters.postgresql_schema import MARK, NUMBER, Column, Names
+from sereno.adapters.postgresql.schema import MARK, NUMBER, Column, Names
 from sereno.exceptions import ExportError
 
 if TYPE_CHECKING:

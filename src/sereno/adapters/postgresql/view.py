@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors, sql
 
-from sereno.adapters import postgresql_tables as tables
 from sereno.adapters import rendering
-from sereno.adapters.postgresql_schema import MARK, Names, columns_of, digest, view_query
+from sereno.adapters.postgresql import tables as tables
+from sereno.adapters.postgresql.schema import MARK, Names, columns_of, digest, view_query
 from sereno.exceptions import ExportError
 
 if TYPE_CHECKING:
-    from sereno.adapters.postgresql_tables import Connection
+    from sereno.adapters.postgresql.tables import Connection
     from sereno.snapshots import Snapshot
 
 WAIT_SECONDS = 30.0

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, LiteralString, NoReturn
 import psycopg
 from psycopg import errors, sql
 
-from sereno.adapters import postgresql_tables as tables
-from sereno.adapters import postgresql_view as view
 from sereno.adapters import rendering
-from sereno.adapters.postgresql_address import Address
-from sereno.adapters.postgresql_schema import NUMBER, Names, columns_of
+from sereno.adapters.postgresql import tables as tables
+from sereno.adapters.postgresql import view as view
+from sereno.adapters.postgresql.address import Address
+from sereno.adapters.postgresql.schema import NUMBER, Names, columns_of
 from sereno.exceptions import ExportError
 from sereno.failpoints import failpoint
 

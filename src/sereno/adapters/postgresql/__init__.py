@@ -1,0 +1,1 @@
+"""The export to PostgreSQL: tables of rows, a pointer, and a view over both. `docs/exports.md` says why."""
