@@ -20,7 +20,7 @@ from sereno.config import load_settings
 from sereno.exceptions import InputError, ModelFileError, SourceError
 from sereno.loader import load_model
 from sereno.model import Model
-from sereno.scaffold import new
+from sereno.new import new
 from sereno.schema import Column
 
 ROWS = 60

@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 
 from sereno.config import find_home
 from sereno.exceptions import ModelFileError
-from sereno.infer import Guesses, guess
 from sereno.model import NAME
+from sereno.new.infer import Guesses, guess
 from sereno.schema import Column
 from sereno.settings import FILE_NAME
 from sereno.storage import told

@@ -1,0 +1,180 @@
+"""`sereno check`: score a sample in every arrangement that batch and live could give it, and compare.
+
+Batch gives `predict` thousands of rows at once, a live request one. The same row must get the same prediction in both,
+so each arrangement is scored and held against the sample scored whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from sereno.check.arrangements import outcomes
+from sereno.check.compare import Reference, frames
+from sereno.check.report import CheckReport, Difference, Finding, Level, Outcome, render, told
+from sereno.check.requirements import differences
+from sereno.check.sample import Sample, has_source, made_up, take_sample
+from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
+from sereno.model import Model
+from sereno.scoring import open_scorer
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
+
+__all__ = ["CheckReport", "Difference", "Finding", "Outcome", "check", "render"]
+
+SEED = 0
+ROUNDING = 1e-5  # differences up to this are as likely float32 arithmetic as another answer
+SHOWN = 5  # rejects that are shown one by one
+
+
+def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200) -> CheckReport:
+    """Load the model and test it on a sample of its source, or on made-up rows where there is none.
+
+    Raises SettingsError and ArtifactError, about which no sample could tell more; SourceError where `date` has no data.
+    """
+    if rows < 2:
+        raise SettingsError(
+            f"A check of {rows} rows compares nothing. Give --rows 2 or more; without it, 200 are taken."
+        )
+    findings = [Finding(level="warning", about="script block", text=text) for text in differences(model.file)]
+    try:
+        scorer = open_scorer(model, settings)
+    except PredictError as error:
+        findings.append(_problem("predict", str(error), frames(model, error.__cause__)))
+        return _report(model, "nothing was scored, for the model does not load", 0, [], findings)
+    sample = _sample(model, settings, date, rows, findings)
+    findings += _about_refused(sample)
+    try:
+        reference = Reference(scorer, sample.table)
+    except PredictError as error:
+        findings.append(_problem("predict", str(error), frames(model, error.__cause__)))
+        return _report(model, sample.origin, sample.table.num_rows, [], findings)
+    findings += _about_raised(reference)
+    compared = outcomes(reference)
+    findings += _about_outcomes(reference, compared)
+    return _report(model, sample.origin, sample.table.num_rows, compared, findings)
+
+
+def _report(model: Model, origin: str, rows: int, outcomes: list[Outcome], findings: list[Finding]) -> CheckReport:
+    return CheckReport(
+        model=model.name, origin=origin, rows=rows, tolerance=model.tolerance, outcomes=outcomes, findings=findings
+    )
+
+
+def _problem(about: Literal["source", "predict", "rejects"], text: str, details: Sequence[str] = ()) -> Finding:
+    return Finding(level="problem", about=about, text=text, details=tuple(details))
+
+
+def _sample(model: Model, settings: Settings, date: str | None, rows: int, findings: list[Finding]) -> Sample:
+    """Rows of the source; made-up ones, and a finding that says so, where it gives none that can be scored."""
+    if not has_source(model, settings):
+        why = Finding(
+            level="note", about="source", text="The model has neither read nor source, so the rows are made up."
+        )
+    else:
+        try:
+            sample = take_sample(model, settings, date, rows)
+        except SourceError as error:
+            if date is not None:
+                raise
+            text = f"There is no data to take a sample from, so the rows are made up. {error}"
+            why = Finding(level="warning", about="source", text=text)
+        except InputError as error:
+            why = _problem("source", f"No row can be scored: {error} The rows below are made up.")
+        except PredictError as error:
+            why = _problem("source", f"{error} The rows below are made up.", frames(model, error.__cause__))
+        else:
+            if sample.table.num_rows > 1:
+                return sample
+            findings += _about_refused(sample)
+            text = f"The source gave {sample.origin.split(',')[0]}, {sample.table.num_rows} of which can be scored"
+            why = Finding(
+                level="warning", about="source", text=f"{text}. To compare takes two, so the rows are made up."
+            )
+    findings.append(why)
+    table = made_up(model.inputs, rows, SEED)
+    return Sample(table=table, origin=f"{table.num_rows} rows made up from {model.inputs.name}, its row type")
+
+
+def _about_refused(sample: Sample) -> list[Finding]:
+    """Rejects of the input are news, and no failure; unless there is nothing else."""
+    refused = sample.refused
+    if not refused:
+        return []
+    details = [f"{key or 'a row without a key'}: {reason}" for key, reason in refused[:SHOWN]]
+    text = f"{len(refused)} of {sample.origin} do not fit the input type; a run gives them as rejects."
+    if not sample.table.num_rows:
+        return [_problem("rejects", text, [*details, *_more(len(refused))])]
+    return [Finding(level="warning", about="rejects", text=text, details=(*details, *_more(len(refused))))]
+
+
+def _more(count: int) -> list[str]:
+    return [f"… and {count - SHOWN} more"] if count > SHOWN else []
+
+
+def _about_raised(reference: Reference) -> list[Finding]:
+    """Rows that fit, but that predict did not answer, or not as declared."""
+    rejects = [(i, a) for i, a in enumerate(reference.answers) if isinstance(a, str)]
+    if not rejects:
+        return []
+    details = [f"{reference.key(i)}: {reason}" for i, reason in rejects[:SHOWN]] + _more(len(rejects))
+    raised = [i for i, reason in rejects if reason.startswith("predict raised")]
+    if raised:
+        details += reference.traceback_of(raised[0])
+    count = f"{len(rejects)} of {len(reference.answers)}"
+    text = f"{count} rows got no valid answer from predict; a run gives them as rejects."
+    level: Level = "problem" if len(rejects) == len(reference.answers) else "warning"
+    return [Finding(level=level, about="rejects", text=text, details=tuple(details))]
+
+
+CAUSES = {
+    "state": (
+        "The same rows in the same order got other predictions the second time: the answer depends on hidden state. "
+        "Usual causes: random numbers, a counter or cache that outlives the call, a model that predict changes, the "
+        "clock. All that predict uses should come from load and from the row."
+    ),
+    "order": (
+        "The answer depends on the order of the rows. Usual causes: cumsum, shift, diff, rolling or a fill from the row "
+        "before; or a sort, merge or groupby, after which answers stand in another order than their rows."
+    ),
+    "batch": (
+        "The answer depends on the other rows of the batch. Usual causes: statistics such as mean, rank, qcut, min-max "
+        "scaling, get_dummies or fit_transform inside predict. They belong in training: save them with the model, and "
+        "only apply them here."
+    ),
+    "json": (
+        "The answer depends on how a row arrived, though its values are the same. Usual causes: predict looks at the "
+        "identity, memory layout or metadata of what it is given."
+    ),
+}
+
+
+def _about_outcomes(reference: Reference, compared: list[Outcome]) -> list[Finding]:
+    """Why arrangements differ: the first cause of CAUSES that one of them points to, for it explains the later ones."""
+    failed = [o for o in compared if not o.passed]
+    if not failed:
+        return []
+    differences_ = [o.difference for o in failed if o.difference]
+    worst = max((d.worst for d in differences_), default=math.inf)
+    if worst <= ROUNDING and len(differences_) == len(failed):
+        text = (
+            f"The largest difference is {worst:.1g} of the number's size, more than the "
+            f"{reference.model.tolerance:g} that the model allows. Usual cause: rounding, as of float32 arithmetic "
+            "(7 digits), which adds up in another order where it has several rows at once. If that is all, declare it: "
+            f"Model(…, tolerance={_power_above(worst):g})."
+        )
+        return [Finding(level="problem", about="parity", text=text)]
+    kinds = {o.kind for o in failed}
+    cause = next(k for k in CAUSES if k in kinds)
+    outcome = next(o for o in failed if o.kind == cause)
+    details = []
+    if outcome.difference and outcome.difference.found.startswith("a reject (predict raised"):
+        details = reference.traceback_of(outcome.difference.row)
+    details = [f"First seen {outcome.name}:", *told(outcome), *details]
+    return [Finding(level="problem", about="parity", text=CAUSES[cause], details=tuple(details))]
+
+
+def _power_above(worst: float) -> float:
+    return float(f"1e{math.ceil(math.log10(worst))}")

@@ -1,0 +1,66 @@
+"""The arrangements that batch and live could give a sample, each scored and compared."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from sereno.check.compare import Answer, Reference
+from sereno.check.report import Kind, Outcome
+from sereno.exceptions import OutputError
+from sereno.rows import JsonRows, encode
+
+CHUNKS = (2, 7, 64, 512, 4096)
+
+
+def outcomes(reference: Reference) -> list[Outcome]:
+    table, count = reference.table, reference.table.num_rows
+    rng = random.Random(0)
+    backwards = list(range(count))[::-1]
+    shuffled = rng.sample(range(count), count)
+
+    def arranged(name: str, kind: Kind, parts: Sequence[Sequence[int]]) -> Outcome:
+        answers: list[Answer] = [""] * count
+        try:
+            for part in parts:
+                for position, answer in zip(part, reference.score_part(_rows_of(table, part)), strict=True):
+                    answers[position] = answer
+        except OutputError as error:
+            return Outcome(name=name, kind=kind, error=str(error))
+        return Outcome(name=name, kind=kind, difference=reference.compare(answers))
+
+    whole = [range(count)]
+    out = [arranged("again, in the same batch", "state", whole)]
+    out.append(arranged("one at a time", "batch", [range(i, i + 1) for i in range(count)]))
+    for size in CHUNKS:
+        if size < count:
+            chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
+            out.append(arranged(f"in batches of {size}", "batch", chunks))
+    out.append(arranged("in reverse order", "order", [backwards]))
+    out.append(arranged("in random order", "order", [shuffled]))
+    out.append(_through_json(reference))
+    out.append(arranged("again, after all of the above", "state", whole))
+    return out
+
+
+def _rows_of(table: pa.Table, positions: Sequence[int]) -> pa.Table:
+    if isinstance(positions, range):
+        return table.slice(positions.start, len(positions))
+    return table.take(pa.array(positions))
+
+
+def _through_json(reference: Reference) -> Outcome:
+    name = "as JSON, like requests"
+    checked = JsonRows(reference.model.inputs).decode(encode(reference.table))
+    answers: list[Answer] = [""] * reference.table.num_rows
+    for position, reason in checked.refused:
+        answers[position] = f"JSON row: {reason}"
+    kept = range(len(answers)) if checked.kept is None else checked.kept.tolist()
+    try:
+        for position, answer in zip(kept, reference.score_part(checked.table), strict=True):
+            answers[position] = answer
+    except OutputError as error:
+        return Outcome(name=name, kind="json", error=str(error))
+    return Outcome(name=name, kind="json", difference=reference.compare(answers))
