@@ -1,4 +1,4 @@
-"""A .py file becomes a Model; mistakes are told by file and line. Also what belongs to it: siblings, artefacts, values."""
+"""A .py file becomes a Model, mistakes told by file and line. And what belongs to it: siblings, artefacts, values."""
 
 from __future__ import annotations
 
@@ -49,14 +49,17 @@ def load_model(file: Path) -> Model:
 def the_model(module: Mapping[str, Any], path: Path) -> Model:
     """The one Model among a module's names, checked."""
     models = {id(v): v for v in module.values() if isinstance(v, Model) and v.file == path}
-    if len(models) != 1:
-        found = ", ".join(repr(m.name) for m in models.values())
+    if not models:
         raise ModelFileError(
-            f"{path.name}: there are {len(models)} models in the file ({found}); a model file has one. Split it."
-            if models
-            else f'{path.name}: there is no model in the file. Write `model = Model("name", inputs=…, outputs=…)` at its top level.'
+            f'{path.name}: there is no model in the file. Write `model = Model("name", inputs=…, outputs=…)` at its top '
+            "level."
         )
-    model = next(iter(models.values()))
+    model, *others = models.values()
+    if others:
+        raise ModelFileError(
+            f"{others[0].place}: there are {len(models)} models in the file ({', '.join(repr(m.name) for m in models.values())}); "
+            f"a model file has one. The first is at {model.place}: move the others to files of their own."
+        )
     try:
         model.check()
     except ModelFileError as error:
@@ -72,10 +75,13 @@ def _execute(path: Path) -> dict[str, Any]:
         if getattr(known, "__file__", None) and Path(str(known.__file__)).resolve() == path:
             return vars(known)
         raise ModelFileError(f"{path.name}: a module named {name!r} is loaded already. Rename the model file.")
+    for sibling in siblings(path):
+        _refuse_namesake(path, sibling)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -88,6 +94,17 @@ def _execute(path: Path) -> dict[str, Any]:
     return vars(module)
 
 
+def _refuse_namesake(path: Path, sibling: Path) -> None:
+    """Python would take what it has loaded under that name from elsewhere, the sibling of another model, say."""
+    name = ".".join(sibling.relative_to(path.parent).with_suffix("").parts).removesuffix(".__init__")
+    known = getattr(sys.modules.get(name), "__file__", None)
+    if known and Path(known).resolve() != sibling:
+        raise ModelFileError(
+            f"{path.name}: it imports {sibling.name} beside it, but a module named {name!r} is loaded already from {known}. "
+            "Rename one of them."
+        )
+
+
 def _told(path: Path, error: BaseException) -> ModelFileError:
     """What went wrong while the file ran, with the line of the file."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
@@ -96,18 +113,18 @@ def _told(path: Path, error: BaseException) -> ModelFileError:
     where = f"{path.name}:{lines[-1]}" if lines else path.name
     if isinstance(error, ModelFileError):
         text = str(error)
-        field = re.search(r"\b(\w+)\.(\w+)", text)
-        line = _line_of_field(path, field[1], field[2]) if field else None
-        return type(error)(f"{path.name}:{line}: {text}" if line else _with_file(path, text, where))
+        for owner, field in re.findall(r"\b(\w+)\.(\w+)", text):
+            if line := _line_of_field(path, owner, field):
+                return type(error)(f"{path.name}:{line}: {text}")
+        return type(error)(_with_file(path, text, where))
     if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").split(".")[0]
-        asked = [str(r) for r in script_requirements(path)]
-        hint = (
-            f"It is in the script block: install it (`pip install {package}`, or `uv run {path.name}`)."
-            if any(re.match(rf"{re.escape(package)}\b", r, re.IGNORECASE) for r in asked)
-            else f"Install it (`pip install {package}`) and name it in the script block's dependencies."
-        )
-        return ModelFileError(f"{where}: the package {package!r} is not installed. {hint}")
+        name = (error.name or "").split(".")[0]
+        asked = script_requirements(path)
+        if any(re.match(rf"{re.escape(name)}\b", r, re.IGNORECASE) for r in asked):
+            hint = f"The script block asks for it: `pip install {name}`, or `uv run {path.name}`."
+        else:  # the package's name is not always the module's: sklearn is scikit-learn
+            hint = f"Install its package, and name that in the script block, which has {', '.join(asked) or 'none'}."
+        return ModelFileError(f"{where}: the module {name!r} is not installed. {hint}")
     if isinstance(error, SystemExit):
         return ModelFileError(
             f"{where}: the file ends the program (exit {error.code}) when it is loaded. Put that under "
@@ -146,6 +163,7 @@ def script_block(path: Path) -> dict[str, Any]:
 
 
 def script_requirements(path: Path) -> list[str]:
+    """The packages that the script block asks for."""
     return [str(r) for r in script_block(path).get("dependencies", [])]
 
 
@@ -172,13 +190,15 @@ def _imported(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield "." * node.level + (node.module or "")
-            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}".strip() for alias in node.names)
+            start = "." * node.level + (node.module or "")
+            yield from (f"{start}.{alias.name}" if node.module else f"{start}{alias.name}" for alias in node.names)
 
 
 def _files_of(root: Path, here: Path, name: str) -> Iterator[Path]:
     level = len(name) - len(name.lstrip("."))
     base = root if level == 0 else here.parents[level - 2] if level > 1 else here
+    if not base.is_relative_to(root):
+        return
     parts = [p for p in name.split(".") if p]
     for depth in range(1, len(parts) + 1):
         module = base.joinpath(*parts[:depth])
@@ -283,10 +303,10 @@ def _value(function: Callable[..., Any], parameter: Parameter, settings: Setting
 
         try:
             return Secret(secret(name, settings, os.environ))
-        except SettingsError:
+        except SettingsError as error:
             if parameter.default is not p_empty:
                 return parameter.default
-            raise
+            raise SettingsError(f"{place(function)}: {error}") from error
     if name not in settings.values:
         known = sorted({*settings.values, *given})
         batch = " data_date and interval are given to read only." if name in BATCH_NAMES else ""

@@ -77,12 +77,12 @@ class Model:
         database: str | None = None,
         tolerance: float = 1e-9,
     ) -> None:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ModelFileError(
                 f"The model name {name!r} is not valid: use small letters, digits, - and _, at most 64."
             )
         self.name = name
-        self.file = _calling_file()
+        self.file, self.place = _calling_place()
         self.inputs: RowType = row_type(inputs)
         self.outputs: RowType = row_type(outputs)
         self.artifacts = dict(artifacts or {})
@@ -158,9 +158,11 @@ class Model:
                     "predict": "def predict(pipeline, rows: pd.DataFrame): …",
                 }
                 raise ModelFileError(
-                    f"Model {self.name!r} has no {name} function. Write one under `@model.{name}`: `{shown[name]}`."
+                    f"{self.place}: model {self.name!r} has no {name} function. Write one under `@model.{name}`: "
+                    f"`{shown[name]}`."
                 )
-        assert self.load_function is not None and self.predict_function is not None
+        assert self.load_function is not None
+        assert self.predict_function is not None
         asked = self.parameters(self.load_function)
         unused = set(self.artifacts) - {p.name for p in asked}
         if unused:
@@ -168,7 +170,14 @@ class Model:
                 f"{place(self.load_function)}: load does not take the artefact {min(unused)!r}. "
                 f"Write `def load({', '.join(f'{a}: Path' for a in self.artifacts)}): …`."
             )
-        if not 2 <= len(_positional(self.predict_function)) <= 3:
+        for function in (self.load_function, self.read_function, self.predict_function):
+            if inspect.iscoroutinefunction(function):
+                raise ModelFileError(
+                    f"{place(function)}: {function.__name__} is async; only fetch may be. Write `def`."
+                )
+        taken = _positional(self.predict_function)
+        others = [p for p in inspect.signature(self.predict_function).parameters.values() if p not in taken]
+        if [p.name for p in taken[2:]] not in ([], ["keys"]) or len(taken) < 2 or any(_is_required(p) for p in others):
             raise ModelFileError(
                 f"{place(self.predict_function)}: predict takes {inspect.signature(self.predict_function)}; "
                 "it is called as predict(loaded, rows) or predict(loaded, rows, keys)."
@@ -184,7 +193,8 @@ class Model:
             self.parameters(self.fetch_function, given=1)
 
     def _register(self, what: str, function: F) -> F:
-        if not inspect.isroutine(function) and not callable(function):
+        given: object = function
+        if not callable(given):
             hint = " To score rows call `model.score(rows)`." if what == "predict" else ""
             raise TypeError(f"`model.{what}` takes a function, not {type(function).__name__}.{hint}")
         if getattr(self, f"{what}_function") is not None:
@@ -234,10 +244,11 @@ class Model:
                 raise ModelFileError(
                     f"{self.outputs.name}.{column.name} is also a key; keys are published with each prediction."
                 )
-        for row in (self.inputs, self.outputs):
-            for column in row.columns:
-                if column.name == "data_date" and row is self.outputs:
-                    raise ModelFileError("An output cannot be named data_date: the table has a column of that name.")
+        for column in (*self.inputs.keys, *self.outputs.columns):
+            if column.name == "data_date":
+                raise ModelFileError(
+                    "Neither a key nor an output can be named data_date: the table has a column of that name."
+                )
 
 
 def place(function: Callable[..., Any]) -> str:
@@ -267,8 +278,12 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(type(function).__call__)
 
 
-def _calling_file() -> Path | None:
-    """The file whose code called Model(…); None in a notebook or an interpreter."""
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+
+
+def _calling_place() -> tuple[Path | None, str]:
+    """The file whose code called Model(…) and the place for messages; no file in a notebook or an interpreter."""
     frame = sys._getframe(2)
     name = frame.f_globals.get("__file__")
-    return Path(name).resolve() if name else None
+    return (Path(name).resolve(), f"{Path(name).name}:{frame.f_lineno}") if name else (None, "The model")
