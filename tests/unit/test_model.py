@@ -43,7 +43,7 @@ def by_matrix(_: Any, rows: npt.NDArray[np.float64], *, scale: float = 1) -> Non
 def by_rows(_: Any, rows: list[Row], keys: pd.DataFrame) -> None: ...
 
 
-class Callable_:
+class Predictor:
     def __call__(self, _: Any, rows: pd.DataFrame) -> None: ...
 
 
@@ -55,7 +55,7 @@ class Callable_:
         (by_numpy, "numpy", "numpy"),
         (by_matrix, "numpy", None),
         (by_rows, "rows", "pandas"),
-        (Callable_(), "pandas", None),
+        (Predictor(), "pandas", None),
     ],
 )
 def test_the_annotations_of_predict_name_the_forms(predict: Any, form: str, keys_form: str | None) -> None:

@@ -47,7 +47,7 @@ class ColumnProfile:
     def merge(self, other: ColumnProfile) -> None:
         self.rows += other.rows
         self.nulls += other.nulls
-        self.total += other.total
+        self.total = _finite(self.total + other.total)
         if other.least is not None:
             self.least = other.least if self.least is None else min(self.least, other.least)
             self.greatest = other.greatest if self.greatest is None else max(self.greatest, other.greatest)
@@ -69,10 +69,11 @@ class ColumnProfile:
         if low == high:
             return [(low, high, self.rows - self.nulls)]
         counts = [0] * bars
+        width = high / bars - low / bars  # the range itself may be beyond a float
         for place, count in self.bins.items():
             middle = min(max(_middle_of(place), low), high)
-            counts[min(int((middle - low) / (high - low) * bars), bars - 1)] += count
-        edges = np.linspace(low, high, bars + 1).tolist()
+            counts[min(int(middle / width - low / width), bars - 1)] += count
+        edges = [*(low + width * i for i in range(bars)), high]
         return list(zip(edges[:-1], edges[1:], counts, strict=True))
 
 
@@ -111,7 +112,12 @@ def _profile_of(kind: str, array: pa.Array) -> ColumnProfile:
         numbers = pc.cast(array, pa.float64(), safe=False)
         x = (numbers.drop_null() if array.null_count else numbers).to_numpy(zero_copy_only=False)
         if len(x):
-            part.least, part.greatest, part.total = float(x.min()), float(x.max()), float(x.sum())
+            if kind == "int":  # exact: above 2**53 two values may be one float
+                part.least, part.greatest = (pc.min_max(array)[k].as_py() for k in ("min", "max"))
+            else:
+                part.least, part.greatest = float(x.min()), float(x.max())
+            with np.errstate(over="ignore"):
+                part.total = _finite(float(x.sum()))
             counts = np.bincount(_bin_of(x))
             part.bins = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
     elif kind in ("str", "bool"):
@@ -128,6 +134,10 @@ def _profile_of(kind: str, array: pa.Array) -> ColumnProfile:
     return part
 
 
+def _finite(total: float) -> float:
+    return min(max(total, -1e308), 1e308)  # JSON has no infinity
+
+
 def _bin_of(x: Any) -> Any:
     """The bin of each number: the first 16 bits of its float64 (sign, exponent, 4 bits of mantissa).
 
@@ -137,5 +147,5 @@ def _bin_of(x: Any) -> Any:
 
 
 def _middle_of(place: int) -> float:
-    edges = np.array([place << 48, (place << 48) | ((1 << 48) - 1)], np.uint64).view(np.float64)
-    return float(edges.mean())
+    first, last = np.array([place << 48, (place << 48) | ((1 << 48) - 1)], np.uint64).view(np.float64).tolist()
+    return float(first / 2 + last / 2)

@@ -1,0 +1,128 @@
+"""Duplicate keys: found exactly, whatever the keys, in bounded memory."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sereno.batch import keys as module
+from sereno.batch.keys import duplicates, hash_keys, repeated_hashes
+
+MODERATE = settings(max_examples=100, deadline=None)
+HASHES = st.integers(0, 2**64 - 1)
+INTS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-3, 3))
+TEXTS = st.one_of(
+    st.sampled_from(["", "a", "b", "ab", "ba", "é", "日本", "a\0", "\0a", "\0"]), st.text(st.characters(codec="utf-8"))
+)
+KINDS: dict[pa.DataType, st.SearchStrategy[Any]] = {
+    pa.int64(): INTS,
+    pa.string(): TEXTS,
+    pa.date32(): st.one_of(st.dates(), st.dates(date(2026, 5, 1), date(2026, 5, 3))),
+}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pa.Table:
+    types = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3))
+    rows = draw(st.lists(st.tuples(*(KINDS[t] for t in types)), max_size=20))
+    rows += draw(st.lists(st.sampled_from(rows), max_size=5)) if rows else []
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(types)
+    return pa.table({f"k{i}": pa.array(c, t) for i, (c, t) in enumerate(zip(columns, types, strict=True))})
+
+
+def keys_of(table: pa.Table) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+@MODERATE
+@given(tables(), st.integers(0, 25))
+def test_equal_keys_and_no_others_have_equal_hashes(table: pa.Table, cut: int) -> None:
+    hashes = hash_keys(table)
+    assert hashes.dtype == np.uint64
+    first: dict[tuple[Any, ...], Any] = {}
+    for key, value in zip(keys_of(table), hashes.tolist(), strict=True):
+        assert first.setdefault(key, value) == value
+    assert len(set(first.values())) == len(first)
+    # a hash is the row's alone, and not its batch's
+    assert hash_keys(table.slice(cut)).tolist() == hashes[cut:].tolist()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [f"customer-{i:07d}" for i in range(300_000)],
+        [f"{i:x}" for i in range(300_000)],
+        [str(i * 7919) for i in range(300_000)],
+    ],
+)
+def test_ordinary_texts_do_not_collide(keys: list[str]) -> None:
+    hashes = hash_keys(pa.table({"k": keys}))
+    assert len(np.unique(hashes)) == len(keys)
+
+
+def test_ordinary_composite_keys_do_not_collide() -> None:
+    a, b = np.divmod(np.arange(400_000), 500)
+    assert len(np.unique(hash_keys(pa.table({"a": a, "b": b})))) == 400_000
+    assert len(np.unique(hash_keys(pa.table({"a": b - 250, "b": a, "c": [""] * 400_000})))) == 400_000
+
+
+@MODERATE
+@given(
+    st.lists(
+        st.lists(st.one_of(st.integers(0, 30), st.integers(2**64 - 5, 2**64 - 1), HASHES), max_size=30), max_size=4
+    ),
+    st.integers(1, 40),
+)
+def test_hashes_that_occur_twice_over_all_files(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], at_once: int
+) -> None:
+    folder = tmp_path_factory.mktemp("hashes")
+    paths = [folder / f"{i}.npy" for i in range(len(files))]
+    for path, hashes in zip(paths, files, strict=True):
+        np.save(path, np.sort(np.array(hashes, np.uint64)))
+    every = sorted(h for f in files for h in f)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", at_once)
+        assert repeated_hashes(paths).tolist() == sorted({h for h in every if every.count(h) > 1})
+
+
+def test_memory_is_bounded_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 1000)
+    rng = np.random.default_rng(7)
+    arrays = [np.sort(rng.integers(0, 2**64 - 1, 20_000, np.uint64)) for _ in range(3)]
+    for low, high in module._ranges(arrays, 60_000):
+        inside = sum(int(((a >= low) & ((a < high) if high is not None else True)).sum()) for a in arrays)
+        assert inside < 2000
+
+
+@pytest.mark.parametrize("collide", [False, True])
+def test_duplicates_are_exact_even_where_hashes_collide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collide: bool
+) -> None:
+    if collide:
+        monkeypatch.setattr(module, "hash_keys", lambda table: np.full(table.num_rows, 7, np.uint64))
+    parts = [
+        pa.table({"id": [1, 2, 3, 2], "day": ["a", "a", "a", "b"], "y": [0.1] * 4}),
+        pa.table({"id": [9], "day": ["z"], "y": [0.1]}),
+        pa.table({"id": [2, 3, 3, 4], "day": ["b", "c", "a", ""], "y": [0.1] * 4}),
+    ]
+    paths, files = [], []
+    for i, part in enumerate(parts):
+        paths.append(tmp_path / f"{i}.parquet")
+        files.append(tmp_path / f"{i}.npy")
+        pq.write_table(part, paths[-1], row_group_size=3)
+        np.save(files[-1], np.sort(module.hash_keys(part.select(["id", "day"]))))
+    assert duplicates(paths, files, ["id", "day"]) == {
+        0: [(2, (3, "a")), (3, (2, "b"))],
+        2: [(0, (2, "b")), (2, (3, "a"))],
+    }
+    assert duplicates(paths[1:2], files[1:2], ["id", "day"]) == {}
+    assert duplicates([], [], ["id"]) == {}
