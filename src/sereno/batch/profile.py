@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,12 +69,12 @@ class ColumnProfile:
         low, high = float(self.least), float(self.greatest)
         if low == high:
             return [(low, high, self.rows - self.nulls)]
+        # between the two, as their difference may be beyond a float
+        edges = [low * (1 - i / bars) + high * (i / bars) for i in range(bars + 1)]
         counts = [0] * bars
-        width = high / bars - low / bars  # the range itself may be beyond a float
         for place, count in self.bins.items():
             middle = min(max(_middle_of(place), low), high)
-            counts[min(int(middle / width - low / width), bars - 1)] += count
-        edges = [*(low + width * i for i in range(bars)), high]
+            counts[min(max(bisect_right(edges, middle) - 1, 0), bars - 1)] += count
         return list(zip(edges[:-1], edges[1:], counts, strict=True))
 
 
@@ -116,7 +117,7 @@ def _profile_of(kind: str, array: pa.Array) -> ColumnProfile:
                 part.least, part.greatest = (pc.min_max(array)[k].as_py() for k in ("min", "max"))
             else:
                 part.least, part.greatest = float(x.min()), float(x.max())
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 part.total = _finite(float(x.sum()))
             counts = np.bincount(_bin_of(x))
             part.bins = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
@@ -135,7 +136,8 @@ def _profile_of(kind: str, array: pa.Array) -> ColumnProfile:
 
 
 def _finite(total: float) -> float:
-    return min(max(total, -1e308), 1e308)  # JSON has no infinity
+    """JSON has neither infinity nor NaN, which is what infinities of both signs add up to."""
+    return min(max(total, -1e308), 1e308) if total == total else 0.0
 
 
 def _bin_of(x: Any) -> Any:
