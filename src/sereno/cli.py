@@ -202,6 +202,7 @@ def _settings(options: argparse.Namespace, start: Path, model: str | None = None
 def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
     """The model that the command names, and its settings; the working folder becomes its home."""
     from sereno.loader import load_model
+    from sereno.storage import told
 
     model = options.model_itself
     if model is not None:
@@ -210,7 +211,8 @@ def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
         model = load_model(_model_file(options))
     assert model.file is not None
     settings = _settings(options, model.file, model.name)
-    settings.home.mkdir(parents=True, exist_ok=True)
+    with told(f"The home {settings.home} cannot be used"):
+        settings.home.mkdir(parents=True, exist_ok=True)
     os.chdir(settings.home)  # so that relative paths in `read` mean the same from wherever it is started
     return model, settings
 
@@ -278,7 +280,7 @@ def _home_of_run(options: argparse.Namespace) -> Home:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from sereno.scaffold import new
+    from sereno.new import new
 
     written = new(options.name, Path.cwd(), options.from_data)
     shown = os.path.relpath(written)
@@ -349,8 +351,8 @@ def _runs(options: argparse.Namespace) -> int:
     from sereno.show import runs_lines
 
     home = _home(options)
-    reports = home.attempts.all()
-    states = ["interrupted" if home.attempts.interrupted(r) else r.state for r in reports]
+    reports, published = home.attempts.all(), home.store.state().attempts
+    states = [home.attempts.state_in_words(r, published) for r in reports]
     data = [json.loads(r.to_json()) | {"state": s} for r, s in zip(reports, states, strict=True)]
     _output(options, data, runs_lines(reports, states))
     return DONE
@@ -361,9 +363,8 @@ def _show(options: argparse.Namespace) -> int:
 
     home = _home_of_run(options)
     report = home.attempts.find(options.run)
-    state = "interrupted" if home.attempts.interrupted(report) else None
-    data = json.loads(report.to_json())
-    _output(options, data | ({"state": state} if state else {}), run_lines(report, state=state))
+    state = home.attempts.state_in_words(report, home.store.state().attempts)
+    _output(options, json.loads(report.to_json()) | {"state": state}, run_lines(report, state=state))
     return DONE
 
 

@@ -6,14 +6,16 @@ The table's own versions are not snapshot numbers: a rollback is a commit too, w
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sereno.exceptions import NotFoundError, OlderDataError, PublishError
+from sereno.exceptions import BusyError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
 from sereno.storage import exclusive, fsync, told
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 KEPT = 7  # snapshots whose parts and exports are kept, and any that is
 KEPT_FOR = timedelta(hours=24)  # younger than this
+PATIENCE = 60.0  # seconds to wait for another process that publishes to the table, which takes it well under one
 PARTITION = "data_date"
 
 
@@ -89,6 +92,7 @@ class State:
     served: tuple[Snapshot, ...] = ()  # one, or one per data date, oldest first
     withdrawn: frozenset[int] = frozenset()
     attempts: dict[str, int] = field(default_factory=dict)  # attempt → snapshot number
+    last_rollback: tuple[int, int | None] | None = None  # (rolled back, served since), if nothing was published since
 
     @property
     def newest(self) -> Snapshot | None:
@@ -122,18 +126,20 @@ class SnapshotStore:
         self.folder = home / "predictions" / model
         self._lock = home / ".sereno" / "locks" / f"{model}.publish"
 
-    def state(self) -> State:
-        """Read the log."""
+    def state(self, until: datetime | None = None) -> State:
+        """Read the log, as it was at a time."""
         from sereno.adapters import delta
 
         snapshots: dict[int, Snapshot] = {}
         served: dict[date, Snapshot] = {}
         withdrawn: set[int] = set()
+        last_rollback = None
         version = -1
-        for commit in delta.commits(self.folder):
+        for commit in delta.commits(self.folder, until=until):
             version = commit.version
             what = commit.metadata.get("kind")
             if what == "publish":
+                last_rollback = None
                 snapshot = self._snapshot(commit)
                 snapshots[snapshot.number] = snapshot
                 if snapshot.disposition == "replace":
@@ -141,8 +147,10 @@ class SnapshotStore:
                 served[snapshot.data_date] = snapshot
             elif what == "rollback":
                 withdrawn |= {int(n) for n in commit.metadata["withdrawn"].split(",") if n}
-                if commit.metadata["serves"]:
-                    target = snapshots[int(commit.metadata["serves"])]
+                serves = int(commit.metadata["serves"] or 0) or None
+                last_rollback = (int(commit.metadata["rolled_back"]), serves)
+                if serves:
+                    target = snapshots[serves]
                     withdrawn.discard(target.number)
                     if target.disposition == "replace":
                         served.clear()
@@ -155,6 +163,7 @@ class SnapshotStore:
             served=tuple(served[d] for d in sorted(served)),
             withdrawn=frozenset(withdrawn),
             attempts={s.attempt: s.number for s in snapshots.values()},
+            last_rollback=last_rollback,
         )
 
     def publish(self, publication: Publication, *, force: bool) -> Snapshot:
@@ -163,8 +172,7 @@ class SnapshotStore:
         Raises OlderDataError where a newer data date is served (unless forced; `partition` has a place for each date),
         and BusyError where another process is publishing to this table.
         """
-        busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
-        with exclusive(self._lock, busy):
+        with self._alone():
             state = self.state()
             if publication.attempt in state.attempts:  # it was committed before a crash
                 return state.snapshots[state.attempts[publication.attempt]]
@@ -181,6 +189,10 @@ class SnapshotStore:
                 )
             self._refuse_other_disposition(state, publication)
             return self._commit_publication(state, publication)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
+        return exclusive(self._lock, busy, wait_seconds=PATIENCE)
 
     def _refuse_other_disposition(self, state: State, publication: Publication) -> None:
         for snapshot in state.served:
@@ -224,22 +236,46 @@ class SnapshotStore:
             "keys": ",".join(publication.keys),
             "sha256": ",".join(part.sha256 for part, _ in publication.parts),
         }
+        gone = [str(p.path) for p, _ in publication.parts if not p.path.exists() or p.path.stat().st_size != p.size]
+        if gone:
+            raise PublishError(f"{gone[0]} was removed or changed since it was scored. Run the data date again.")
         failpoint("fsync")
         with told("The parts could not be flushed to the disk"):
             for folder in {part.path.parent for part, _ in publication.parts} | {self.folder}:
                 fsync(folder)
         failpoint("commit_before")
-        version = delta.commit(
-            self.folder,
-            expected=state.version,
-            schema=self._schema(publication.schema, by_date),
-            files=files,
-            metadata=metadata,
-            partition=PARTITION if by_date else None,
-            partition_value=day if by_date else None,
-        )
+        try:
+            version = delta.commit(
+                self.folder,
+                expected=state.version,
+                schema=self._schema(publication.schema, by_date),
+                files=files,
+                metadata=metadata,
+                partition=PARTITION if by_date else None,
+                partition_value=day if by_date else None,
+            )
+        except (BusyError, StorageError):
+            # What came of a commit that failed is not always known; the log knows.
+            settled = self.state()
+            if publication.attempt not in settled.attempts:
+                raise
+            version = settled.snapshots[settled.attempts[publication.attempt]].table_version
         failpoint("commit_after")
+        self.flush(version)
         return self._snapshot(delta.read_commit(self.folder, version))
+
+    def flush(self, version: int) -> None:
+        """Make a commit last: the log and every folder on the way to it. Whoever commits may die before, so all who
+        come later do it before they show the commit to others."""
+        from sereno.adapters import delta
+
+        log = delta.log_file(self.folder, version)
+        with told(
+            f"Table {self.folder} has a new version that readers see, but it could not be flushed to the disk",
+            "A power cut may take it back. See to the disk; the next `sereno run` (also one with nothing to do) flushes it again.",
+        ):
+            for path in (log, log.parent, self.folder, self.folder.parent, self.folder.parent.parent):
+                fsync(path)
 
     def rollback(
         self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = ""
@@ -251,7 +287,7 @@ class SnapshotStore:
         """
         from sereno.adapters import delta
 
-        with exclusive(self._lock, f"Another process (pid {{pid}}) is publishing to {self.folder}. Try again."):
+        with self._alone():
             state = self.state()
             if state.newest is None:
                 raise NotFoundError(
@@ -267,7 +303,7 @@ class SnapshotStore:
             target = chosen or self._earlier(state, current, by_date)
             if target is not None and target.number == current.number:
                 raise PublishError(f"Version {target.number} of model {self.model!r} is in service already.")
-            if target is None and not by_date:
+            if target is None and len(state.served) == 1:  # never an empty table
                 raise NotFoundError(
                     f"Version {current.number} of model {self.model!r} has no earlier version that was not withdrawn. "
                     "Name one with --to, or run the model again."
@@ -282,7 +318,7 @@ class SnapshotStore:
             ]
             kept_day = (target or current).data_date.isoformat()
             failpoint("rollback")
-            delta.commit(
+            version = delta.commit(
                 self.folder,
                 expected=state.version,
                 schema=self._schema(_schema_of(target or current), by_date),
@@ -290,6 +326,7 @@ class SnapshotStore:
                 metadata={
                     "kind": "rollback",
                     "model": self.model,
+                    "rolled_back": str(current.number),
                     "serves": str(target.number) if target else "",
                     "withdrawn": ",".join(map(str, rolled_back)),
                     "data_date": kept_day,
@@ -300,6 +337,7 @@ class SnapshotStore:
                 partition=PARTITION if by_date else None,
                 partition_value=kept_day if by_date else None,
             )
+            self.flush(version)
             return current, target
 
     def _earlier(self, state: State, current: Snapshot, by_date: bool) -> Snapshot | None:
@@ -361,31 +399,34 @@ class SnapshotStore:
             table_version=commit.version,
         )
 
-    def clean(self, state: State, keep_attempts: Iterable[str]) -> int:
-        """Remove the files that neither a kept snapshot nor an attempt in `keep_attempts` needs; say how many.
+    def clean(self, needed: Callable[[], tuple[set[str], set[Path]]]) -> int:
+        """Remove the files that neither a kept snapshot nor an attempt needs; say how many.
 
-        The rejects of a snapshot go with its parts. Only files that a run wrote are touched.
+        `needed` gives attempts, and files, to keep. The rejects of a snapshot go with its parts. Only files that a run
+        wrote are touched. Other runs may begin, write and publish meanwhile, hence the order: what there is, then who is
+        at work, then what is published. A file of theirs is either not listed yet, or found needed at one of the two.
         """
-        kept = [state.snapshots[n] for n in state.kept(_now())]
-        wanted = {p.path for s in kept for p in s.parts} | {
-            self.folder / s.rejects_file for s in kept if s.rejects_file
-        }
-        alive = set(keep_attempts)
-        removed = 0
         if not self.folder.is_dir():
             return 0
-        for folder in [*self.folder.iterdir()]:
-            if not folder.is_dir() or folder.name == "_delta_log" or folder.name in alive:
-                continue
-            if not (ATTEMPT.fullmatch(folder.name) or folder.name == "_rejects"):
-                continue
-            for file in [*folder.iterdir()]:
-                if file not in wanted and file.stem not in alive:
-                    file.unlink(missing_ok=True)
-                    removed += 1
-            if folder.name != "_rejects" and not any(folder.iterdir()):
-                folder.rmdir()
-        return removed
+        with self._alone():  # a rollback may be about to serve what is about to go
+            there = [
+                file
+                for folder in self.folder.iterdir()
+                if ATTEMPT.fullmatch(folder.name) or folder.name == "_rejects"
+                for file in folder.iterdir()
+            ]
+            attempts, files = needed()
+            state = self.state()
+            kept = [state.snapshots[n] for n in state.kept(_now())]
+            files |= {p.path for s in kept for p in s.parts}
+            files |= {self.folder / s.rejects_file for s in kept if s.rejects_file}
+            gone = [f for f in there if f not in files and not {f.stem, f.parent.name} & attempts]
+            for file in gone:
+                file.unlink(missing_ok=True)
+            for folder in {f.parent for f in gone if f.parent.name != "_rejects"}:
+                with contextlib.suppress(OSError):  # not empty: other files in it are kept
+                    folder.rmdir()
+            return len(gone)
 
 
 ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
@@ -399,46 +440,48 @@ def read_predictions(
     Args:
         model: its name.
         version: a snapshot's number; the one in service if not given.
-        as_of: what was in service at that time (a date: at its end, UTC).
+        as_of: what was in service at that time (a date: until its end, UTC).
         home: folder of the project; found from the working directory upwards if not given.
 
     Raises NotFoundError.
     """
-    from sereno.adapters import delta
     from sereno.config import load_settings
 
-    place = Path(home) if home is not None else load_settings(Path.cwd()).home
-    store = SnapshotStore(place.absolute(), model)
-    state = store.state()
-    if state.version < 0:
-        raise NotFoundError(
-            f"No snapshot of model {model!r} is published in {place}. `sereno run` publishes the first."
-        )
     if version is not None and as_of is not None:
         raise NotFoundError("Give version or as_of, not both.")
-    at = state.version
-    if version is not None:
-        at = store.kept_snapshot(state, version).table_version
-    elif as_of is not None:
-        at = _version_at(store, as_of)
-    return delta.read_table(store.folder, at)
+    place = Path(home) if home is not None else load_settings(Path.cwd()).home
+    store = SnapshotStore(place.absolute(), model)
+    state = store.state(_moment(as_of) if as_of else None)
+    if not state.served:
+        when = f" by {_moment(as_of).isoformat()}" if as_of else ""
+        raise NotFoundError(
+            f"No snapshot of model {model!r} is published in {place}{when}. `sereno run` publishes the first."
+        )
+    numbers = [version] if version is not None else [s.number for s in state.served]
+    return _rows_of([store.kept_snapshot(state, n) for n in numbers])
 
 
-def _version_at(store: SnapshotStore, as_of: date | datetime) -> int:
-    from sereno.adapters import delta
-
+def _moment(as_of: date | datetime) -> datetime:
     if not isinstance(as_of, datetime):
-        as_of = datetime.combine(as_of + timedelta(days=1), datetime.min.time(), UTC)
+        return datetime.combine(as_of + timedelta(days=1), datetime.min.time(), UTC)
     if as_of.tzinfo is None:
         raise NotFoundError(f"as_of {as_of.isoformat()} has no time zone; write datetime(…, tzinfo=timezone.utc).")
-    found = -1
-    for commit in delta.commits(store.folder):
-        stamp = commit.metadata.get("published_at") or commit.metadata.get("at")
-        if stamp and datetime.fromisoformat(stamp) <= as_of:
-            found = commit.version
-    if found < 0:
-        raise NotFoundError(f"Nothing of model {store.model!r} was published by {as_of.isoformat()}.")
-    return found
+    return as_of
+
+
+def _rows_of(snapshots: Sequence[Snapshot]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for snapshot in snapshots:
+        for part in snapshot.parts:
+            table = pq.read_table(part.path, partitioning=None)
+            if snapshot.disposition == "partition":
+                day = pa.repeat(pa.scalar(snapshot.data_date), table.num_rows)
+                table = table.append_column(PARTITION, day)
+            tables.append(table)
+    return pa.concat_tables(tables, promote_options="default")  # a date of long ago may lack a column of today
 
 
 def find_row(snapshot: Snapshot, key: Sequence[str]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ CAUSES = {
     errno.EPERM: "this user may not write there",
     errno.EIO: "the disk reports an error",
 }
+GOES_ON = "Nothing was published by this run. Mend that, then start it again: it goes on where it was."
 
 
 def fsync(path: Path) -> None:
@@ -31,29 +33,43 @@ def fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or whoever comes after a crash, finds the old content or the new."""
+    """Write a file so that a reader, or whoever comes after a crash, finds the old content or the new.
+
+    Only one process at a time writes a path, so what a crash left of the temporary file is overwritten by the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # above all where the disk is full
+        raise
     fsync(path.parent)
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock file; it is free again when the process ends, however it ends. Raises BusyError(busy)."""
+def exclusive(path: Path, busy: str, *, wait_seconds: float = 0.2) -> Iterator[None]:
+    """Hold a lock file; it is free again when the process ends, however it ends.
+
+    Raises BusyError(busy), with the holder's pid in place of `{pid}`, once it has waited. The shortest wait is there
+    because whoever only looks (`is_held`) holds it for a moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
     with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            stream.seek(0)
-            raise BusyError(busy.format(pid=stream.read().strip() or "unknown")) from error
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    stream.seek(0)
+                    raise BusyError(busy.format(pid=stream.read().strip() or "unknown")) from error
+                time.sleep(0.01)
         stream.seek(0)
         stream.truncate()
         stream.write(str(os.getpid()))
@@ -61,8 +77,20 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds a lock file. Writes nothing, so that it works where one may only read."""
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def told(what: str, then: str = GOES_ON) -> Iterator[None]:
     """Turn an error of the operating system into a StorageError that says what failed, why, and what to do."""
     try:
         yield
@@ -74,6 +102,4 @@ def told(what: str) -> Iterator[None]:
         if error.errno is None and cause == str(error):
             raise
         path = f" ({error.filename})" if error.filename else ""
-        raise StorageError(
-            f"{what}: {cause}{path}. Nothing was published by this run. Mend that, then start it again: it goes on where it was."
-        ) from error
+        raise StorageError(f"{what}: {cause}{path}. {then}") from error

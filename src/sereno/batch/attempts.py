@@ -9,16 +9,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from sereno.batch.gates import Gate
 from sereno.batch.profile import Profile
 from sereno.batch.tasks import TaskResult, WrittenPart
-from sereno.exceptions import BusyError, NotFoundError
+from sereno.exceptions import NotFoundError
 from sereno.schedule import Interval
-from sereno.storage import exclusive, write_atomically
+from sereno.storage import exclusive, is_held, write_atomically
 
 RunState = Literal["running", "held", "published", "failed", "nothing", "discarded"]
 KEPT_FOR = timedelta(days=7)  # the finished tasks of an attempt that nobody resumes
@@ -105,7 +105,7 @@ class Attempts:
 
     def all(self) -> list[Report]:
         """Every attempt, oldest first."""
-        found = [msgspec.json.decode(f.read_bytes(), type=Report) for f in self.folder.glob("*/report.json")]
+        found = [r for f in self.folder.glob("*/report.json") if (r := _read(f, Report))]
         return sorted(found, key=lambda r: r.started_at)
 
     def find(self, name: str) -> Report:
@@ -117,15 +117,15 @@ class Attempts:
         shown = ", ".join(r.attempt for r in reports[-5:]) or "none"
         raise NotFoundError(f"Model {self._model!r} has no run {name!r}. The latest are: {shown}. See `sereno runs`.")
 
-    def interrupted(self, report: Report) -> bool:
-        """It says that it runs, but its process is gone."""
-        if report.state != "running":
-            return False
-        try:
-            with self.exclusive(report.run_key):
-                return True
-        except BusyError:
-            return False
+    def going_on(self, report: Report) -> bool:
+        """A living process works on its run key."""
+        return report.state == "running" and is_held(self._lock(report.run_key))
+
+    def state_in_words(self, report: Report, published: Mapping[str, int]) -> str:
+        """The state for people. After a crash, the table's log and the locks know more than the report could say."""
+        if report.attempt in published:
+            return "published"
+        return "interrupted" if report.state == "running" and not self.going_on(report) else report.state
 
     def finished_tasks(self, run_key: str) -> dict[str, TaskResult]:
         """Fingerprint → result of the tasks that earlier attempts of this run finished, where all their files still stand.
@@ -142,7 +142,8 @@ class Attempts:
 
     def results(self, report: Report) -> Iterator[TaskResult]:
         for file in (self.work(report) / "tasks").glob("*.json"):
-            yield msgspec.json.decode(file.read_bytes(), type=TaskResult)
+            if result := _read(file, TaskResult):
+                yield result
 
     def adopt(self, report: Report, result: TaskResult) -> None:
         """Take over a task that an earlier attempt finished."""
@@ -153,13 +154,16 @@ class Attempts:
         shutil.rmtree(self.work(report), ignore_errors=True)
 
     def reconcile(self, published: Mapping[str, int], run_key: str) -> None:
-        """Attempts that were published before their report could say so (the log knows) say so now."""
+        """Attempts of a run key that were published before their report could say so (the log knows) say so now.
+
+        The caller holds the key. What they left is settled too: no later attempt may take over a part that is published.
+        """
         for report in self.all():
-            if report.run_key == run_key and report.attempt in published and report.state in ("running", "held"):
-                report.state, report.version = "published", published[report.attempt]
+            if report.run_key == run_key and report.attempt in published and report.state != "published":
+                report.state, report.version, report.says = "published", published[report.attempt], ""
                 report.ended_at = report.ended_at or datetime.now(UTC)
                 self.save(report)
-                self.drop_work(report)
+                self.settle(report)
 
     def settle(self, report: Report) -> None:
         """The run key has an outcome: what other attempts of it left is of no use any more; held ones are discarded."""
@@ -179,19 +183,33 @@ class Attempts:
         for name in WORK:
             shutil.rmtree(self.work(report) / name, ignore_errors=True)
 
-    def needed(self) -> set[str]:
-        """The attempts whose parts and rejects are still needed: held ones, and those that may be resumed."""
-        now, needed = datetime.now(UTC), set()
+    def needed(self) -> tuple[set[str], set[Path]]:
+        """What no cleaning may touch: attempts that are going on, and files of others that may be resumed or released."""
+        now = datetime.now(UTC)
+        attempts: set[str] = set()
+        files: set[Path] = set()
         for report in self.all():
-            resumable = report.state in ("running", "failed") and now - report.started_at < KEPT_FOR
-            if report.state == "held" or resumable:
-                needed.add(report.attempt)
-                for result in self.results(report):
-                    if result.part:  # it may lie with the attempt that it was taken over from
-                        needed.add(Path(result.part.path).parent.name)
+            if report.state == "held":
+                files |= {Path(p.path) for p in report.parts}
+                attempts.add(report.attempt)
             elif report.state in ("running", "failed"):
-                self.drop_work(report)
-        return needed
+                if self.going_on(report):
+                    attempts.add(report.attempt)
+                elif now - report.started_at > KEPT_FOR:
+                    self.drop_work(report)
+                files |= {Path(r.part.path) for r in self.results(report) if r.part}
+        return attempts, files
+
+
+T = TypeVar("T")
+
+
+def _read(file: Path, kind: type[T]) -> T | None:
+    """None: another process removed it since it was listed."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
 
 
 def _whole(result: TaskResult) -> bool:

@@ -17,7 +17,7 @@ from sereno.adapters.files import read_piece
 from sereno.batch.keys import duplicates
 from sereno.batch.profile import Profile, ProfileBuilder, merged
 from sereno.batch.tasks import REJECTS, Task, TaskResult, WrittenPart, delta_stats, open_part, row_as_json
-from sereno.exceptions import DataError, DuplicateKeysError, RunError
+from sereno.exceptions import DataError, DuplicateKeysError, RunError, SourceError
 from sereno.loader import file_digest
 from sereno.model import Model
 from sereno.storage import fsync, told
@@ -63,9 +63,12 @@ def finish(
 ) -> Outcome:
     """One result of all tasks, in the order of the source.
 
-    Raises DuplicateKeysError (policy "fail"), DataError where no row could be scored, and RunError should a row be lost.
+    Raises SourceError where there are no rows, DuplicateKeysError (policy "fail"), DataError where no row could be
+    scored, and RunError should a row be lost.
     """
     rows_in = sum(r.rows_in for r in results)
+    if not rows_in:
+        raise SourceError("The source has no rows. Nothing was published; see what feeds it.")
     dropped = _duplicates(model, results, policy)
     kept = [_without(model, r, dropped.get(i, []), parts_folder) for i, r in enumerate(results)]
     reasons: dict[str, int] = {}

@@ -6,9 +6,9 @@ whoever comes next (any run, also one with nothing to do) finishes what a crash 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -41,6 +41,8 @@ from sereno.schedule import Interval, interval_for, last_interval
 from sereno.scoring import open_scorer
 from sereno.snapshots import Part, Publication, Snapshot, SnapshotStore, State
 from sereno.storage import told
+
+AS_IT_WAS = "What was in service stays. Mend that, then try again."
 
 
 class Watcher(Protocol):
@@ -86,6 +88,7 @@ class Home:
         """Make every export show what is served; say which ones changed. Raises ExportError after all were tried."""
         if not state.served:
             return []
+        self.store.flush(state.version)
         changed, failed = [], []
         kept = state.kept(datetime.now(UTC))
         for export in self.exports():
@@ -96,13 +99,13 @@ class Home:
                 failed.append(f"{export.name}: {error}")
         if failed:
             raise ExportError(
-                f"Version {state.served[-1].number} is published, but {len(failed)} of its exports could not follow: "
+                f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not follow: "
                 f"{' '.join(failed)}"
             )
         return changed
 
-    def clean(self, state: State) -> None:
-        self.store.clean(state, self.attempts.needed())
+    def clean(self) -> None:
+        self.store.clean(self.attempts.needed)
 
 
 def run(
@@ -153,9 +156,10 @@ class _Run:
     def go(self) -> Report:
         home = self.home
         with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(self.interval.key):
+            home.exports()  # one that cannot be made is told now, not once the table has moved on
             state = home.store.state()
-            behind = self._catch_up(state)
             home.attempts.reconcile(state.attempts, self.interval.key)
+            behind = self._catch_up(state)
             self.report = home.attempts.create(self.interval)
             try:
                 with told("The run stopped"):
@@ -164,30 +168,44 @@ class _Run:
                 if self.report.version is None:  # else it is published, and an export failed
                     self.report.state = "failed"
                 self.report.says = str(error)
-                self._end()
+                with contextlib.suppress(OSError):  # the first error is the one to tell, say that the disk is full
+                    self._end()
                 raise
-            self._end()
-            if behind is not None and self.report.state == "nothing":
+            if self.report.state == "held" and behind:
+                self.report.says += f" Besides: {behind}"
+            with told(*self._after_all()):
+                self._end()
+            if self.report.state == "nothing" and behind:
                 raise behind
             return self.report
 
     def _catch_up(self, state: State) -> ExportError | None:
-        """Finish what a crash or a failed export left. An export that still fails does not keep the night from scoring."""
+        """Finish what a crash or a failed export left. Should that fail again, this run's table is no worse for it."""
         try:
             self.home.follow(state)
         except ExportError as error:
             return error
         return None
 
+    def _after_all(self) -> tuple[str, str]:
+        """What to tell of an error after everything that counts is done."""
+        if self.report.state == "published":
+            what = f"Version {self.report.version} is published, but the run could not be concluded"
+        else:
+            what = "The run could not be concluded"
+        return what, "Mend that; the next `sereno run` (also one with nothing to do) concludes it."
+
     def _end(self) -> None:
-        self.report.ended_at = datetime.now(UTC)
-        if self.report.state == "nothing":
-            self.home.attempts.forget(self.report)
-            return
-        self.home.attempts.save(self.report)
-        if self.report.state in ("published", "held"):
-            self.home.attempts.settle(self.report)
-            self.home.clean(self.home.store.state())
+        home, report = self.home, self.report
+        report.ended_at = datetime.now(UTC)
+        if report.state == "nothing":
+            home.attempts.forget(report)
+        else:
+            home.attempts.save(report)
+        if report.state in ("published", "held"):
+            home.attempts.settle(report)
+        if report.state != "failed":
+            home.clean()
         failpoint("run_end")
 
     def _go(self, state: State) -> None:
@@ -342,7 +360,7 @@ class _Run:
         self.report.gates = judge_report(self.report, self.chosen, state)
         return _failed_gates(self.report)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         self.watcher.stage(name)
         start = perf_counter()
@@ -405,43 +423,43 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
     Raises PublishError where the run is not held, and OlderDataError where a newer data date is in service.
     """
     report = home.attempts.find(name)
-    with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(report.run_key):
-        report = _held(home, name)
-        state = home.store.state()
-        report.gates = judge_report(report, home.chosen, state)
-        failpoint("release")
-        snapshot = home.store.publish(publication_of(report), force=False)
-        report.state, report.version = "published", snapshot.number
-        report.says = f"Released by {who or 'an operator'} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-        home.attempts.save(report)
-        home.attempts.settle(report)
-        state = home.store.state()
-        home.follow(state)
-        home.clean(state)
-        return report
+    with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
+        report = home.attempts.find(report.attempt)
+        if report.state == "held":  # a release that died after its commit published it: publishing finds that out
+            state = home.store.state()
+            if report.attempt not in state.attempts:
+                report.gates = judge_report(report, home.chosen, state)
+            failpoint("release")
+            snapshot = home.store.publish(publication_of(report), force=False)
+            report.state, report.version = "published", snapshot.number
+            report.says = f"Released by {who or 'an operator'} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+            home.follow(home.store.state())
+            home.attempts.save(report)
+            home.attempts.settle(report)
+            home.clean()
+            return report
+        raise _not_held(home, report)
 
 
 def discard(home: Home, name: str) -> Report:
     """Drop a held run; what is in service stays. Raises PublishError where the run is not held."""
     report = home.attempts.find(name)
-    with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(report.run_key):
-        report = _held(home, name)
+    with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
+        home.attempts.reconcile(home.store.state().attempts, report.run_key)
+        report = home.attempts.find(report.attempt)
+        if report.state != "held":
+            raise _not_held(home, report)
         report.state, report.says = "discarded", "Discarded by an operator."
         home.attempts.save(report)
         home.attempts.drop_work(report)
-        home.clean(home.store.state())
+        home.clean()
         return report
 
 
-def _held(home: Home, name: str) -> Report:
-    report = home.attempts.find(name)
-    home.attempts.reconcile(home.store.state().attempts, report.run_key)
-    report = home.attempts.find(report.attempt)
-    if report.state != "held":
-        raise PublishError(
-            f"Run {report.attempt} is {report.state}, not held. `sereno runs {home.name}` shows which ones are."
-        )
-    return report
+def _not_held(home: Home, report: Report) -> PublishError:
+    return PublishError(
+        f"Run {report.attempt} is {report.state}, not held. `sereno runs {home.name}` shows which ones are."
+    )
 
 
 def rollback(
@@ -457,7 +475,12 @@ def rollback(
             chosen = date.fromisoformat(day)
         except ValueError:
             raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
-    with told(f"The home {home.path} cannot be used"):
+    with told(f"The home {home.path} cannot be used", AS_IT_WAS):
+        state = home.store.state()
+        if state.last_rollback and to in (None, state.last_rollback[1]) and home.follow(state):
+            # One that died, or whose exports failed, after its commit: this one finishes it, and goes no further back.
+            rolled_back, now_served = state.last_rollback
+            return state.snapshots[rolled_back], state.snapshots[now_served] if now_served else None
         before, served = home.store.rollback(to=to, day=chosen, why=why, who=who)
         home.follow(home.store.state())
     return before, served
