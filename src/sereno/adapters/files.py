@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
+import msgspec
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -19,7 +21,14 @@ from sereno.values import Refused, admit
 if TYPE_CHECKING:
     from sereno.batch.tasks import Piece
 
-FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".gz": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 VALID = "Parquet (.parquet), CSV (.csv, .csv.gz), JSON lines (.jsonl, .ndjson), or a Delta table"
 READ_ROWS, READ_BYTES = 131_072, 32 << 20  # of a Parquet file at once
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -30,13 +39,15 @@ def find_files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         files = [f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path))]
-    elif any(c in source for c in "*?["):
+    elif path.is_file():
+        files = [path]
+    else:
         import glob
 
-        files = [Path(f) for f in glob.glob(source, recursive=True) if os.path.isfile(f)]
-        files = [f for f in files if not f.name.startswith((".", "_"))]
-    else:
-        files = [path] if path.is_file() else []
+        # what the pattern names itself may be hidden, what it finds may not
+        fixed = len(Path(re.split(r"[*?[]", source)[0] + "x").parts) - 1
+        found = [Path(f) for f in glob.glob(source, recursive=True)]
+        files = [f for f in found if f.is_file() and not _hidden(Path(*f.parts[fixed:]))]
     if not files:
         raise SourceError(
             f"The source {source} is missing: there is no such file, or the folder or pattern holds none. "
@@ -50,10 +61,11 @@ def _hidden(path: Path) -> bool:
 
 
 def format_of(files: list[Path], source: str) -> str:
-    found = {FORMATS.get(f.suffix.lower()) for f in files}
+    suffixes = {"".join(f.suffixes[-2:] if f.suffix == ".gz" else f.suffixes[-1:]) or f.name for f in files}
+    found = {FORMATS.get(s.lower()) for s in suffixes}
     kind = found.pop() if len(found) == 1 else None
     if kind is None:
-        shown = ", ".join(sorted({f.suffix or f.name for f in files})[:5])
+        shown = ", ".join(sorted(suffixes)[:5])
         raise SourceError(f"The source {source} holds {shown}; valid is one kind of {VALID}.")
     return kind
 
@@ -69,9 +81,13 @@ def partition_of(file: Path) -> dict[str, str | None]:
 
 
 def stamp(file: Path) -> str:
-    """What tells a file from another or a changed one without reading it: name, size, time of change."""
+    """What tells a file from another or a changed one without reading it: name, size, time of change.
+
+    To the name belong the folders that are columns: moved to another one, a file holds other rows.
+    """
     stat = file.stat()
-    return f"{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    name = "/".join([*(p for p in file.parent.parts if "=" in p), file.name])
+    return f"{name}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:
@@ -87,7 +103,7 @@ def open_parquet(file: str | Path) -> pq.ParquetFile:
 def read_piece(piece: Piece, row: RowType, batch_rows: int) -> Iterator[pa.RecordBatch | list[bytes]]:
     """The rows of a piece in batches, with the declared columns only. Raises SourceError where it cannot be read."""
     if piece.kind == "json":
-        yield from _read_lines(piece, batch_rows)
+        yield from _read_lines(piece, row, batch_rows)
         return
     names = [c.name for c in row.columns]
     file = open_parquet(piece.path)
@@ -95,7 +111,10 @@ def read_piece(piece: Piece, row: RowType, batch_rows: int) -> Iterator[pa.Recor
     groups = list(range(file.num_row_groups)) if piece.row_groups is None else list(piece.row_groups)
     constants = {n: t for n, t in piece.partition.items() if n in names and n not in there}
     batches = file.iter_batches(
-        batch_size=_read_rows(file, batch_rows), row_groups=groups, columns=[n for n in names if n in there], use_threads=False
+        batch_size=_read_rows(file, batch_rows),
+        row_groups=groups,
+        columns=[n for n in names if n in there],
+        use_threads=False,
     )
     while True:
         try:
@@ -126,25 +145,34 @@ def with_constants(
     """The batch with the columns that stand in its path."""
     columns = {c.name: c for c in row.columns}
     for name, text in constants.items():
-        column = columns[name]
-        # bounds and choices are checked later, row by row, so that a row that breaks one is a reject as anywhere else
-        bare = Column(name=name, kind=column.kind, nullable=True, precision=column.precision, scale=column.scale)
-        try:
-            value = admit(bare, text, "text")
-        except Refused as reason:
-            where = f" in {piece.path}" if piece else ""
-            raise InputError(f"The folder name {name}={text}{where} does not fit the row type: {reason}.") from None
-        batch = batch.append_column(name, pa.array([value] * batch.num_rows, column.arrow_type))
+        value = _constant(columns[name], text, piece)
+        batch = batch.append_column(name, pa.array([value] * batch.num_rows, columns[name].arrow_type))
     return batch
 
 
-def _read_lines(piece: Piece, batch_rows: int) -> Iterator[list[bytes]]:
-    start, end = piece.span or (0, os.path.getsize(piece.path))
-    with open(piece.path, "rb") as stream:
+def _constant(column: Column, text: str | None, piece: Piece | None) -> Any:
+    # bounds and choices are checked later, row by row, so that a row that breaks one is a reject as anywhere else
+    bare = Column(name=column.name, kind=column.kind, nullable=True, precision=column.precision, scale=column.scale)
+    try:
+        return admit(bare, text, "text")
+    except Refused as reason:
+        where = f" in {piece.path}" if piece else ""
+        raise InputError(f"The folder name {column.name}={text}{where} does not fit the row type: {reason}.") from None
+
+
+def _read_lines(piece: Piece, row: RowType, batch_rows: int) -> Iterator[list[bytes]]:
+    path = Path(piece.path)
+    start, end = piece.span or (0, path.stat().st_size)
+    constants = {c.name: _constant(c, piece.partition[c.name], piece) for c in row.columns if c.name in piece.partition}
+    # in front, so that a value in the row itself counts more
+    prefix = msgspec.json.encode(constants)[:-1] + b"," if constants else b""
+    with path.open("rb") as stream:
         stream.seek(start)
         lines: list[bytes] = []
         while stream.tell() < end:
-            line = stream.readline().strip()
+            line = stream.readline().removeprefix(b"\xef\xbb\xbf").strip()
+            if prefix and line.startswith(b"{"):
+                line = prefix + line[1:]
             if line:
                 lines.append(line)
             if len(lines) >= batch_rows:
@@ -170,26 +198,35 @@ def spans(file: Path, size: int) -> Iterator[tuple[int, int]]:
 def read_csv(file: Path, row: RowType) -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
     """Batches of a CSV file, every declared column as text, with the broken lines found so far as (text, reason)."""
     broken: list[tuple[str, str]] = []
+    unclosed: list[str] = []  # quotes that swallow all that follows
 
     def on_broken(line: Any) -> str:
-        reason = f"line {line.number}: has {line.actual_columns} columns instead of {line.expected_columns}"
+        if "\n" in line.text and line.text.count('"') % 2:
+            unclosed.append(f"row {line.number}")
+            return "error"
+        reason = f"row {line.number}: has {line.actual_columns} columns instead of {line.expected_columns}"
         broken.append((str(line.text), reason))
         return "skip"
 
     header = _csv_header(file)
     delimiter = _delimiter(header, row)
-    names = [n.strip().strip('"') for n in header.split(delimiter)]
+    names = _split(header, delimiter)
     wanted = [c.name for c in row.columns if c.name in names]
+    for name in wanted:
+        if names.count(name) > 1:
+            raise InputError(f"{file}: column {name!r} is there twice. Rename or leave out one of them.")
+    read = list(dict.fromkeys([*wanted, names[-1]]))  # the last one tells an unclosed quote
+    last: str | None = None
     try:
         with pacsv.open_csv(
             file,
-            read_options=pacsv.ReadOptions(use_threads=False, block_size=8 << 20),
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=8 << 20, column_names=names, skip_rows=1),
             parse_options=pacsv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_broken
             ),
             convert_options=pacsv.ConvertOptions(
-                include_columns=wanted,
-                column_types={n: pa.string() for n in wanted},
+                include_columns=read,
+                column_types={n: pa.string() for n in read},
                 null_values=[""],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
@@ -197,22 +234,41 @@ def read_csv(file: Path, row: RowType) -> Iterator[tuple[pa.RecordBatch, list[tu
         ) as reader:
             for batch in reader:
                 found, broken[:] = list(broken), []
-                yield batch, found
+                last = batch.column(names[-1])[-1].as_py() if batch.num_rows else last
+                yield batch.select(wanted), found
             if broken:
-                yield pa.RecordBatch.from_pylist([], schema=reader.schema), broken
-    except pa.ArrowInvalid as error:
-        raise SourceError(
-            f"{file} cannot be read as CSV: {_first_line(error)}. Have it written again as UTF-8."
-        ) from error
+                yield pa.RecordBatch.from_pylist([], schema=reader.schema).select(wanted), broken
+        if last is not None and "\n" in last and _last_byte(file) != b'"':
+            unclosed.append("its last row")
+            raise pa.ArrowInvalid
+    except (pa.ArrowInvalid, OSError) as error:
+        why = f"a quote that opens in {unclosed[0]} never closes" if unclosed else _first_line(error)
+        raise SourceError(f"{file} cannot be read as CSV: {why}. Have it written again, whole and as UTF-8.") from error
+
+
+def _last_byte(file: Path) -> bytes:
+    tail = b""
+    with _open_text(file) as stream:
+        while chunk := stream.read(1 << 20):
+            tail = (tail + chunk).rstrip()[-1:]
+    return tail
+
+
+def _open_text(file: Path) -> IO[bytes]:
+    import gzip
+
+    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def _split(header: str, delimiter: str) -> list[str]:
+    return [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))]
 
 
 def _csv_header(file: Path) -> str:
-    import gzip
-
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+    with _open_text(file) as stream:
         try:
             header = stream.readline().decode("utf-8-sig").strip()
-        except (UnicodeDecodeError, OSError) as error:
+        except (UnicodeDecodeError, OSError, EOFError) as error:
             raise SourceError(f"{file} is no text in UTF-8 ({error}). Have it written again as UTF-8.") from error
     if not header:
         raise SourceError(f"{file} is empty: a CSV file starts with a line of column names.")
@@ -222,7 +278,7 @@ def _csv_header(file: Path) -> str:
 def _delimiter(header: str, row: RowType) -> str:
     """The separator by which the header holds most declared columns; a tie is a comma's."""
     declared = {c.name for c in row.columns}
-    return max(",;\t|", key=lambda d: len(declared & {n.strip().strip('"') for n in header.split(d)}))
+    return max(",;\t|", key=lambda d: len(declared.intersection(_split(header, d))))
 
 
 def _first_line(error: BaseException) -> str:

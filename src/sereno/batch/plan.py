@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import pyarrow as pa
@@ -28,7 +28,7 @@ from sereno.adapters.files import (
     with_constants,
 )
 from sereno.batch.tasks import Piece, Task
-from sereno.checks import check_table
+from sereno.checks import check_table, default_array
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.loader import bind, file_digest
 from sereno.model import Model, place
@@ -70,7 +70,7 @@ def make_plan(
                 f"Model {model.name!r} has nothing to read from. Write a function under `@model.read`, give "
                 "`source=` a path, or run with --source PATH."
             )
-        return _spooled(_frames_of(model, settings, interval), spool)
+        return _read(model, settings, interval, spool)
     values = _values(settings, interval)
     if IS_SQL.match(chosen.source):
         return _sql(model, chosen, values, spool, settings)
@@ -84,7 +84,7 @@ def make_plan(
     if kind == "parquet":
         return _parquet(model, [(f, partition_of(f)) for f in files], source, workers)
     if kind == "jsonl":
-        return _json_lines(files, source)
+        return _json_lines(model, files, source)
     return _csv(model, files, spool)
 
 
@@ -121,13 +121,13 @@ def fill_path(template: str, values: dict[str, Any], settings: Settings, base: P
 def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], source: str, workers: int) -> Plan:
     """Tasks of whole row groups. They shrink towards the end, so that no worker is left with a large last one."""
     units: list[tuple[Piece, int]] = []
-    seen: list[pa.Schema] = []
+    seen: list[tuple[pa.Schema, set[str]]] = []
     for path, partition in files:
         file = open_parquet(path)
         schema = file.schema_arrow
-        if schema not in seen:
+        if (schema, set(partition)) not in seen:
             _check_types(model, schema, partition, str(path))
-            seen.append(schema)
+            seen.append((schema, set(partition)))
         print_ = stamp(path)
         for group in range(file.num_row_groups):
             piece = Piece(
@@ -185,11 +185,26 @@ def _check_types(
         raise InputError(f"{where}: {error}") from None
 
 
-def _json_lines(files: list[Path], source: str) -> Plan:
+def _check_names(model: Model, row: dict[str, Any]) -> None:
+    for column in model.inputs.columns:
+        if column.name not in row:
+            try:
+                default_array(column, 0)
+            except InputError as error:
+                raise InputError(f"The query's answer: {error}") from None
+
+
+def _json_lines(model: Model, files: list[Path], source: str) -> Plan:
+    names = {c.name for c in model.inputs.columns}
     pieces = []
     for file in files:
-        here, print_ = str(file.absolute()), stamp(file)
-        pieces += [Piece(kind="json", path=here, span=s, fingerprint=print_) for s in spans(file, SPAN_BYTES)]
+        whole = Piece(
+            kind="json",
+            path=str(file.absolute()),
+            partition={n: t for n, t in partition_of(file).items() if n in names},
+            fingerprint=stamp(file),
+        )
+        pieces += [replace(whole, span=span) for span in spans(file, SPAN_BYTES)]
     if not pieces:
         raise SourceError(f"The source {source} is empty. Nothing was published; see what feeds it.")
     tasks = [Task(index=i, pieces=(p,)) for i, p in enumerate(pieces)]
@@ -226,7 +241,7 @@ def _sql(model: Model, chosen: ModelSettings, values: dict[str, Any], spool: Pat
     if database.startswith(("postgresql://", "postgres://")):
         query, parameters = sql.bind(chosen.source, values, "$")
         batches = sql.read_postgresql(database, query, parameters)
-        return _spooled_batches(((b, []) for b in batches), spool, "parquet", model=model)
+        return _spooled_batches(((b, []) for b in batches), spool, "parquet", model, "The query's answer")
     if "://" in database:
         raise SettingsError(
             f"database is {database.split('://')[0]}://…; valid are postgresql://… and the path of an SQLite file."
@@ -234,7 +249,7 @@ def _sql(model: Model, chosen: ModelSettings, values: dict[str, Any], spool: Pat
     query, parameters = sql.bind(chosen.source, values, "?")
     booleans = frozenset(c.name for c in model.inputs.columns if c.kind == "bool")
     path = chosen.given.get("database", settings.home) / database
-    return _spooled_lines(sql.read_sqlite(path, query, parameters, booleans), spool)
+    return _spooled_lines(sql.read_sqlite(path, query, parameters, booleans), spool, model)
 
 
 def _frames_of(model: Model, settings: Settings, interval: Interval) -> Iterator[pa.Table]:
@@ -243,11 +258,12 @@ def _frames_of(model: Model, settings: Settings, interval: Interval) -> Iterator
     given = {"data_date": interval.data_date, "interval": interval}
     arguments = bind(model, model.read_function, settings, given=given)
     where = place(model.read_function)
+    names = {c.name for c in model.inputs.columns}
     try:
         answer = model.read_function(**arguments)
         frames: Iterable[Any] = answer if _yields_frames(answer) else [answer]
         for frame in frames:
-            yield arrow_of(frame)
+            yield arrow_of(frame, names)
     except InputError as error:
         raise InputError(f"{where}: read: {error}") from error
     except FileNotFoundError as error:
@@ -264,16 +280,23 @@ def _yields_frames(answer: Any) -> bool:
     return hasattr(answer, "__next__") or isinstance(answer, pa.RecordBatchReader)
 
 
-def _spooled(frames: Iterator[pa.Table], spool: Path) -> Plan:
+def _read(model: Model, settings: Settings, interval: Interval, spool: Path) -> Plan:
+    assert model.read_function is not None
+    frames = _frames_of(model, settings, interval)
     batches = (
         (batch, list[tuple[str, str]]()) for frame in frames for batch in frame.to_batches(max_chunksize=SPOOL_ROWS)
     )
-    return _spooled_batches(batches, spool, "parquet")
+    return _spooled_batches(batches, spool, "parquet", model, f"{place(model.read_function)}: read")
 
 
 def _spooled_batches(
-    batches: Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]], spool: Path, kind: Any, model: Model | None = None
+    batches: Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]],
+    spool: Path,
+    kind: Literal["parquet", "text"],
+    model: Model | None = None,
+    where: str = "",
 ) -> Plan:
+    """Tasks of SPOOL_ROWS; with a model, the types of the batches are checked before they are spooled."""
     plan = Plan(tasks=iter(()), known_before=False, rows=None)
 
     def tasks() -> Iterator[Task]:
@@ -294,8 +317,8 @@ def _spooled_batches(
             return Task(index=index, pieces=(piece,), rows=rows, broken=tuple(broken))
 
         for batch, found in batches:
-            if model is not None and not waiting and not index:
-                _check_types(model, batch.schema, {}, "The query's answer")
+            if model is not None and not (waiting and batch.schema == waiting[0].schema):
+                _check_types(model, batch.schema, {}, where)
             if waiting and (rows + batch.num_rows > SPOOL_ROWS or batch.schema != waiting[0].schema):
                 yield flush()
                 index, waiting, broken, rows = index + 1, [], [], 0
@@ -320,7 +343,7 @@ def _paths_differ(tasks: Iterator[Task]) -> Iterator[Task]:
         yield task
 
 
-def _spooled_lines(batches: Iterator[list[dict[str, Any]]], spool: Path) -> Plan:
+def _spooled_lines(batches: Iterator[list[dict[str, Any]]], spool: Path, model: Model) -> Plan:
     """Rows of a database without column types (SQLite) are spooled as JSON lines, and decided value by value."""
     plan = Plan(tasks=iter(()), known_before=False, rows=None)
 
@@ -328,6 +351,8 @@ def _spooled_lines(batches: Iterator[list[dict[str, Any]]], spool: Path) -> Plan
         spool.mkdir(parents=True, exist_ok=True)
         encoder = msgspec.json.Encoder()
         for index, rows in enumerate(batches):
+            if index == 0 and rows:
+                _check_names(model, rows[0])
             path = spool / f"{index:05d}.jsonl"
             with told("The rows that were read could not be spooled"):
                 path.write_bytes(b"\n".join(encoder.encode(r) for r in rows))
