@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sereno.exceptions import SerenoError as SerenoError
     from sereno.model import Model as Model
     from sereno.model import Secret as Secret
+    from sereno.predictions import read_predictions as read_predictions
     from sereno.schedule import Interval as Interval
     from sereno.schema import Digits as Digits
     from sereno.schema import Fetched as Fetched
     from sereno.schema import Key as Key
-    from sereno.snapshots import read_predictions as read_predictions
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ _HOME = {
     "Model": "model",
     "Secret": "model",
     "SerenoError": "exceptions",
-    "read_predictions": "snapshots",
+    "read_predictions": "predictions",
 }
 __all__ = ["Digits", "Fetched", "Interval", "Key", "Model", "Secret", "SerenoError", "read_predictions"]
 

@@ -15,8 +15,8 @@ from sereno import __version__
 from sereno.exceptions import NotFoundError, SerenoError, SettingsError
 
 if TYPE_CHECKING:
-    from sereno.batch.run import Home
     from sereno.config import Settings
+    from sereno.home import Home
     from sereno.model import Model
 
 DONE, FAILED, USAGE, HELD = 0, 1, 2, 3
@@ -233,7 +233,7 @@ def _model_file(options: argparse.Namespace) -> Path:
 
 def _home(options: argparse.Namespace) -> Home:
     """The home of the model that the command names."""
-    from sereno.batch.run import Home
+    from sereno.home import Home
 
     own = options.model_itself
     settings = _settings(options, own.file if own is not None else Path.cwd())
@@ -254,7 +254,7 @@ def _home(options: argparse.Namespace) -> Home:
 
 def _home_of_run(options: argparse.Namespace) -> Home:
     """The home of the model that has the run which the command names."""
-    from sereno.batch.run import Home
+    from sereno.home import Home
 
     own = options.model_itself
     settings = _settings(options, own.file if own is not None else Path.cwd())
@@ -303,17 +303,20 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run_batch(options: argparse.Namespace) -> int:
+    from sereno.adapters.local import LocalExecutor, cores
     from sereno.batch.run import run
+    from sereno.progress import Shown
+    from sereno.scoring import open_scorer
     from sereno.show import run_lines
 
     if options.source is not None:
         options.source = _from_here(options.source)
-    from sereno.progress import Shown
 
     with _ahead(options) as ahead:
         model, settings = _model(options)
+        executor = LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
         with Shown() as watcher:
-            report = run(model, settings, when=options.date, force=options.force, watcher=watcher, ahead=ahead)
+            report = run(model, settings, executor, when=options.date, force=options.force, watcher=watcher)
     if options.json:
         _print(options, report.to_json().decode())
     elif report.state == "nothing":
@@ -393,7 +396,7 @@ def _versions(options: argparse.Namespace) -> int:
 
 
 def _release(options: argparse.Namespace) -> int:
-    from sereno.batch.run import release
+    from sereno.batch.publish import release
     from sereno.show import run_lines
 
     report = release(_home_of_run(options), options.run, who=_who())
@@ -402,7 +405,7 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _discard(options: argparse.Namespace) -> int:
-    from sereno.batch.run import discard
+    from sereno.batch.publish import discard
 
     report = discard(_home_of_run(options), options.run)
     _output(options, json.loads(report.to_json()), [f"Discarded {report.attempt}; what is in service stays."])
@@ -410,7 +413,7 @@ def _discard(options: argparse.Namespace) -> int:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    from sereno.batch.run import rollback
+    from sereno.home import rollback
 
     home = _home(options)
     before, served = rollback(home, to=options.to, day=options.date, why=options.why, who=_who())
@@ -429,7 +432,7 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _get(options: argparse.Namespace) -> int:
-    from sereno.batch.run import get
+    from sereno.home import get
 
     found = get(_home(options), options.key, version=options.number)
     _output(options, found, [f"{name}: {value}" for name, value in found.items()])

@@ -197,7 +197,9 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
     for key, entry in entries.items():
         value = entry.value
         if require(key, entry.origin).kind is PATH:
-            value = Path(os.path.abspath(entry.base / Path(value).expanduser()))  # abspath, not resolve: symlinks are kept
+            value = Path(
+                os.path.abspath(entry.base / Path(value).expanduser())
+            )  # abspath, not resolve: symlinks are kept
         if key[0] == "values":
             values[key[1]] = Value(value=value, base=entry.base)
         elif key[0] == "models":

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 class Executor(Protocol):
     """Scores tasks somewhere. One executor serves one run."""
 
+    @property
+    def workers(self) -> int:
+        """How many tasks it scores at once."""
+        ...
+
     def map(self, job: Job, tasks: Iterable[Task], progress: Callable[[int], None]) -> Iterator[TaskResult]:
         """Score every task once and yield its result as it is done, in any order.
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sereno.exceptions import BusyError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
@@ -271,7 +271,7 @@ class SnapshotStore:
 
         log = delta.log_file(self.folder, version)
         with told(
-            f"Table {self.folder} has a new version that readers see, but it could not be flushed to the disk",
+            f"The newest commit to table {self.folder} is there for readers, but could not be flushed to the disk",
             "A power cut may take it back. See to the disk; the next `sereno run` (also one with nothing to do) flushes it again.",
         ):
             for path in (log, log.parent, self.folder, self.folder.parent, self.folder.parent.parent):
@@ -321,7 +321,7 @@ class SnapshotStore:
             version = delta.commit(
                 self.folder,
                 expected=state.version,
-                schema=self._schema(_schema_of(target or current), by_date),
+                schema=self._schema(schema_of(target or current), by_date),
                 files=self._files(target) if target else [],
                 metadata={
                     "kind": "rollback",
@@ -352,7 +352,7 @@ class SnapshotStore:
         """A snapshot by its number, if its parts are still there. Raises NotFoundError."""
         snapshot = state.snapshots.get(number)
         if snapshot is None:
-            raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {_listed(state.snapshots)}.")
+            raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {listed(state.snapshots)}.")
         if not all(p.path.exists() for p in snapshot.parts):
             raise NotFoundError(
                 f"Version {number} of model {self.model!r} is no longer kept: parts are removed after {KEPT} newer versions "
@@ -432,91 +432,13 @@ class SnapshotStore:
 ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
 
 
-def read_predictions(
-    model: str, version: int | None = None, as_of: date | datetime | None = None, home: str | Path | None = None
-) -> pa.Table:
-    """The published predictions of a model: keys and outputs (and `data_date`, where the table has one per date).
-
-    Args:
-        model: its name.
-        version: a snapshot's number; the one in service if not given.
-        as_of: what was in service at that time (a date: until its end, UTC).
-        home: folder of the project; found from the working directory upwards if not given.
-
-    Raises NotFoundError.
-    """
-    from sereno.config import load_settings
-
-    if version is not None and as_of is not None:
-        raise NotFoundError("Give version or as_of, not both.")
-    place = Path(home) if home is not None else load_settings(Path.cwd()).home
-    store = SnapshotStore(place.absolute(), model)
-    state = store.state(_moment(as_of) if as_of else None)
-    if not state.served:
-        when = f" by {_moment(as_of).isoformat()}" if as_of else ""
-        raise NotFoundError(
-            f"No snapshot of model {model!r} is published in {place}{when}. `sereno run` publishes the first."
-        )
-    numbers = [version] if version is not None else [s.number for s in state.served]
-    return _rows_of([store.kept_snapshot(state, n) for n in numbers])
-
-
-def _moment(as_of: date | datetime) -> datetime:
-    if not isinstance(as_of, datetime):
-        return datetime.combine(as_of + timedelta(days=1), datetime.min.time(), UTC)
-    if as_of.tzinfo is None:
-        raise NotFoundError(f"as_of {as_of.isoformat()} has no time zone; write datetime(…, tzinfo=timezone.utc).")
-    return as_of
-
-
-def _rows_of(snapshots: Sequence[Snapshot]) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables = []
-    for snapshot in snapshots:
-        for part in snapshot.parts:
-            table = pq.read_table(part.path, partitioning=None)
-            if snapshot.disposition == "partition":
-                day = pa.repeat(pa.scalar(snapshot.data_date), table.num_rows)
-                table = table.append_column(PARTITION, day)
-            tables.append(table)
-    return pa.concat_tables(tables, promote_options="default")  # a date of long ago may lack a column of today
-
-
-def find_row(snapshot: Snapshot, key: Sequence[str]) -> dict[str, Any] | None:
-    """The prediction of one key, whose values are given as texts. Raises NotFoundError where they do not fit the key."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
-
-    names = ", ".join(snapshot.keys)
-    if len(key) != len(snapshot.keys):
-        raise NotFoundError(
-            f"A key of model {snapshot.model!r} has {len(snapshot.keys)} values ({names}), not {len(key)}."
-        )
-    if not snapshot.parts:
-        return None
-    schema = _schema_of(snapshot)
-    condition = None
-    for name, text in zip(snapshot.keys, key, strict=True):
-        try:
-            value = pa.scalar(text).cast(schema.field(name).type)
-        except pa.ArrowInvalid as error:
-            raise NotFoundError(f"{text!r} is no {name}: it is {schema.field(name).type} ({error}).") from None
-        one = pc.field(name) == value
-        condition = one if condition is None else condition & one
-    found = ds.dataset([str(p.path) for p in snapshot.parts], schema=schema).to_table(filter=condition).to_pylist()
-    return found[0] if found else None
-
-
-def _schema_of(snapshot: Snapshot) -> pa.Schema:
+def schema_of(snapshot: Snapshot) -> pa.Schema:
     import pyarrow.parquet as pq
 
     return pq.read_schema(snapshot.parts[0].path)
 
 
-def _listed(snapshots: dict[int, Snapshot]) -> str:
+def listed(snapshots: dict[int, Snapshot]) -> str:
     numbers = sorted(snapshots)
     return ", ".join(map(str, numbers[-10:])) + (" and older ones" if len(numbers) > 10 else "") if numbers else "none"
 

@@ -18,11 +18,13 @@ import pytest
 from deltalake import write_deltalake
 
 from sereno import read_predictions
+from sereno.adapters.local import LocalExecutor
 from sereno.batch.attempts import Report
 from sereno.batch.run import run
 from sereno.config import load_settings
 from sereno.exceptions import InputError, SettingsError, SourceError
 from sereno.loader import load_model
+from sereno.scoring import open_scorer
 
 NOW = datetime(2026, 5, 2, 1, tzinfo=UTC)  # so that the last interval is 2026-05-01
 ROWS: list[dict[str, Any]] = [
@@ -219,7 +221,8 @@ def publish(folder: Path, declared: dict[str, Any], **settings: str) -> Report:
     file = folder / "visits.py"
     file.write_text(MODEL.format(arguments=arguments) + read, encoding="utf-8")
     overrides = {"values.folder": str(folder), "workers": "1"} | {k: str(v) for k, v in settings.items()}
-    return run(load_model(file), load_settings(file, overrides=overrides), now=NOW)
+    model, chosen = load_model(file), load_settings(file, overrides=overrides)
+    return run(model, chosen, LocalExecutor(1, lambda: open_scorer(model, chosen)), now=NOW)
 
 
 def check_published(report: Report, home: Path) -> None:

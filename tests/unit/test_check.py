@@ -533,7 +533,7 @@ def load_nothing():
     assert report.rows == 50
     assert bool(report.findings) == (kind == "csv")  # the broken line
     if kind == "csv":
-        assert report.findings[0].details == ("a row without a key: line 302: has 2 columns instead of 4",)
+        assert report.findings[0].details == ("a row without a key: row 302: has 2 columns instead of 4",)
 
 
 def test_without_a_source_rows_are_made_up_aloud(checked: Callable[..., CheckReport]) -> None:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sereno.batch.run import Home
-from sereno.batch.tasks import delta_stats
+from sereno.batch.parts import delta_stats
+from sereno.home import Home
 from sereno.loader import file_digest
 from sereno.settings import Settings
 from sereno.snapshots import Part, Publication

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno import Key
-from sereno.adapters.files import find_files, format_of, partition_of, read_csv, read_piece, spans, stamp
-from sereno.batch.tasks import Piece
+from sereno.adapters.files import Piece, find_files, format_of, partition_of, read_csv, read_piece, spans, stamp
 from sereno.exceptions import InputError, SourceError
 from sereno.schema import row_type
 

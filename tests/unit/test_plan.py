@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno import Interval, Key, Model
-from sereno.adapters.files import read_piece
+from sereno.adapters.files import Piece, read_piece
 from sereno.batch import plan as module
 from sereno.batch.plan import Plan, fill_path, make_plan
-from sereno.batch.tasks import Piece, Task
+from sereno.batch.tasks import Task
 from sereno.checks import check_table
 from sereno.config import Settings, Value
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, Literal, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -17,9 +18,6 @@ import pyarrow.parquet as pq
 from sereno.exceptions import InputError, SourceError
 from sereno.schema import Column, RowType
 from sereno.values import Refused, admit
-
-if TYPE_CHECKING:
-    from sereno.batch.tasks import Piece
 
 FORMATS = {
     ".parquet": "parquet",
@@ -32,6 +30,18 @@ FORMATS = {
 VALID = "Parquet (.parquet), CSV (.csv, .csv.gz), JSON lines (.jsonl, .ndjson), or a Delta table"
 READ_ROWS, READ_BYTES = 131_072, 32 << 20  # of a Parquet file at once
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of one file."""
+
+    kind: Literal["parquet", "text", "json"]  # text: a Parquet file of CSV's texts
+    path: str
+    row_groups: tuple[int, ...] | None = None  # of a Parquet file; None: all
+    span: tuple[int, int] | None = None  # bytes of a file of JSON lines, from a line's start to a line's end
+    partition: dict[str, str | None] = field(default_factory=dict)  # columns that stand in the path
+    fingerprint: str = ""  # of the content, where it was spooled; else of the file's name, size and time
 
 
 def find_files(source: str) -> list[Path]:

@@ -55,7 +55,7 @@ class LocalExecutor:
     """`workers` processes on this machine, this one among them."""
 
     def __init__(self, workers: int, load: Callable[[], Scorer], ahead: Ahead | None = None) -> None:
-        self._workers = workers
+        self.workers = workers
         self._load = load
         self._ahead = ahead
 
@@ -63,7 +63,7 @@ class LocalExecutor:
         """See interfaces.Executor. A single task stays in this process and may use every core."""
         drawn = iter(tasks)
         first = next(drawn, None)
-        second = next(drawn, None) if self._workers > 1 and first is not None else None
+        second = next(drawn, None) if self.workers > 1 and first is not None else None
         if first is None:
             return
         if second is None:
@@ -71,7 +71,7 @@ class LocalExecutor:
                 for task in _chain(first, drawn):
                     yield score_task(job, task, scorer, progress)
             return
-        with _Lanes(job, self._workers, self._load, progress, self._ahead) as lanes:
+        with _Lanes(job, self.workers, self._load, progress, self._ahead) as lanes:
             yield from lanes.run(_chain(first, second, drawn))
 
 
@@ -96,9 +96,7 @@ class _Lanes:
 
     def __enter__(self) -> _Lanes:
         for _ in range(self.workers - 1):
-            process, connection = (
-                self.ahead.take() if self.ahead else start_worker(self.job.model_file, self.job.threads)
-            )
+            process, connection = self.ahead.take() if self.ahead else start_worker(self.job.model_file, self.workers)
             self.ahead = None
             self.processes.append(process)
             self._start(self._feed_process, process, connection)
@@ -137,7 +135,7 @@ class _Lanes:
 
     def _score_here(self) -> None:
         try:
-            with loaded_with(self.job.threads, self.load) as scorer:
+            with loaded_with(threads_each(self.workers), self.load) as scorer:
                 while (task := self.waiting.get()) is not None and not self.stopping:
                     self.done.put(score_task(self.job, task, scorer, self.progress))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
@@ -185,14 +183,14 @@ def _died(process: subprocess.Popen[bytes], task: Task) -> str:
     )
 
 
-def start_worker(model_file: str, threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
+def start_worker(model_file: str, workers: int) -> tuple[subprocess.Popen[bytes], Connection]:
     """A new process, which reads the model file at once and then waits for its job."""
     ours, theirs = socket.socketpair()
     environment = dict(os.environ)
     for name in THREAD_VARIABLES:
-        environment.setdefault(name, str(threads))
+        environment.setdefault(name, str(threads_each(workers)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno()), model_file],
+        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno()), model_file, str(workers)],
         pass_fds=[theirs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -209,7 +207,7 @@ class Ahead:
     """
 
     def __init__(self, model_file: Path, workers: int) -> None:
-        self._worker = start_worker(str(model_file), max(1, cores() // workers)) if workers > 1 else None
+        self._worker = start_worker(str(model_file), workers) if workers > 1 else None
 
     def take(self) -> tuple[subprocess.Popen[bytes], Connection]:
         assert self._worker is not None
@@ -249,6 +247,11 @@ def error_answer(error: BaseException) -> Answer:
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def threads_each(workers: int) -> int:
+    """How many threads the libraries of each worker may use: workers × threads = cores."""
+    return max(1, cores() // workers)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A worker of the local executor: `python -m sereno.adapters.worker DESCRIPTOR MODEL_FILE`. Not for people.
+"""A worker of the local executor: `python -m sereno.adapters.worker DESCRIPTOR MODEL_FILE WORKERS`. Not for people.
 
 It inherits one end of a socket pair, reads the model file, waits for the job, loads the model, and scores tasks until
 the other end closes.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sereno.adapters.local import Answer, Request, error_answer, loaded_with
+from sereno.adapters.local import Answer, Request, error_answer, loaded_with, threads_each
 from sereno.batch.tasks import Job, score_task
 from sereno.config import Settings, Value
 from sereno.loader import load_model
@@ -45,7 +45,7 @@ def end_with(descriptor: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(descriptor: int, model_file: str) -> None:
+def main(descriptor: int, model_file: str, workers: int) -> None:
     connection = Connection(descriptor)
     end_with(descriptor)
 
@@ -56,7 +56,7 @@ def main(descriptor: int, model_file: str) -> None:
         model = load_model(Path(model_file))
         job = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).job
         assert job is not None
-        with loaded_with(job.threads, lambda: load_for(job, model)) as scorer:
+        with loaded_with(threads_each(workers), lambda: load_for(job, model)) as scorer:
             while True:
                 task = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).task
                 assert task is not None
@@ -69,4 +69,4 @@ def main(descriptor: int, model_file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -14,8 +14,9 @@ from typing import Literal, TypeVar
 import msgspec
 
 from sereno.batch.gates import Gate
+from sereno.batch.parts import WrittenPart
 from sereno.batch.profile import Profile
-from sereno.batch.tasks import TaskResult, WrittenPart
+from sereno.batch.tasks import TaskResult
 from sereno.exceptions import NotFoundError
 from sereno.schedule import Interval
 from sereno.storage import exclusive, is_held, write_atomically

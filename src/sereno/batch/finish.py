@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from sereno.adapters.files import read_piece
 from sereno.batch.keys import duplicates
+from sereno.batch.parts import REJECTS, WrittenPart, delta_stats, open_part
 from sereno.batch.profile import Profile, ProfileBuilder, merged
-from sereno.batch.tasks import REJECTS, Task, TaskResult, WrittenPart, delta_stats, open_part, row_as_json
+from sereno.batch.tasks import Task, TaskResult, row_as_json
 from sereno.exceptions import DataError, DuplicateKeysError, RunError, SourceError
 from sereno.loader import file_digest
 from sereno.model import Model

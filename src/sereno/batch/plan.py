@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sereno.adapters.files import (
+    Piece,
     find_files,
     format_of,
     open_parquet,
@@ -27,7 +28,7 @@ from sereno.adapters.files import (
     stamp,
     with_constants,
 )
-from sereno.batch.tasks import Piece, Task
+from sereno.batch.tasks import Task
 from sereno.checks import check_table, default_array
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.loader import bind, file_digest
@@ -54,6 +55,10 @@ class Plan:
     known_before: bool  # the input's digest is known before the tasks are drawn
     rows: int | None  # in all, where it is known
     inputs: list[str] = field(default_factory=list)  # fingerprints of files or spooled chunks; whole once drawn
+
+    def draw(self) -> None:
+        """Read the input to its end now, so that its digest is known before anything is scored."""
+        self.tasks, self.known_before = iter(list(self.tasks)), True
 
     @property
     def input_digest(self) -> str:

@@ -1,4 +1,4 @@
-"""A run, start to end: plan → score → finish → gates → publish → exports. Also what comes after: release, discard, roll back.
+"""A run, start to end: plan → score → finish → gates → publish → exports.
 
 The one commit of `SnapshotStore.publish` is the only commit point. Before it nothing can be seen from outside; after it,
 whoever comes next (any run, also one with nothing to do) finishes what a crash left: exports follow the table.
@@ -10,39 +10,25 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
-from pathlib import Path
+from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
-from sereno.adapters.exports import make_export
-from sereno.adapters.local import Ahead, LocalExecutor, cores
-from sereno.batch.attempts import Attempts, Report
+from sereno.batch.attempts import Report
 from sereno.batch.finish import Outcome, digest, finish
-from sereno.batch.gates import Gate, judge
 from sereno.batch.plan import Plan, make_plan
+from sereno.batch.publish import failed_gates, judge_report, publication_of
 from sereno.batch.tasks import Job, Task, TaskResult
-from sereno.config import ModelSettings, Settings
-from sereno.exceptions import (
-    ExportError,
-    NotFoundError,
-    OlderDataError,
-    PublishError,
-    RunError,
-    SerenoError,
-    SettingsError,
-    SourceError,
-)
+from sereno.config import Settings
+from sereno.exceptions import ExportError, OlderDataError, RunError, SerenoError, SourceError
 from sereno.failpoints import failpoint
-from sereno.interfaces import Export
+from sereno.home import Home
+from sereno.interfaces import Executor
 from sereno.loader import fingerprint
 from sereno.model import Model
 from sereno.schedule import Interval, interval_for, last_interval
-from sereno.scoring import open_scorer
-from sereno.snapshots import Part, Publication, Snapshot, SnapshotStore, State
+from sereno.snapshots import State
 from sereno.storage import told
-
-AS_IT_WAS = "What was in service stays. Mend that, then try again."
 
 
 class Watcher(Protocol):
@@ -71,57 +57,19 @@ class Silent:
         pass
 
 
-class Home:
-    """What belongs to one model below a home: its table, its attempts, its exports."""
-
-    def __init__(self, settings: Settings, name: str, chosen: ModelSettings | None = None) -> None:
-        self.path = settings.home
-        self.name = name
-        self.chosen = chosen or settings.model(name, {})
-        self.store = SnapshotStore(self.path, name)
-        self.attempts = Attempts(self.path, name)
-
-    def exports(self) -> list[Export]:
-        return [make_export(setting, home=self.path, model=self.name) for setting in self.chosen.exports]
-
-    def follow(self, state: State) -> list[str]:
-        """Make every export show what is served; say which ones changed. Raises ExportError after all were tried."""
-        if not state.served:
-            return []
-        self.store.flush(state.version)
-        changed, failed = [], []
-        kept = state.kept(datetime.now(UTC))
-        for export in self.exports():
-            try:
-                if export.follow(state.served, kept):
-                    changed.append(export.name)
-            except ExportError as error:
-                failed.append(f"{export.name}: {error}")
-        if failed:
-            raise ExportError(
-                f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not follow: "
-                f"{' '.join(failed)}"
-            )
-        return changed
-
-    def clean(self) -> None:
-        self.store.clean(self.attempts.needed)
-
-
 def run(
     model: Model,
     settings: Settings,
+    executor: Executor,
     *,
     when: str | None = None,
     force: bool = False,
     now: datetime | None = None,
     watcher: Watcher | None = None,
-    ahead: Ahead | None = None,
 ) -> Report:
     """One run of an interval (by default the last one that ended). The report's state is published, held or nothing.
 
     `force` scores and publishes again even where a no-op, an older data date or a withdrawn revision would stop it.
-    `ahead` is a worker that was started before the model file was read.
     Raises SerenoError; the report of the failed attempt stays, and so do its finished tasks.
     """
     if model.file is None:
@@ -134,7 +82,7 @@ def run(
         else last_interval(chosen.schedule, chosen.time_zone, moment)
     )
     home = Home(settings, model.name, chosen)
-    return _Run(model, settings, home, interval, force, watcher or Silent(), ahead).go()
+    return _Run(model, settings, executor, home, interval, force, watcher or Silent()).go()
 
 
 class _Run:
@@ -142,16 +90,15 @@ class _Run:
         self,
         model: Model,
         settings: Settings,
+        executor: Executor,
         home: Home,
         interval: Interval,
         force: bool,
         watcher: Watcher,
-        ahead: Ahead | None,
     ) -> None:
         self.model, self.settings, self.home, self.interval = model, settings, home, interval
-        self.force, self.watcher, self.ahead = force, watcher, ahead
+        self.executor, self.force, self.watcher = executor, force, watcher
         self.chosen = home.chosen
-        self.workers = settings.workers or cores()
 
     def go(self) -> Report:
         home = self.home
@@ -216,6 +163,8 @@ class _Run:
         with self._stage("plan"):
             plan = self._plan()
             failpoint("plan")
+        if state.published_key(report.run_key):
+            plan.draw()  # this may well be published already: better know that before hours of scoring than after
         if plan.known_before and self._nothing_to_do(plan, state):
             return
         if plan.rows is not None:
@@ -254,7 +203,7 @@ class _Run:
 
     def _plan(self) -> Plan:
         spool = self.home.attempts.work(self.report) / "spool"
-        return make_plan(self.model, self.settings, self.chosen, self.interval, spool, self.workers)
+        return make_plan(self.model, self.settings, self.chosen, self.interval, spool, self.executor.workers)
 
     @property
     def _revision_of_model(self) -> str:
@@ -307,11 +256,10 @@ class _Run:
                     report.resumed_tasks += 1
                     self.watcher.rows(known.rows_in)
 
-        executor = LocalExecutor(self.workers, lambda: open_scorer(self.model, self.settings), self.ahead)
-        for result in executor.map(job, unfinished(), self.watcher.rows):
+        for result in self.executor.map(job, unfinished(), self.watcher.rows):
             results[result.index] = result
         report.tasks = len(tasks)
-        report.workers = max(1, min(self.workers, len(tasks) - report.resumed_tasks))
+        report.workers = max(1, min(self.executor.workers, len(tasks) - report.resumed_tasks))
         ordered = [results[t.index] for t in tasks]
         for result in ordered:
             for name, seconds in result.seconds.items():
@@ -330,7 +278,6 @@ class _Run:
             work_folder=str(self.home.attempts.work(report)),
             batch_rows=self.chosen.batch_rows,
             revision_of_model=self._revision_of_model,
-            threads=max(1, cores() // self.workers),
         )
 
     def _finish(self, tasks: Sequence[Task], results: Sequence[TaskResult]) -> Outcome:
@@ -358,7 +305,7 @@ class _Run:
 
     def _judge(self, outcome: Outcome, state: State) -> str:
         self.report.gates = judge_report(self.report, self.chosen, state)
-        return _failed_gates(self.report)
+        return failed_gates(self.report)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -368,146 +315,3 @@ class _Run:
             yield
         finally:
             self.report.seconds[name] = round(perf_counter() - start, 4)
-
-
-def judge_report(report: Report, chosen: ModelSettings, state: State) -> list[Gate]:
-    """The gates' verdicts on a finished attempt, against what is served now."""
-    others = [s for s in state.served if s.data_date <= report.data_date]
-    return judge(
-        chosen.gates,
-        rows_in=report.rows_in,
-        rejects=report.rejects - report.uncounted_rejects,
-        answered=report.predictions,
-        profile=report.profile,
-        last=others[-1] if others else None,
-    )
-
-
-def _failed_gates(report: Report) -> str:
-    failed = [f"{g.name}: {g.says}" for g in report.gates if not g.passed]
-    if not failed:
-        return ""
-    return (
-        f"Held by {len(failed)} gate{'s' if len(failed) > 1 else ''} ({'; '.join(failed)}). What was in service stays. "
-        f"Look at it (`sereno show {report.attempt}`), then `sereno release {report.attempt}` or `sereno discard {report.attempt}`."
-    )
-
-
-def publication_of(report: Report) -> Publication:
-    """What a finished attempt would publish; all of it stands in its report."""
-    import pyarrow.parquet as pq
-
-    return Publication(
-        attempt=report.attempt,
-        run_key=report.run_key,
-        revision=report.revision,
-        data_date=report.data_date,
-        data_time=report.data_time,
-        fingerprint=report.fingerprint,
-        rows=report.predictions,
-        rejects=report.rejects,
-        disposition=report.disposition,
-        keys=report.keys,
-        schema=pq.read_schema(report.parts[0].path),
-        parts=tuple(
-            (Part(path=Path(p.path), rows=p.rows, size=p.size, sha256=p.sha256), p.stats) for p in report.parts
-        ),
-        rejects_file=report.rejects_file,
-        rejects_sha256=report.rejects_sha256,
-    )
-
-
-def release(home: Home, name: str, *, who: str = "") -> Report:
-    """Publish a held run on the operator's word; its gates are judged again against what is served now, for the record.
-
-    Raises PublishError where the run is not held, and OlderDataError where a newer data date is in service.
-    """
-    report = home.attempts.find(name)
-    with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
-        report = home.attempts.find(report.attempt)
-        if report.state == "held":  # a release that died after its commit published it: publishing finds that out
-            state = home.store.state()
-            if report.attempt not in state.attempts:
-                report.gates = judge_report(report, home.chosen, state)
-            failpoint("release")
-            snapshot = home.store.publish(publication_of(report), force=False)
-            report.state, report.version = "published", snapshot.number
-            report.says = f"Released by {who or 'an operator'} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-            home.follow(home.store.state())
-            home.attempts.save(report)
-            home.attempts.settle(report)
-            home.clean()
-            return report
-        raise _not_held(home, report)
-
-
-def discard(home: Home, name: str) -> Report:
-    """Drop a held run; what is in service stays. Raises PublishError where the run is not held."""
-    report = home.attempts.find(name)
-    with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
-        home.attempts.reconcile(home.store.state().attempts, report.run_key)
-        report = home.attempts.find(report.attempt)
-        if report.state != "held":
-            raise _not_held(home, report)
-        report.state, report.says = "discarded", "Discarded by an operator."
-        home.attempts.save(report)
-        home.attempts.drop_work(report)
-        home.clean()
-        return report
-
-
-def _not_held(home: Home, report: Report) -> PublishError:
-    return PublishError(
-        f"Run {report.attempt} is {report.state}, not held. `sereno runs {home.name}` shows which ones are."
-    )
-
-
-def rollback(
-    home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = ""
-) -> tuple[Snapshot, Snapshot | None]:
-    """Put an older snapshot back in service, exports included. Returns what was in service and what is now.
-
-    Raises NotFoundError, PublishError, and ExportError where an export could not follow.
-    """
-    chosen = None
-    if day is not None:
-        try:
-            chosen = date.fromisoformat(day)
-        except ValueError:
-            raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
-    with told(f"The home {home.path} cannot be used", AS_IT_WAS):
-        state = home.store.state()
-        if state.last_rollback and to in (None, state.last_rollback[1]) and home.follow(state):
-            # One that died, or whose exports failed, after its commit: this one finishes it, and goes no further back.
-            rolled_back, now_served = state.last_rollback
-            return state.snapshots[rolled_back], state.snapshots[now_served] if now_served else None
-        before, served = home.store.rollback(to=to, day=chosen, why=why, who=who)
-        home.follow(home.store.state())
-    return before, served
-
-
-def get(home: Home, key: Sequence[str], *, version: int | None = None) -> dict[str, Any]:
-    """The published prediction of one key, given as texts in declared order: key, outputs, version, data date, age.
-
-    Raises NotFoundError.
-    """
-    from sereno.snapshots import find_row
-
-    state = home.store.state()
-    if state.newest is None:
-        raise NotFoundError(f"No snapshot of model {home.name!r} is published. `sereno run` publishes the first.")
-    snapshots = list(reversed(state.served)) if version is None else [home.store.kept_snapshot(state, version)]
-    for snapshot in snapshots:  # by date: the newest date that has the key
-        row = find_row(snapshot, key)
-        if row is not None:
-            age = (datetime.now(UTC) - snapshot.data_time).total_seconds()
-            return row | {
-                "version": snapshot.number,
-                "data_date": snapshot.data_date.isoformat(),
-                "data_time": snapshot.data_time.isoformat(),
-                "age_seconds": round(age),
-            }
-    shown = ", ".join(key)
-    raise NotFoundError(
-        f"Key {shown} is not in version {snapshots[0].number} of {home.name!r} ({snapshots[0].rows:,} rows)."
-    )

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from sereno.adapters.files import open_parquet, read_piece
+from sereno.adapters.files import Piece, open_parquet, read_piece
 from sereno.batch.plan import SPOOL_ROWS, Plan, make_plan
-from sereno.batch.tasks import Piece, key_text
+from sereno.batch.tasks import key_text
 from sereno.checks import Checked, check_table, python_value
 from sereno.exceptions import ModelFileError
 from sereno.model import Model

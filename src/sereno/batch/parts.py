@@ -1,0 +1,160 @@
+"""What a task writes: one part (its predictions), the hashes of their keys, and its rejects. Each is on the disk for good
+once it is closed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sereno.batch.keys import hash_keys
+from sereno.storage import fsync
+
+ROW_GROUP = 131_072  # rows of a part's row groups
+REJECTS = pa.schema(
+    [
+        pa.field("row", pa.int64()),  # position in the task; in the run, once merged; null: a line that is no row
+        pa.field("key", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("data", pa.string()),  # the row as JSON
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenPart:
+    path: str  # absolute
+    rows: int
+    size: int
+    sha256: str
+    stats: str  # Delta's JSON statistics
+
+
+class PartWriter:
+    """Writes one part (Parquet) and the sorted hashes of its keys; on disk for good once it is closed."""
+
+    def __init__(self, path: Path, keys_path: Path, schema: pa.Schema, *, keys: int) -> None:
+        self._path, self._keys_path = path, keys_path
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._hashes: list[np.ndarray[Any, Any]] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._key_count = keys  # the first columns
+        self.rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        self.rows += table.num_rows
+        if self._waiting_rows >= ROW_GROUP:
+            self._flush()
+
+    def close(self) -> tuple[WrittenPart | None, str | None]:
+        self._flush()
+        if self._writer is None:
+            return None, None
+        self._writer.close()
+        fsync(self._path)
+        hashes = np.concatenate(self._hashes)
+        hashes.sort()
+        self._keys_path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(self._keys_path, hashes)
+        with self._path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        part = WrittenPart(
+            path=str(self._path),
+            rows=self.rows,
+            size=self._path.stat().st_size,
+            sha256=digest,
+            stats=delta_stats(self._path),
+        )
+        return part, str(self._keys_path)
+
+    def _flush(self) -> None:
+        if not self._waiting_rows:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting, self._waiting_rows = [], 0
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = open_part(self._path, self._schema, self._key_count)
+        self._writer.write_table(table, row_group_size=ROW_GROUP)
+        self._hashes.append(hash_keys(table.select(range(self._key_count))))
+
+
+def open_part(path: Path, schema: pa.Schema, keys: int) -> pq.ParquetWriter:
+    """A writer of parts, whose first `keys` columns are the keys."""
+    # a dictionary of values that all differ, as keys and scores do, is built for nothing: it took most of the time
+    dictionary = [f.name for f in list(schema)[keys:] if not pa.types.is_floating(f.type)]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary)
+
+
+def delta_stats(path: Path) -> str:
+    """Rows, and the least and greatest of whole-number columns, so that readers skip parts without their key."""
+    metadata = pq.read_metadata(path)
+    least: dict[str, int] = {}
+    greatest: dict[str, int] = {}
+    for group in range(metadata.num_row_groups):
+        for c in range(metadata.num_columns):
+            column = metadata.row_group(group).column(c)
+            stats = column.statistics
+            if (
+                column.physical_type != "INT64"
+                or "." in column.path_in_schema
+                or stats is None
+                or not stats.has_min_max
+            ):
+                continue
+            if not isinstance(stats.min, int):
+                continue
+            name = column.path_in_schema
+            least[name] = min(stats.min, least.get(name, stats.min))
+            greatest[name] = max(stats.max, greatest.get(name, stats.max))
+    stats_json = {"numRecords": metadata.num_rows, "minValues": least, "maxValues": greatest}
+    return msgspec.json.encode(stats_json).decode()
+
+
+class RejectWriter:
+    """Rejects of a task, in a Parquet file that is made with the first one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[dict[str, Any]] = []
+        self.count = 0
+        self.reasons: dict[str, int] = {}
+
+    def add(self, row: int | None, key: str | None, reason: str, data: str) -> None:
+        self._waiting.append({"row": row, "key": key, "reason": reason, "data": data})
+        self.count += 1
+        # lines of a file are told apart by their number, which would make every reason another one
+        short = reason if len(self.reasons) < 100 or reason in self.reasons else "other reasons"
+        self.reasons[short] = self.reasons.get(short, 0) + 1
+        if len(self._waiting) >= 10_000:
+            self._flush()
+
+    def close(self) -> str | None:
+        self._flush()
+        if self._writer is None:
+            return None
+        self._writer.close()
+        fsync(self._path)
+        return str(self._path)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._path, REJECTS)
+        self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=REJECTS))
+        self._waiting = []

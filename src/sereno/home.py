@@ -1,0 +1,106 @@
+"""Home: what belongs to one model on disk (its table, its attempts, its exports), and what is asked of it between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from sereno.adapters.exports import make_export
+from sereno.batch.attempts import Attempts
+from sereno.config import ModelSettings, Settings
+from sereno.exceptions import ExportError, NotFoundError, SettingsError
+from sereno.interfaces import Export
+from sereno.predictions import find_reject, find_row
+from sereno.snapshots import Snapshot, SnapshotStore, State
+from sereno.storage import told
+
+AS_IT_WAS = "What was in service stays. Mend that, then try again."
+
+
+class Home:
+    """What belongs to one model below a home: its table, its attempts, its exports."""
+
+    def __init__(self, settings: Settings, name: str, chosen: ModelSettings | None = None) -> None:
+        self.path = settings.home
+        self.name = name
+        self.chosen = chosen or settings.model(name, {})
+        self.store = SnapshotStore(self.path, name)
+        self.attempts = Attempts(self.path, name)
+
+    def exports(self) -> list[Export]:
+        return [make_export(setting, home=self.path, model=self.name) for setting in self.chosen.exports]
+
+    def follow(self, state: State) -> list[str]:
+        """Make every export show what is served; say which ones changed. Raises ExportError after all were tried."""
+        if not state.served:
+            return []
+        self.store.flush(state.version)
+        changed, failed = [], []
+        kept = state.kept(datetime.now(UTC))
+        for export in self.exports():
+            try:
+                if export.follow(state.served, kept):
+                    changed.append(export.name)
+            except ExportError as error:
+                failed.append(f"{export.name}: {error}")
+        if failed:
+            raise ExportError(
+                f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not follow: "
+                f"{' '.join(failed)}"
+            )
+        return changed
+
+    def clean(self) -> None:
+        self.store.clean(self.attempts.needed)
+
+
+def rollback(
+    home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = ""
+) -> tuple[Snapshot, Snapshot | None]:
+    """Put an older snapshot back in service, exports included. Returns what was in service and what is now.
+
+    Raises NotFoundError, PublishError, and ExportError where an export could not follow.
+    """
+    chosen = None
+    if day is not None:
+        try:
+            chosen = date.fromisoformat(day)
+        except ValueError:
+            raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
+    with told(f"The home {home.path} cannot be used", AS_IT_WAS):
+        state = home.store.state()
+        if state.last_rollback and to in (None, state.last_rollback[1]) and home.follow(state):
+            # One that died, or whose exports failed, after its commit: this one finishes it, and goes no further back.
+            rolled_back, now_served = state.last_rollback
+            return state.snapshots[rolled_back], state.snapshots[now_served] if now_served else None
+        before, served = home.store.rollback(to=to, day=chosen, why=why, who=who)
+        home.follow(home.store.state())
+    return before, served
+
+
+def get(home: Home, key: Sequence[str], *, version: int | None = None) -> dict[str, Any]:
+    """The published prediction of one key, given as texts in declared order: key, outputs, version, data date, age.
+
+    Raises NotFoundError.
+    """
+    state = home.store.state()
+    if state.newest is None:
+        raise NotFoundError(f"No snapshot of model {home.name!r} is published. `sereno run` publishes the first.")
+    snapshots = list(reversed(state.served)) if version is None else [home.store.kept_snapshot(state, version)]
+    for snapshot in snapshots:  # by date: the newest date that has the key
+        row = find_row(snapshot, key)
+        if row is not None:
+            age = (datetime.now(UTC) - snapshot.data_time).total_seconds()
+            return row | {
+                "version": snapshot.number,
+                "data_date": snapshot.data_date.isoformat(),
+                "data_time": snapshot.data_time.isoformat(),
+                "age_seconds": round(age),
+            }
+    shown = ", ".join(key)
+    if reason := find_reject(home.store.folder, snapshots[0], key):
+        raise NotFoundError(f"Key {shown} was rejected in version {snapshots[0].number} of {home.name!r}: {reason}.")
+    raise NotFoundError(
+        f"Key {shown} is not in version {snapshots[0].number} of {home.name!r} ({snapshots[0].rows:,} rows)."
+    )
