@@ -1,4 +1,4 @@
-"""Sereno puts a trained model into production: one plain Python file, in batch, live and lookup.
+"""Sereno puts a trained model into production: one plain Python file, scored by night, published whole or not at all.
 
 Importing it loads nothing heavy and changes nothing; each name is loaded when it is first used.
 """

@@ -35,14 +35,20 @@ AFTER = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    return _run(_parser().parse_args(arguments), None)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return _start(_parser(), given, None)
 
 
 def main_of(model: Model, arguments: Sequence[str]) -> int:
     """The command line of a model file that was started itself: `python credit_scoring.py run`."""
-    given = list(arguments)
-    parser = _parser(own=model)
-    return _run(parser.parse_args(given), model)
+    return _start(_parser(own=model), arguments, model)
+
+
+def _start(parser: argparse.ArgumentParser, arguments: Sequence[str], model: Model | None) -> int:
+    if not arguments:
+        parser.print_help()
+        return USAGE
+    return _run(parser.parse_args(arguments), model)
 
 
 def _run(options: argparse.Namespace, model: Model | None) -> int:
@@ -200,7 +206,8 @@ def _settings(options: argparse.Namespace, start: Path, model: str | None = None
 
 
 def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
-    """The model that the command names, and its settings; the working folder becomes its home."""
+    """The model that the command names, and its settings; the working folder becomes that of sereno.toml."""
+    from sereno.config import find_home
     from sereno.loader import load_model
     from sereno.storage import told
 
@@ -213,7 +220,7 @@ def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
     settings = _settings(options, model.file, model.name)
     with told(f"The home {settings.home} cannot be used"):
         settings.home.mkdir(parents=True, exist_ok=True)
-    os.chdir(settings.home)  # so that relative paths in `read` mean the same from wherever it is started
+    os.chdir(find_home(model.file))  # so that relative paths in `read` mean the same from wherever it is started
     return model, settings
 
 

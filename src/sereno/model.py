@@ -47,7 +47,7 @@ class Parameter:
 
 
 class Model:
-    """A trained model, and what it takes to run it in batch, live and lookup.
+    """A trained model, and what it takes to run it.
 
     Args:
         name: `[a-z0-9][a-z0-9_-]{0,63}`; names the table, the exports and the settings.

@@ -162,9 +162,9 @@ class _Run:
         self._refuse_older(state)
         with self._stage("plan"):
             plan = self._plan()
+            if state.published_key(report.run_key):
+                plan.draw()  # it may be published already: better to know before hours of scoring than after
             failpoint("plan")
-        if state.published_key(report.run_key):
-            plan.draw()  # this may well be published already: better know that before hours of scoring than after
         if plan.known_before and self._nothing_to_do(plan, state):
             return
         if plan.rows is not None:
