@@ -111,11 +111,11 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), folder / name)
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        """Start `sereno …` in the project's folder."""
+    def start(self, *arguments: str, under: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
+        """Start `sereno …` in the project's folder, perhaps under another program."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")} | variables
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "sereno", *arguments],
+            [*under, sys.executable, "-W", "error", "-m", "sereno", *arguments],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -123,19 +123,21 @@ class Project:
             text=True,
         )
 
-    def sereno(self, *arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`sereno …`, which must end with this exit code."""
+    def sereno(self, *arguments: str, code: int | None = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`sereno …`, which must end with this exit code (None: any)."""
         process = self.start(*arguments, **variables)
         out, error = process.communicate()
         done = subprocess.CompletedProcess(process.args, process.returncode, out, error)
-        assert done.returncode == code, f"{arguments} ended with {done.returncode}, not {code}:\n{out}\n{error}"
+        assert code in (None, done.returncode), (
+            f"{arguments} ended with {done.returncode}, not {code}:\n{out[:500]}\n{error}"
+        )
         assert "Traceback" not in error, error
         return done
 
-    def json(self, *arguments: str, code: int = 0, **variables: str) -> Any:
+    def json(self, *arguments: str, code: int | None = 0, **variables: str) -> Any:
         return json.loads(self.sereno(*arguments, "--json", code=code, **variables).stdout)
 
-    def run(self, day: str = DAY, *arguments: str, code: int = 0, **variables: str) -> Any:
+    def run(self, day: str = DAY, *arguments: str, code: int | None = 0, **variables: str) -> Any:
         """The report of a run, or what it says of its failure."""
         return self.json("run", "total.py", "--date", day, *arguments, code=code, **variables)
 
