@@ -13,17 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sereno.checks import check_column, check_table, python_value
+from sereno.checks import DAYS, TICKS, check_column, check_table, python_value
 from sereno.exceptions import InputError
 from sereno.rows import JsonRows, encode, rows_to_table
 from sereno.schema import Column
 from sereno.values import Refused, admit, admit_row
 from tests.strategies import (
+    EDGE_FLOATS,
+    EDGE_INTS,
+    EDGE_TEXTS,
     JSON_SCALARS,
+    RULES,
     SCALARS,
     TEXTS,
+    TYPES,
     columns,
     fitting_rows,
+    from_python,
     hostile_rows,
     row_of,
     row_types,
@@ -93,6 +99,58 @@ def test_columns_of_text_agree_with_the_reference(data: st.DataObject) -> None:
     column = data.draw(columns(kinds=("int", "float", "bool", "str", "date", "datetime", "decimal")))
     texts = data.draw(st.lists(st.one_of(st.none(), TEXTS), max_size=6))
     agree(column, pa.array(texts, data.draw(st.sampled_from([pa.string(), pa.large_string()]))), "text")
+
+
+COLUMNS = [
+    Column(**{"name": "x", "kind": kind, "nullable": nullable, **rules})
+    for kind in TYPES
+    for rules in RULES.get(kind, [{}])
+    for nullable in (False, True)
+]
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=str)
+def test_every_edge_meets_every_column(column: Column) -> None:
+    for found in TYPES[column.kind]:
+        agree(column, edges_of(found), "typed")
+        agree(column, pa.concat_arrays([pa.nulls(1, found), edges_of(found)]).slice(1), "typed")
+        listed = Column(name="x", kind="list", item=column)
+        agree(listed, pa.array([[v] for v in edges_of(found)], pa.list_(found)), "typed")
+    agree(column, pa.array(EDGE_TEXTS), "text")
+    texts = [
+        msgspec.json.encode(v)
+        for v in (*EDGE_INTS, *(f for f in EDGE_FLOATS if math.isfinite(f)), *EDGE_TEXTS, True, None)
+    ]
+    checked = JsonRows(row_of(column)).decode([b'{"x":' + text + b"}" for text in texts])
+    expected = [admitted(column, msgspec.json.decode(text), "json") for text in texts]
+    assert same(checked.table.column("x").to_pylist(), [value for fits, value in expected if fits])
+    assert [p for p, _ in checked.refused] == [p for p, (fits, _) in enumerate(expected) if not fits]
+
+
+def edges_of(found: pa.DataType) -> pa.Array:
+    t = pa.types
+    if t.is_integer(found):
+        return pa.array([i for i in EDGE_INTS if fits_in(i, found)], found)
+    if t.is_floating(found):
+        return pa.array(EDGE_FLOATS).cast(found, safe=False)
+    if t.is_decimal(found):
+        most = 10**found.precision - 1
+        return from_python(
+            [Decimal(i).scaleb(-found.scale) for i in (0, 1, 10, 100, 10**found.scale, most, -most)], found
+        )
+    if t.is_temporal(found):
+        day = 1 if t.is_date32(found) else 86_400_000 if t.is_date64(found) else TICKS[found.unit]
+        low, high = DAYS.start * day, DAYS.stop * day
+        ticks = [0, 1, 999, 1000, day, 20_000 * day, 10_957 * day, 21_915 * day, low - 1, low, high - 1, high]
+        return from_python([i for i in ticks if fits_in(i, pa.int32() if t.is_date32(found) else pa.int64())], found)
+    if t.is_boolean(found):
+        return pa.array([True, False])
+    return pa.array(EDGE_TEXTS).cast(found)
+
+
+def fits_in(number: int, found: pa.DataType) -> bool:
+    signed = pa.types.is_signed_integer(found)
+    return -(2 ** (found.bit_width - 1)) * signed <= number < 2 ** (found.bit_width - signed)
 
 
 @MODERATE
