@@ -77,6 +77,7 @@ def test_what_is_taken(column: Column, door: Any, value: Any, expected: Any) -> 
         (INT, "text", "1e3", "x: must be a whole number"),
         (INT, "text", "１", "x: must be a whole number"),
         (INT, "text", "", "x: is missing (null)"),
+        (INT, "text", "\xa0", "x: must be a whole number"),
         (INT, "text", "9" * 40, "x: must be a whole number: it is beyond 64 bits"),
         (FLOAT, "json", True, "x: must be a number"),
         (FLOAT, "json", "0.5", "x: must be a number"),
