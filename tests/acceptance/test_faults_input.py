@@ -188,7 +188,7 @@ def test_duplicate_keys(published: Project, parts: int, rows: int) -> None:
     ids[-1], ids[-2] = 7, 8
     pq.write_table(table.set_column(0, "id", pa.array(ids)), last)
     fails(
-        published, "DuplicateKeysError", "2 keys occur more than once among 4 rows: ", "id=7", "id=8",
+        published, "DuplicateKeysError", "2 keys occur more than once, in 4 rows: ", "id=7", "id=8",
         'Mend the source, or set duplicates = "first" or "last" to keep one row of each. Nothing was published.',
     )  # fmt: skip
     x = {7: (7 / 8, (rows - 1) / 8), 8: (1.0, (rows - 2) / 8)}  # the first and the last row of each key

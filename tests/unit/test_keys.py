@@ -120,9 +120,16 @@ def test_duplicates_are_exact_even_where_hashes_collide(
         files.append(tmp_path / f"{i}.npy")
         pq.write_table(part, paths[-1], row_group_size=3)
         np.save(files[-1], np.sort(module.hash_keys(part.select(["id", "day"]))))
-    assert duplicates(paths, files, ["id", "day"]) == {
+    found, every_one = duplicates(paths, files, ["id", "day"])
+    assert every_one
+    assert found == {
         0: [(2, (3, "a")), (3, (2, "b"))],
         2: [(0, (2, "b")), (2, (3, "a"))],
     }
-    assert duplicates(paths[1:2], files[1:2], ["id", "day"]) == {}
-    assert duplicates([], [], ["id"]) == {}
+    assert duplicates(paths[1:2], files[1:2], ["id", "day"]) == ({}, True)
+    assert duplicates([], [], ["id"]) == ({}, True)
+    some, every_one = duplicates(paths, files, ["id", "day"], enough=1)
+    keys = {key for rows in found.values() for _, key in rows}
+    named = {key for rows in some.values() for _, key in rows}
+    # one hash at a time: where all keys collide, that is all of them; else the search ends with the first duplicate
+    assert (named, every_one) == (keys, True) if collide else named < keys and named and not every_one

@@ -25,6 +25,7 @@ from sereno.storage import fsync, told
 
 MERGED_REJECTS = pa.schema([pa.field("run", pa.string(), nullable=False), *REJECTS])
 SHOWN = 5  # duplicate keys named in a message
+ENOUGH = 10_000  # duplicate keys to look up for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def _duplicates(model: Model, results: Sequence[TaskResult], policy: str) -> dic
     parts = [Path(results[i].part.path) for i in with_part]  # type: ignore[union-attr]
     files = [Path(results[i].keys_file) for i in with_part]  # type: ignore[arg-type]
     names = [c.name for c in model.inputs.keys]
-    found = duplicates(parts, files, names)
+    found, every_one = duplicates(parts, files, names, enough=ENOUGH if policy == "fail" else None)
     if not found:
         return {}
     rows = [Dropped(task=with_part[p], position=at, key=key) for p, some in sorted(found.items()) for at, key in some]
@@ -123,7 +124,8 @@ def _duplicates(model: Model, results: Sequence[TaskResult], policy: str) -> dic
         keys = list(dict.fromkeys(r.key for r in rows))
         shown = ", ".join(", ".join(f"{n}={v!r}" for n, v in zip(names, key, strict=True)) for key in keys[:SHOWN])
         raise DuplicateKeysError(
-            f"{len(keys):,} keys occur more than once among {len(rows):,} rows: {shown}{' …' if len(keys) > SHOWN else ''}. "
+            f"{'' if every_one else 'At least '}{len(keys):,} keys occur more than once, in {len(rows):,} rows: {shown}"
+            f"{' …' if len(keys) > SHOWN else ''}. "
             'Mend the source, or set duplicates = "first" or "last" to keep one row of each. Nothing was published.'
         )
     counts = {r.key: r for r in (rows if policy == "last" else reversed(rows))}  # the row that stays

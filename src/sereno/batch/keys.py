@@ -101,13 +101,27 @@ def rows_with(part: Path, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple
         position += table.num_rows
 
 
+Found = dict[int, list[tuple[int, tuple[Any, ...]]]]  # part index → (position in the part, key)
+
+
 def duplicates(
-    parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str]
-) -> dict[int, list[tuple[int, tuple[Any, ...]]]]:
-    """Rows whose key occurs more than once: part index → (position in the part, key), in the order of the source."""
+    parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str], *, enough: int | None = None
+) -> tuple[Found, bool]:
+    """Rows whose key occurs more than once, in the order of the source; and whether these are all of them.
+
+    With `enough`, so many repeated hashes are looked up at a time, and the search ends with the first lot that holds a
+    duplicate: a feed that came twice must not fill the memory with its keys.
+    """
     wanted = repeated_hashes(files)
-    if not len(wanted):
-        return {}
+    step = enough or max(len(wanted), 1)
+    for start in range(0, len(wanted), step):
+        found = _repeated(parts, keys, wanted[start : start + step])
+        if found:
+            return found, start + step >= len(wanted)
+    return {}, True
+
+
+def _repeated(parts: Sequence[Path], keys: Sequence[str], wanted: Hashes) -> Found:
     candidates = {}
     seen: dict[tuple[Any, ...], int] = {}
     for index, part in enumerate(parts):

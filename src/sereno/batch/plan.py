@@ -333,11 +333,11 @@ def _spooled_batches(
         if rows or broken:
             yield flush()
 
-    plan.tasks = _paths_differ(tasks())
+    plan.tasks = _told_apart(tasks())
     return plan
 
 
-def _paths_differ(tasks: Iterator[Task]) -> Iterator[Task]:
+def _told_apart(tasks: Iterator[Task]) -> Iterator[Task]:
     """A task is known by its content. Two chunks with equal content (which means duplicate keys) stay two tasks."""
     seen: dict[str, int] = {}
     for task in tasks:
@@ -365,5 +365,5 @@ def _spooled_lines(batches: Iterator[list[dict[str, Any]]], spool: Path, model: 
             plan.inputs.append(digest)
             yield Task(index=index, pieces=(Piece(kind="json", path=str(path), fingerprint=digest),), rows=len(rows))
 
-    plan.tasks = _paths_differ(tasks())
+    plan.tasks = _told_apart(tasks())
     return plan
