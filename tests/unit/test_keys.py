@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno.batch import keys as module
-from sereno.batch.keys import duplicates, hash_keys, repeated_hashes
+from sereno.batch.keys import duplicates, hash_keys, repeated_hashes, write_hashes
 
 MODERATE = settings(max_examples=100, deadline=None)
 HASHES = st.integers(0, 2**64 - 1)
@@ -85,9 +86,9 @@ def test_hashes_that_occur_twice_over_all_files(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], at_once: int
 ) -> None:
     folder = tmp_path_factory.mktemp("hashes")
-    paths = [folder / f"{i}.npy" for i in range(len(files))]
+    paths = [folder / f"{i}.u64" for i in range(len(files))]
     for path, hashes in zip(paths, files, strict=True):
-        np.save(path, np.sort(np.array(hashes, np.uint64)))
+        write_hashes(path, np.array(hashes, np.uint64))
     every = sorted(h for f in files for h in f)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "AT_ONCE", at_once)
@@ -97,10 +98,13 @@ def test_hashes_that_occur_twice_over_all_files(
 def test_memory_is_bounded_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 1000)
     rng = np.random.default_rng(7)
-    arrays = [np.sort(rng.integers(0, 2**64 - 1, 20_000, np.uint64)) for _ in range(3)]
-    for low, high in module._ranges(arrays, 60_000):
-        inside = sum(int(((a >= low) & ((a < high) if high is not None else True)).sum()) for a in arrays)
-        assert inside < 2000
+    files = [tmp_path / f"{i}.u64" for i in range(3)]
+    arrays = [rng.integers(0, 2**64 - 1, 20_000, np.uint64) for _ in files]
+    for file, array in zip(files, arrays, strict=True):
+        write_hashes(file, array)
+    edges = [0, *module._bounds(files).tolist(), 2**64]
+    for low, high in itertools.pairwise(edges):
+        assert sum(int(((a >= low) & (a <= high - 1)).sum()) for a in arrays) < 2000
 
 
 @pytest.mark.parametrize("collide", [False, True])
@@ -117,9 +121,9 @@ def test_duplicates_are_exact_even_where_hashes_collide(
     paths, files = [], []
     for i, part in enumerate(parts):
         paths.append(tmp_path / f"{i}.parquet")
-        files.append(tmp_path / f"{i}.npy")
+        files.append(tmp_path / f"{i}.u64")
         pq.write_table(part, paths[-1], row_group_size=3)
-        np.save(files[-1], np.sort(module.hash_keys(part.select(["id", "day"]))))
+        write_hashes(files[-1], module.hash_keys(part.select(["id", "day"])))
     found, every_one = duplicates(paths, files, ["id", "day"])
     assert every_one
     assert found == {

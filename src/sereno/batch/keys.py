@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from sereno.checks import one_array
 
 Hashes = npt.NDArray[np.uint64]
-AT_ONCE = 4_000_000  # hashes in memory at a time: 32 MB
+AT_ONCE = 2_000_000  # hashes in memory at a time: 16 MB
 PRIME = np.uint64(0x100000001B3)
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -62,29 +62,41 @@ def _hash_texts(array: pa.Array) -> Hashes:
     return hashes ^ (hashes >> np.uint64(31)) * MIX
 
 
+def write_hashes(path: Path, hashes: Hashes) -> None:
+    """Sort the hashes in place and write them: 8 bytes each, nothing else."""
+    hashes.sort()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hashes.tofile(path)
+
+
 def repeated_hashes(files: Sequence[Path]) -> Hashes:
     """The hashes that occur more than once over all files (each sorted); sorted, each once."""
-    arrays = [np.load(f, mmap_mode="r") for f in files]
-    total = sum(len(a) for a in arrays)
-    found = []
-    for low, high in _ranges(arrays, total):
-        inside = [a[np.searchsorted(a, low) : None if high is None else np.searchsorted(a, high)] for a in arrays]
-        together = np.concatenate([np.asarray(i) for i in inside])
+    found = [np.empty(0, np.uint64)]
+    if not files:
+        return found[0]
+    bounds = _bounds(files)
+    # where each file is cut; files are read, not mapped: mapped pages stay in memory and count as ours
+    cuts = [[0, *np.searchsorted(_read(f), bounds).tolist(), f.stat().st_size // 8] for f in files]
+    for lot in range(len(bounds) + 1):
+        together = np.concatenate([_read(f, cut[lot], cut[lot + 1]) for f, cut in zip(files, cuts, strict=True)])
         together.sort()
         found.append(np.unique(together[1:][together[1:] == together[:-1]]))
-    return np.concatenate(found) if found else np.empty(0, np.uint64)
+    return np.concatenate(found)
 
 
-def _ranges(arrays: Sequence[Hashes], total: int) -> Iterator[tuple[np.uint64, np.uint64 | None]]:
-    """Ranges [low, high) that split the hashes in nearly equal lots, by a sample of each file."""
-    if not total:
-        return
+def _read(file: Path, start: int = 0, end: int | None = None) -> Hashes:
+    return np.fromfile(file, np.uint64, -1 if end is None else end - start, offset=8 * start)
+
+
+def _bounds(files: Sequence[Path]) -> Hashes:
+    """What splits the hashes in nearly equal lots of AT_ONCE, by a sample of each file."""
+    total = sum(f.stat().st_size // 8 for f in files)
     lots = -(-total // AT_ONCE)
+    if lots < 2:
+        return np.empty(0, np.uint64)
     step = max(1, total // (lots * 1000))
-    sample = np.sort(np.concatenate([np.asarray(a[::step]) for a in arrays]))
-    bounds = np.unique(sample[[len(sample) * i // lots for i in range(1, lots)]]) if lots > 1 else sample[:0]
-    edges = [np.uint64(0), *bounds]
-    yield from zip(edges, [*edges[1:], None], strict=True)
+    sample = np.sort(np.concatenate([_read(f)[::step] for f in files]))
+    return np.unique(sample[[len(sample) * i // lots for i in range(1, lots)]])
 
 
 def rows_with(part: Path, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sereno.batch.keys import hash_keys
+from sereno.batch.keys import hash_keys, write_hashes
 from sereno.storage import fsync
 
 ROW_GROUP = 131_072  # rows of a part's row groups
@@ -64,10 +64,7 @@ class PartWriter:
             return None, None
         self._writer.close()
         fsync(self._path)
-        hashes = np.concatenate(self._hashes)
-        hashes.sort()
-        self._keys_path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(self._keys_path, hashes)
+        write_hashes(self._keys_path, np.concatenate(self._hashes))
         with self._path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         part = WrittenPart(

@@ -88,7 +88,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
     key = task.key(job)
     work = Path(job.work_folder)
     part_path = Path(job.parts_folder) / f"part-{task.index:05d}-{key[:8]}.parquet"
-    writer = PartWriter(part_path, work / "keys" / f"{key[:32]}.npy", scorer.schema, keys=len(key_names))
+    writer = PartWriter(part_path, work / "keys" / f"{key[:32]}.u64", scorer.schema, keys=len(key_names))
     rejects = RejectWriter(work / "rejects" / f"{key[:32]}.parquet")
     profile = ProfileBuilder(model.outputs)
     json_rows = JsonRows(model.inputs) if any(p.kind == "json" for p in task.pieces) else None
