@@ -424,16 +424,17 @@ def _rollback(options: argparse.Namespace) -> int:
 
     home = _home(options)
     before, served = rollback(home, to=options.to, day=options.date, why=options.why, who=_who())
+    if served:
+        place = f", in place of {before.number}" if before else ""
+        says = f"Version {served.number} (data date {served.data_date}) of {home.name} is in service again{place}."
+    else:
+        assert before is not None
+        says = f"Data date {before.data_date} of {home.name} is empty now: version {before.number} was its first."
     data = {
-        "rolled_back": before.number,
+        "rolled_back": before.number if before else None,
         "in_service": served.number if served else None,
-        "data_date": str(before.data_date),
+        "data_date": str((served or before).data_date),  # type: ignore[union-attr]
     }
-    says = (
-        f"Version {served.number} (data date {served.data_date}) of {home.name} is in service again, in place of {before.number}."
-        if served
-        else f"Data date {before.data_date} of {home.name} is empty now: version {before.number} was its first."
-    )
     _output(options, data, [says])
     return DONE
 

@@ -12,7 +12,7 @@ from sereno.config import ModelSettings, Settings
 from sereno.exceptions import ExportError, NotFoundError, SettingsError
 from sereno.interfaces import Export
 from sereno.predictions import find_reject, find_row
-from sereno.snapshots import Snapshot, SnapshotStore, State
+from sereno.snapshots import Rollback, SnapshotStore, State
 from sereno.storage import told
 
 AS_IT_WAS = "What was in service stays. Mend that, then try again."
@@ -55,9 +55,7 @@ class Home:
         self.store.clean(self.attempts.needed)
 
 
-def rollback(
-    home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = ""
-) -> tuple[Snapshot, Snapshot | None]:
+def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = "") -> Rollback:
     """Put an older snapshot back in service, exports included. Returns what was in service and what is now.
 
     Raises NotFoundError, PublishError, and ExportError where an export could not follow.
@@ -70,13 +68,15 @@ def rollback(
             raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
     with told(f"The home {home.path} cannot be used", AS_IT_WAS):
         state = home.store.state()
-        if state.last_rollback and to in (None, state.last_rollback[1]) and home.follow(state):
-            # One that died, or whose exports failed, after its commit: this one finishes it, and goes no further back.
-            rolled_back, now_served = state.last_rollback
-            return state.snapshots[rolled_back], state.snapshots[now_served] if now_served else None
-        before, served = home.store.rollback(to=to, day=chosen, why=why, who=who)
+        if state.last_rollback:
+            before, served = state.last_rollback
+            same = to in (None, served and served.number) and chosen in (None, before and before.data_date)
+            if same and home.follow(state):
+                # It died, or its exports failed, after its commit: this one finishes it, and goes no further back.
+                return state.last_rollback
+        done = home.store.rollback(to=to, day=chosen, why=why, who=who)
         home.follow(home.store.state())
-    return before, served
+    return done
 
 
 def get(home: Home, key: Sequence[str], *, version: int | None = None) -> dict[str, Any]:

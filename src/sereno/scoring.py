@@ -58,7 +58,7 @@ class Scorer:
         self._feature_names = [c.name for c in inputs.features]
         self._key_names = [c.name for c in inputs.keys]
         self._inputs, self._outputs = inputs, model.outputs
-        self._schema = pa.schema([*inputs.arrow_schema(inputs.keys), *model.outputs.arrow_schema()])
+        self._schema = published_schema(model)
 
     @property
     def schema(self) -> pa.Schema:
@@ -136,6 +136,11 @@ class Scorer:
             keys = to_form(self._keys_form, self._inputs, self._keys, rows.select(self._key_names))
             answer = self._predict_function(self.loaded, features, keys)
         return from_answer(answer, self._outputs, rows.num_rows)
+
+
+def published_schema(model: Model) -> pa.Schema:
+    """Of a published prediction: keys, then outputs."""
+    return pa.schema([*model.inputs.arrow_schema(model.inputs.keys), *model.outputs.arrow_schema()])
 
 
 def open_scorer(model: Model, settings: Settings) -> Scorer:

@@ -83,6 +83,11 @@ class Publication:
     rejects_sha256: str
 
 
+Rollback = tuple[
+    Snapshot | None, Snapshot | None
+]  # what was in service (of a data date), and what is since; None: nothing
+
+
 @dataclass(frozen=True, kw_only=True)
 class State:
     """The table as its log tells it."""
@@ -92,7 +97,7 @@ class State:
     served: tuple[Snapshot, ...] = ()  # one, or one per data date, oldest first
     withdrawn: frozenset[int] = frozenset()
     attempts: dict[str, int] = field(default_factory=dict)  # attempt → snapshot number
-    last_rollback: tuple[int, int | None] | None = None  # (rolled back, served since), if nothing was published since
+    last_rollback: Rollback | None = None  # if nothing was published since
 
     @property
     def newest(self) -> Snapshot | None:
@@ -135,7 +140,10 @@ class SnapshotStore:
         withdrawn: set[int] = set()
         last_rollback = None
         version = -1
-        for commit in delta.commits(self.folder, until=until):
+        for commit in delta.commits(self.folder):
+            when = commit.metadata.get("published_at") or commit.metadata.get("at")
+            if until and when and datetime.fromisoformat(when) > until:
+                break
             version = commit.version
             what = commit.metadata.get("kind")
             if what == "publish":
@@ -147,10 +155,9 @@ class SnapshotStore:
                 served[snapshot.data_date] = snapshot
             elif what == "rollback":
                 withdrawn |= {int(n) for n in commit.metadata["withdrawn"].split(",") if n}
-                serves = int(commit.metadata["serves"] or 0) or None
-                last_rollback = (int(commit.metadata["rolled_back"]), serves)
-                if serves:
-                    target = snapshots[serves]
+                before, target = (snapshots.get(int(commit.metadata[k] or 0)) for k in ("rolled_back", "serves"))
+                last_rollback = (before, target)
+                if target:
                     withdrawn.discard(target.number)
                     if target.disposition == "replace":
                         served.clear()
@@ -187,20 +194,25 @@ class SnapshotStore:
                     f"Data date {publication.data_date} is older than {newest.data_date}, which is in service (version "
                     f"{newest.number}). Nothing was published. `sereno run --force` puts the older one in service."
                 )
-            self._refuse_other_disposition(state, publication)
+            self.refuse_other_kind(state, publication.disposition, publication.schema)
             return self._commit_publication(state, publication)
 
     def _alone(self) -> AbstractContextManager[None]:
         busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
         return exclusive(self._lock, busy, wait_seconds=PATIENCE)
 
-    def _refuse_other_disposition(self, state: State, publication: Publication) -> None:
+    def refuse_other_kind(self, state: State, disposition: str, schema: pa.Schema) -> None:
+        """Raise PublishError where a publication could not become part of the table that is there."""
+        from sereno.adapters import delta
+
         for snapshot in state.served:
-            if snapshot.disposition != publication.disposition:
+            if snapshot.disposition != disposition:
                 raise PublishError(
                     f"Table {self.folder} was made with disposition = {snapshot.disposition!r}; the settings say "
-                    f"{publication.disposition!r}. Set it back, or move the table away to start a new one."
+                    f"{disposition!r}. Set it back, or move the table away to start a new one."
                 )
+        if disposition == "partition":
+            delta.grown(self.folder, state.version, schema)
 
     def _commit_publication(self, state: State, publication: Publication) -> Snapshot:
         from sereno.adapters import delta
@@ -236,9 +248,6 @@ class SnapshotStore:
             "keys": ",".join(publication.keys),
             "sha256": ",".join(part.sha256 for part, _ in publication.parts),
         }
-        gone = [str(p.path) for p, _ in publication.parts if not p.path.exists() or p.path.stat().st_size != p.size]
-        if gone:
-            raise PublishError(f"{gone[0]} was removed or changed since it was scored. Run the data date again.")
         failpoint("fsync")
         with told("The parts could not be flushed to the disk"):
             for folder in {part.path.parent for part, _ in publication.parts} | {self.folder}:
@@ -277,13 +286,11 @@ class SnapshotStore:
             for path in (log, log.parent, self.folder, self.folder.parent, self.folder.parent.parent):
                 fsync(path)
 
-    def rollback(
-        self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = ""
-    ) -> tuple[Snapshot, Snapshot | None]:
+    def rollback(self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = "") -> Rollback:
         """Put an older snapshot back in service (`partition`: of one data date, default the newest).
 
-        What was rolled back is withdrawn: no run publishes its revision again unless forced. Returns what was served and
-        what is now (None: the data date had no earlier snapshot, and is empty now). Raises NotFoundError, PublishError.
+        What was rolled back is withdrawn: no run publishes its revision again unless forced. A data date without an
+        earlier snapshot becomes empty, but never the whole table. Raises NotFoundError, PublishError.
         """
         from sereno.adapters import delta
 
@@ -298,35 +305,38 @@ class SnapshotStore:
             if chosen is not None and by_date:
                 day = chosen.data_date
             current = state.served_for(day) if by_date and day else state.newest
-            if current is None:
+            if current is None and chosen is None:
                 raise NotFoundError(f"Model {self.model!r} has nothing in service for data date {day}.")
+            if current is not None and current == chosen:
+                raise PublishError(f"Version {current.number} of model {self.model!r} is in service already.")
             target = chosen or self._earlier(state, current, by_date)
-            if target is not None and target.number == current.number:
-                raise PublishError(f"Version {target.number} of model {self.model!r} is in service already.")
-            if target is None and len(state.served) == 1:  # never an empty table
-                raise NotFoundError(
-                    f"Version {current.number} of model {self.model!r} has no earlier version that was not withdrawn. "
-                    "Name one with --to, or run the model again."
-                )
+            subject = target or current
+            assert subject is not None
             if target is not None:
                 self.kept_snapshot(state, target.number)
+            elif len(state.served) == 1:
+                raise NotFoundError(
+                    f"Version {subject.number} of model {self.model!r} has no earlier version that was not withdrawn. "
+                    "Name one with --to, or run the model again."
+                )
             rolled_back = [
                 n
                 for n, s in state.snapshots.items()
-                if (target.number if target else 0) < n <= current.number
+                if current is not None
+                and (target.number if target else 0) < n <= current.number
                 and (not by_date or s.data_date == current.data_date)
             ]
-            kept_day = (target or current).data_date.isoformat()
+            kept_day = subject.data_date.isoformat()
             failpoint("rollback")
             version = delta.commit(
                 self.folder,
                 expected=state.version,
-                schema=self._schema(schema_of(target or current), by_date),
+                schema=self._schema(schema_of(subject), by_date),
                 files=self._files(target) if target else [],
                 metadata={
                     "kind": "rollback",
                     "model": self.model,
-                    "rolled_back": str(current.number),
+                    "rolled_back": str(current.number) if current else "",
                     "serves": str(target.number) if target else "",
                     "withdrawn": ",".join(map(str, rolled_back)),
                     "data_date": kept_day,
@@ -340,7 +350,9 @@ class SnapshotStore:
             self.flush(version)
             return current, target
 
-    def _earlier(self, state: State, current: Snapshot, by_date: bool) -> Snapshot | None:
+    def _earlier(self, state: State, current: Snapshot | None, by_date: bool) -> Snapshot | None:
+        if current is None:
+            return None
         candidates = [
             s
             for n, s in state.snapshots.items()

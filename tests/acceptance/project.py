@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,8 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}  # of every process
+        self.within = False  # commands are started within the test's process, ten times as fast
 
     @classmethod
     def new(cls, folder: Path) -> Project:
@@ -113,7 +116,7 @@ class Project:
 
     def start(self, *arguments: str, under: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
         """Start `sereno …` in the project's folder, perhaps under another program."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")} | variables
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")} | self.variables | variables
         return subprocess.Popen(
             [*under, sys.executable, "-W", "error", "-m", "sereno", *arguments],
             cwd=self.folder,
@@ -125,14 +128,38 @@ class Project:
 
     def sereno(self, *arguments: str, code: int | None = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         """`sereno …`, which must end with this exit code (None: any)."""
-        process = self.start(*arguments, **variables)
-        out, error = process.communicate()
-        done = subprocess.CompletedProcess(process.args, process.returncode, out, error)
+        if self.within:
+            assert not variables
+            done = self._within(arguments)
+        else:
+            process = self.start(*arguments, **variables)
+            out, error = process.communicate()
+            done = subprocess.CompletedProcess(process.args, process.returncode, out, error)
         assert code in (None, done.returncode), (
-            f"{arguments} ended with {done.returncode}, not {code}:\n{out[:500]}\n{error}"
+            f"{arguments} ended with {done.returncode}, not {code}:\n{done.stdout[:500]}\n{done.stderr}"
         )
-        assert "Traceback" not in error, error
+        assert "Traceback" not in done.stderr, done.stderr
         return done
+
+    def _within(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        out, error = io.StringIO(), io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.chdir(self.folder))
+            stack.callback(self._forget_modules)  # the model file is read anew each time
+            stack.enter_context(mock.patch.object(sys, "path", [*sys.path]))
+            stack.enter_context(mock.patch.dict(os.environ, self.variables))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(error))
+            try:
+                code: Any = main(arguments)
+            except SystemExit as end:  # of argparse
+                code = end.code
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
+
+    def _forget_modules(self) -> None:
+        for name, module in [*sys.modules.items()]:
+            if str(getattr(module, "__file__", None)).startswith(str(self.folder)):
+                del sys.modules[name]
 
     def json(self, *arguments: str, code: int | None = 0, **variables: str) -> Any:
         return json.loads(self.sereno(*arguments, "--json", code=code, **variables).stdout)
@@ -142,11 +169,10 @@ class Project:
         return self.json("run", "total.py", "--date", day, *arguments, code=code, **variables)
 
     def look(self, *arguments: str) -> Any:
-        """What a command that only reads prints; started within this process, which is ten times as fast."""
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            assert main([*arguments, "--home", str(self.folder), "--json"]) == 0, printed.getvalue()
-        return json.loads(printed.getvalue())
+        """What a command that only reads prints."""
+        done = self._within([*arguments, "--json"])
+        assert done.returncode == 0, done
+        return json.loads(done.stdout)
 
     def runs(self) -> list[Any]:
         return list(self.look("runs", "total"))

@@ -9,17 +9,16 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.schema import Schema
+from deltalake.schema import Field, PrimitiveType, Schema
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
-from sereno.exceptions import BusyError, SourceError, StorageError
+from sereno.exceptions import BusyError, PublishError, SourceError, StorageError
 from sereno.storage import GOES_ON, told, write_atomically
 
 # History is the only truth about what was published, so the log is never cut: Delta's own default is 30 days.
@@ -44,7 +43,6 @@ class Commit:
     """One commit of the log."""
 
     version: int
-    time: datetime
     metadata: dict[str, str]  # ours, without the prefix
     files: tuple[AddedFile, ...]
 
@@ -62,17 +60,13 @@ def current_version(table: Path) -> int:
     return max(versions, default=-1)
 
 
-def commits(table: Path, until: datetime | None = None) -> Iterator[Commit]:
-    """The commits up to a time, oldest first. Those of others (an OPTIMIZE, say) have no metadata of ours."""
+def commits(table: Path) -> Iterator[Commit]:
+    """Every commit, oldest first. Those of others (an OPTIMIZE, say) have no metadata of ours."""
     for version in range(current_version(table) + 1):
-        commit = read_commit(table, version)
-        if until is not None and commit.time > until:
-            return
-        yield commit
+        yield read_commit(table, version)
 
 
 def read_commit(table: Path, version: int) -> Commit:
-    moment = datetime.fromtimestamp(0, UTC)
     metadata: dict[str, str] = {}
     files = []
     try:
@@ -87,7 +81,6 @@ def read_commit(table: Path, version: int) -> Commit:
         if "commitInfo" in action:
             own = {k.removeprefix(PREFIX): v for k, v in action["commitInfo"].items() if k.startswith(PREFIX)}
             metadata |= own
-            moment = datetime.fromtimestamp(action["commitInfo"].get("timestamp", 0) / 1000, UTC)
         elif "add" in action:
             add = action["add"]
             files.append(
@@ -98,7 +91,7 @@ def read_commit(table: Path, version: int) -> Commit:
                     partition=add.get("partitionValues") or {},
                 )
             )
-    return Commit(version=version, time=moment, metadata=metadata, files=tuple(files))
+    return Commit(version=version, metadata=metadata, files=tuple(files))
 
 
 def commit(
@@ -113,9 +106,10 @@ def commit(
 ) -> int:
     """Make `files` the content of the table, or of one partition, in one commit on top of version `expected` (-1: none).
 
-    Returns the new version, which is not flushed to the disk yet. Raises BusyError if the table has moved on, StorageError.
+    Returns the new version, which is not flushed to the disk yet. Raises BusyError if the table has moved on,
+    StorageError, and PublishError as `grown` does.
     """
-    nullable = pa.schema([f.with_nullable(True) for f in schema])  # what is not null is checked before it gets here
+    columns = grown(table, expected, schema) if partition else _nullable(schema)
     actions = [
         AddAction(
             path=f.path,
@@ -135,7 +129,7 @@ def commit(
             table.mkdir(parents=True, exist_ok=True)
             create_table_with_add_actions(
                 str(table),
-                Schema.from_arrow(nullable),
+                columns,
                 actions,
                 mode="error",
                 partition_by=by,
@@ -146,7 +140,7 @@ def commit(
             DeltaTable(table, version=expected).create_write_transaction(
                 [*actions],
                 mode="overwrite",
-                schema=Schema.from_arrow(nullable),
+                schema=columns,
                 partition_by=by or None,
                 partition_filters=[(partition, "=", partition_value)] if partition else None,
                 commit_properties=properties,
@@ -160,6 +154,34 @@ def commit(
     except OSError as error:
         raise _translated(table, error) from error
     return expected + 1
+
+
+def _nullable(schema: pa.Schema) -> Schema:
+    """What is not null is checked before it gets here."""
+    return Schema.from_arrow(pa.schema([f.with_nullable(True) for f in schema]))
+
+
+def grown(table: Path, version: int, schema: pa.Schema) -> Schema:
+    """The columns of a table that keeps its other partitions: those it has, and what is new in `schema`.
+
+    Raises PublishError where a column has another type, because no reader could read both.
+    """
+    new = _nullable(schema)
+    if version < 0:
+        return new
+    columns = {column.name: column for column in DeltaTable(table, version=version).schema().fields}
+    for column in new.fields:
+        there = columns.setdefault(column.name, column)
+        if there.type != column.type:
+            raise PublishError(
+                f"Column {column.name!r} of table {table} is {_words(there)}, and the model now gives {_words(column)}. Its "
+                "dates lie in one table: give the output another name, or move the table away to start a new one."
+            )
+    return Schema(list(columns.values()))
+
+
+def _words(field: Field) -> str:
+    return field.type.type if isinstance(field.type, PrimitiveType) else str(field.type)
 
 
 def _translated(table: Path, error: BaseException) -> StorageError:

@@ -5,6 +5,7 @@ What cannot be a result fails elsewhere (a missing column, no rows, duplicate ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sereno.batch.profile import Profile
@@ -28,11 +29,13 @@ def judge(
 ) -> list[Gate]:
     """Every gate's verdict. `rejects` are those that count; `last` is the snapshot to compare the number of rows with."""
     gates = []
-    limit = max(settings.max_reject_rows, int(settings.max_reject_share * rows_in))
+    # shares are divisions, which come out as the number that was written: 0.29 × 100 is less than 29, 29 / 100 is 0.29
+    few = rejects <= settings.max_reject_rows or rejects / rows_in <= settings.max_reject_share
+    limit = max(settings.max_reject_rows, math.floor(settings.max_reject_share * rows_in + 1e-6))
     says = f"{rejects:,} of {rows_in:,} rows ({rejects / rows_in:.2%}); at most {limit:,} may be"
-    gates.append(Gate(name="rejects", passed=rejects <= limit, says=says))
+    gates.append(Gate(name="rejects", passed=few, says=says))
     if last is not None:
-        change = answered / last.rows - 1 if last.rows else 0.0
+        change = (answered - last.rows) / last.rows
         says = (
             f"{answered:,} predictions, {change:+.0%} against {last.rows:,} of version {last.number} "
             f"({last.data_date}); at most ±{settings.max_row_change:.0%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,9 +40,12 @@ def failed_gates(report: Report) -> str:
 
 
 def publication_of(report: Report) -> Publication:
-    """What a finished attempt would publish; all of it stands in its report."""
+    """What a finished attempt would publish; all of it stands in its report. Raises PublishError where parts are gone."""
     import pyarrow.parquet as pq
 
+    for part in report.parts:
+        if not os.path.exists(part.path) or os.path.getsize(part.path) != part.size:
+            raise PublishError(f"{part.path} was removed or changed since it was scored. Run the data date again.")
     return Publication(
         attempt=report.attempt,
         run_key=report.run_key,

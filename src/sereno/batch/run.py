@@ -27,6 +27,7 @@ from sereno.interfaces import Executor
 from sereno.loader import fingerprint
 from sereno.model import Model
 from sereno.schedule import Interval, interval_for, last_interval
+from sereno.scoring import published_schema
 from sereno.snapshots import State
 from sereno.storage import told
 
@@ -160,6 +161,7 @@ class _Run:
         report.fingerprint = fingerprint(self.model)
         report.source = self.chosen.source or "read"
         self._refuse_older(state)
+        self.home.store.refuse_other_kind(state, self.chosen.disposition, published_schema(self.model))
         with self._stage("plan"):
             plan = self._plan()
             if state.published_key(report.run_key):
