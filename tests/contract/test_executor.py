@@ -1,0 +1,225 @@
+"""What interfaces.Executor promises, asked of the local executor with one worker, two and three."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sereno.adapters.files import Piece
+from sereno.adapters.local import Ahead, LocalExecutor
+from sereno.batch.tasks import Job, Task, TaskResult
+from sereno.config import Settings
+from sereno.exceptions import OutputError, PredictError, SourceError, WorkerError
+from sereno.interfaces import Executor
+from sereno.loader import load_model
+from sereno.scoring import open_scorer
+
+ROWS, BATCH_ROWS = 1_000, 300
+MODEL = """
+import os, signal
+from typing import TypedDict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sereno import Key, Model
+
+class Row(TypedDict):
+    id: Key[int]
+    x: float
+
+class Score(TypedDict):
+    y: float
+
+model = Model("double", inputs=Row, outputs=Score)
+
+@model.load
+def load(): return 2.0
+
+@model.predict
+def predict(factor, rows: pa.Table):
+    if pc.any(pc.equal(rows["x"], -1.0)).as_py():
+        return 7
+    if pc.any(pc.equal(rows["x"], -2.0)).as_py():
+        raise RuntimeError("this row again")
+    if pc.any(pc.equal(rows["x"], -3.0)).as_py():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pa.table({"y": pc.multiply(rows["x"], factor)})
+"""
+
+Make = Callable[[], Executor]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "double.py").write_text(MODEL)
+    yield tmp_path
+    sys.modules.pop("double", None)  # the next test has a file of that name elsewhere
+
+
+@pytest.fixture
+def job(folder: Path) -> Job:
+    return Job(
+        model_file=str(folder / "double.py"),
+        home=str(folder),
+        values={},
+        secrets_folder=str(folder),
+        attempt="2026-05-01-abcdef",
+        parts_folder=str(folder / "parts"),
+        work_folder=str(folder / "work"),
+        batch_rows=BATCH_ROWS,
+        revision_of_model="r",
+    )
+
+
+@pytest.fixture(params=["1 worker", "2 workers", "3 workers", "2 workers, one ahead"])
+def make(request: pytest.FixtureRequest, folder: Path) -> Iterator[Make]:
+    workers = int(request.param[0])
+
+    def load_here() -> object:
+        return open_scorer(load_model(folder / "double.py"), Settings(home=folder))
+
+    with Ahead(folder / "double.py", workers if "ahead" in request.param else 1) as ahead:
+        yield lambda: LocalExecutor(workers, load_here, ahead)  # type: ignore[arg-type, return-value]
+
+
+def task(folder: Path, index: int, *, first: float | None = None) -> Task:
+    """A task of ROWS rows; `first` is the x of its first row."""
+    ids = np.arange(index * ROWS, (index + 1) * ROWS)
+    x = ids / 4
+    if first is not None:
+        x[0] = first
+    path = folder / f"{index}.parquet"
+    pq.write_table(pa.table({"id": ids, "x": x}), path)
+    return Task(index=index, pieces=(Piece(kind="parquet", path=str(path), fingerprint=str(index)),), rows=ROWS)
+
+
+def test_every_task_once(make: Make, job: Job, folder: Path) -> None:
+    seen: list[int] = []
+    results = list(make().map(job, [task(folder, i) for i in range(7)], seen.append))
+    assert sorted(r.index for r in results) == list(range(7))
+    for result in results:
+        part = result.part
+        assert part is not None
+        table = pq.read_table(part.path)
+        assert table.column("id").to_pylist() == list(range(result.index * ROWS, (result.index + 1) * ROWS))
+        assert table.column("y").to_pylist() == [i / 2 for i in table.column("id").to_pylist()]
+        assert (result.rows_in, result.answered, result.rejects) == (ROWS, ROWS, 0)
+    assert sum(seen) == 7 * ROWS
+    assert set(seen) == {BATCH_ROWS, ROWS % BATCH_ROWS}
+
+
+def test_the_same_whatever_the_number_of_workers(make: Make, job: Job, folder: Path) -> None:
+    tasks = [task(folder, i) for i in range(3)]
+    alone = replace(job, parts_folder=str(folder / "alone"), work_folder=str(folder / "alone"))
+    scorer = open_scorer(load_model(folder / "double.py"), Settings(home=folder))
+    wanted = {r.index: r for r in LocalExecutor(1, lambda: scorer).map(alone, tasks, ignore)}
+    for result in make().map(job, tasks, ignore):
+        assert content(result) == content(wanted[result.index])
+
+
+def content(result: TaskResult) -> tuple[object, ...]:
+    assert result.part is not None
+    return result.part.sha256, result.part.stats, result.fingerprint, result.profile, result.reasons
+
+
+def ignore(rows: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_tasks(make: Make, job: Job, folder: Path, count: int) -> None:
+    results = list(make().map(job, (task(folder, i) for i in range(count)), ignore))
+    assert sorted(r.index for r in results) == list(range(count))
+
+
+def test_tasks_are_drawn_lazily_and_in_one_thread(make: Make, job: Job, folder: Path) -> None:
+    drawn: list[int] = []
+    threads = set()
+
+    def tasks() -> Iterator[Task]:
+        for index in range(12):
+            drawn.append(index)
+            threads.add(threading.get_ident())
+            yield task(folder, index)
+
+    executor = make()
+    results = executor.map(job, tasks(), ignore)
+    assert drawn == []
+    next(results)
+    assert len(drawn) <= 2 * executor.workers
+    assert len(list(results)) == 11
+    assert drawn == list(range(12))
+    assert threads == {threading.get_ident()}  # a cursor may not leave the thread that opened it
+
+
+def test_what_drawing_raises_is_raised(make: Make, job: Job, folder: Path) -> None:
+    def tasks() -> Iterator[Task]:
+        for index in range(3):
+            yield task(folder, index)
+        raise SourceError("the cursor broke")
+
+    with pytest.raises(SourceError, match="the cursor broke"):
+        list(make().map(job, tasks(), ignore))
+
+
+@pytest.mark.parametrize("index", [0, 3, 5])
+def test_errors_of_tasks_by_their_type(make: Make, job: Job, folder: Path, index: int) -> None:
+    """Whichever process meets them."""
+
+    def tasks(bad: Task) -> list[Task]:
+        return [bad if i == index else task(folder, i) for i in range(6)]
+
+    with pytest.raises(OutputError, match=r"double\.py:\d+: .*int"):
+        list(make().map(job, tasks(task(folder, index, first=-1.0)), ignore))
+    missing = task(folder, index)
+    Path(missing.pieces[0].path).unlink()
+    with pytest.raises(SourceError, match=rf"{index}\.parquet"):
+        list(make().map(job, tasks(missing), ignore))
+
+
+def test_a_row_that_raises_is_a_reject(make: Make, job: Job, folder: Path) -> None:
+    tasks = [task(folder, i, first=-2.0) for i in range(3)]
+    for result in make().map(job, tasks, ignore):
+        assert (result.answered, result.rejects) == (ROWS - 1, 1)
+        assert result.reasons == {"predict raised RuntimeError: this row again": 1}
+
+
+def test_a_load_that_raises(make: Make, job: Job, folder: Path) -> None:
+    (folder / "double.py").write_text(MODEL.replace("return 2.0", 'raise ValueError("no weights")'))
+    with pytest.raises(PredictError, match=r"double\.py:\d+: load raised ValueError: no weights"):
+        list(make().map(job, [task(folder, i) for i in range(4)], ignore))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_process_that_dies(job: Job, folder: Path, workers: int) -> None:
+    """The first worker is this process, which is slow here, so that another meets the row that kills."""
+    loading = threading.Event()
+
+    def load_slowly() -> object:
+        loading.wait(30)
+        return open_scorer(load_model(folder / "double.py"), Settings(home=folder))
+
+    executor = LocalExecutor(workers, load_slowly)  # type: ignore[arg-type]
+    with pytest.raises(WorkerError, match=r"A worker process was ended by signal 9 while it scored task 1\."):
+        list(executor.map(job, [task(folder, 0), task(folder, 1, first=-3.0)], ignore))
+    loading.set()
+
+
+def test_finished_tasks_stay_when_another_fails(make: Make, job: Job, folder: Path) -> None:
+    done: list[TaskResult] = []
+    tasks = [task(folder, 0), task(folder, 1), task(folder, 2, first=-1.0)]
+    with pytest.raises(OutputError):
+        done.extend(make().map(job, tasks, ignore))
+    for result in done:  # a run that goes on takes them over
+        assert Path(job.work_folder, "tasks", f"{result.fingerprint[:32]}.json").is_file()
+        assert result.part is not None
+        assert Path(result.part.path).is_file()
