@@ -220,7 +220,7 @@ def test_a_rollback_is_killed(
         assert "no earlier version" in again["says"] or "is in service already" in again["says"]
     else:
         again = project.json("rollback", "total", *to)
-        assert again == {"rolled_back": 2, "in_service": 1, "data_date": NEXT_DAY}
+        assert again == {"rolled_back": 2, "in_service": 1, "data_date": DAY}
     assert shown(project) == new
     assert project.in_service() == [1]
     assert project.run(NEXT_DAY)["state"] == "nothing"  # withdrawn
