@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +55,27 @@ def predict(factor, rows: pa.Table):
     return pa.table({"y": pc.multiply(rows["x"], factor)})
 """
 
+NUMBERS = count()
 Make = Callable[[], Executor]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "double.py").write_text(MODEL)
-    yield tmp_path
-    sys.modules.pop("double", None)  # the next test has a file of that name elsewhere
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
 
 
 @pytest.fixture
-def job(folder: Path) -> Job:
+def file(folder: Path) -> Path:
+    """The model file. A thread of an executor that failed may read it after its test, so each has a name of its own."""
+    path = folder / f"double_{next(NUMBERS)}.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.fixture
+def job(folder: Path, file: Path) -> Job:
     return Job(
-        model_file=str(folder / "double.py"),
+        model_file=str(file),
         home=str(folder),
         values={},
         secrets_folder=str(folder),
@@ -81,13 +88,13 @@ def job(folder: Path) -> Job:
 
 
 @pytest.fixture(params=["1 worker", "2 workers", "3 workers", "2 workers, one ahead"])
-def make(request: pytest.FixtureRequest, folder: Path) -> Iterator[Make]:
+def make(request: pytest.FixtureRequest, folder: Path, file: Path) -> Iterator[Make]:
     workers = int(request.param[0])
 
     def load_here() -> object:
-        return open_scorer(load_model(folder / "double.py"), Settings(home=folder))
+        return open_scorer(load_model(file), Settings(home=folder))
 
-    with Ahead(folder / "double.py", workers if "ahead" in request.param else 1) as ahead:
+    with Ahead(file, workers if "ahead" in request.param else 1) as ahead:
         yield lambda: LocalExecutor(workers, load_here, ahead)  # type: ignore[arg-type, return-value]
 
 
@@ -117,10 +124,10 @@ def test_every_task_once(make: Make, job: Job, folder: Path) -> None:
     assert set(seen) == {BATCH_ROWS, ROWS % BATCH_ROWS}
 
 
-def test_the_same_whatever_the_number_of_workers(make: Make, job: Job, folder: Path) -> None:
+def test_the_same_whatever_the_number_of_workers(make: Make, job: Job, folder: Path, file: Path) -> None:
     tasks = [task(folder, i) for i in range(3)]
     alone = replace(job, parts_folder=str(folder / "alone"), work_folder=str(folder / "alone"))
-    scorer = open_scorer(load_model(folder / "double.py"), Settings(home=folder))
+    scorer = open_scorer(load_model(file), Settings(home=folder))
     wanted = {r.index: r for r in LocalExecutor(1, lambda: scorer).map(alone, tasks, ignore)}
     for result in make().map(job, tasks, ignore):
         assert content(result) == content(wanted[result.index])
@@ -135,10 +142,10 @@ def ignore(rows: int) -> None:
     pass
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_tasks(make: Make, job: Job, folder: Path, count: int) -> None:
-    results = list(make().map(job, (task(folder, i) for i in range(count)), ignore))
-    assert sorted(r.index for r in results) == list(range(count))
+@pytest.mark.parametrize("tasks", [0, 1, 2])
+def test_few_tasks(make: Make, job: Job, folder: Path, tasks: int) -> None:
+    results = list(make().map(job, (task(folder, i) for i in range(tasks)), ignore))
+    assert sorted(r.index for r in results) == list(range(tasks))
 
 
 def test_tasks_are_drawn_lazily_and_in_one_thread(make: Make, job: Job, folder: Path) -> None:
@@ -178,7 +185,7 @@ def test_errors_of_tasks_by_their_type(make: Make, job: Job, folder: Path, index
     def tasks(bad: Task) -> list[Task]:
         return [bad if i == index else task(folder, i) for i in range(6)]
 
-    with pytest.raises(OutputError, match=r"double\.py:\d+: .*int"):
+    with pytest.raises(OutputError, match=r"double_\d+\.py:\d+: .*int"):
         list(make().map(job, tasks(task(folder, index, first=-1.0)), ignore))
     missing = task(folder, index)
     Path(missing.pieces[0].path).unlink()
@@ -193,20 +200,20 @@ def test_a_row_that_raises_is_a_reject(make: Make, job: Job, folder: Path) -> No
         assert result.reasons == {"predict raised RuntimeError: this row again": 1}
 
 
-def test_a_load_that_raises(make: Make, job: Job, folder: Path) -> None:
-    (folder / "double.py").write_text(MODEL.replace("return 2.0", 'raise ValueError("no weights")'))
-    with pytest.raises(PredictError, match=r"double\.py:\d+: load raised ValueError: no weights"):
+def test_a_load_that_raises(make: Make, job: Job, folder: Path, file: Path) -> None:
+    file.write_text(MODEL.replace("return 2.0", 'raise ValueError("no weights")'))
+    with pytest.raises(PredictError, match=r"double_\d+\.py:\d+: load raised ValueError: no weights"):
         list(make().map(job, [task(folder, i) for i in range(4)], ignore))
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_a_process_that_dies(job: Job, folder: Path, workers: int) -> None:
+def test_a_process_that_dies(job: Job, folder: Path, file: Path, workers: int) -> None:
     """The first worker is this process, which is slow here, so that another meets the row that kills."""
     loading = threading.Event()
 
     def load_slowly() -> object:
         loading.wait(30)
-        return open_scorer(load_model(folder / "double.py"), Settings(home=folder))
+        return open_scorer(load_model(file), Settings(home=folder))
 
     executor = LocalExecutor(workers, load_slowly)  # type: ignore[arg-type]
     with pytest.raises(WorkerError, match=r"A worker process was ended by signal 9 while it scored task 1\."):
