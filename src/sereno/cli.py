@@ -69,9 +69,6 @@ def _run(options: argparse.Namespace, model: Model | None) -> int:
         if cause is not None and not isinstance(cause, SerenoError | OSError):
             print("  (-v shows the traceback)", file=sys.stderr)
         return USAGE if isinstance(error, SettingsError) else FAILED
-    except BrokenPipeError:  # the reader of a pipe (head, say) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return DONE
     except KeyboardInterrupt:
         print("sereno: interrupted; finished tasks are kept, the next run goes on where this one was.", file=sys.stderr)
         return 130
@@ -147,7 +144,6 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
         "--force", action="store_true", help="score and publish even what is published, older or withdrawn"
     )
     one.add_argument("--workers", type=_positive, metavar="N", help="processes; as many as cores if not given")
-    one.add_argument("--executor", choices=["local"], help="what runs the tasks")
     one.add_argument("--source", metavar="S", help="read from here instead")
     one = command("runs", _runs, "the runs of a model, newest last")
     takes_model(one, optional=True)
@@ -197,9 +193,8 @@ def _settings(options: argparse.Namespace, start: Path, model: str | None = None
         if not equals:
             raise SettingsError(f"--set {item!r} is not KEY=VALUE, e.g. --set values.warehouse=/data.")
         overrides[key] = value
-    for name in ("workers", "executor"):
-        if getattr(options, name, None) is not None:
-            overrides[name] = str(getattr(options, name))
+    if getattr(options, "workers", None) is not None:
+        overrides["workers"] = str(options.workers)
     if model is not None and getattr(options, "source", None) is not None:
         overrides[f"models.{model}.source"] = options.source
     return load_settings(start, home=options.home, env=options.env, overrides=overrides)
@@ -310,16 +305,16 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run_batch(options: argparse.Namespace) -> int:
-    from sereno.adapters.local import LocalExecutor, cores
-    from sereno.batch.run import run
-    from sereno.progress import Shown
-    from sereno.scoring import open_scorer
-    from sereno.show import run_lines
-
     if options.source is not None:
         options.source = _from_here(options.source)
+    with _ahead(options) as ahead:  # before anything heavy is imported here
+        from sereno.adapters.local import LocalExecutor
+        from sereno.adapters.spawn import cores
+        from sereno.batch.run import run
+        from sereno.progress import Shown
+        from sereno.scoring import open_scorer
+        from sereno.show import run_lines
 
-    with _ahead(options) as ahead:
         model, settings = _model(options)
         executor = LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
         with Shown() as watcher:
@@ -336,7 +331,7 @@ def _run_batch(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _ahead(options: argparse.Namespace) -> Iterator[Any]:
     """A second worker that imports what the model file imports while this process does; none where that is for nothing."""
-    from sereno.adapters.local import Ahead, cores
+    from sereno.adapters.spawn import Ahead, cores
 
     if options.model_itself is not None:
         yield None
@@ -352,7 +347,7 @@ def _ahead(options: argparse.Namespace) -> Iterator[Any]:
 
 def _from_here(source: str) -> str:
     """A relative path on the command line is relative to where the command was typed."""
-    from sereno.batch.plan import IS_SQL
+    from sereno.settings import IS_SQL
 
     return source if IS_SQL.match(source) or source.startswith("{") else os.path.abspath(source)
 
@@ -395,6 +390,7 @@ def _versions(options: argparse.Namespace) -> int:
             "model_fingerprint": s.fingerprint,
             "in_service": s.number in served,
             "withdrawn": s.number in state.withdrawn,
+            "why_withdrawn": state.why_withdrawn.get(s.number),
         }
         for s in state.snapshots.values()
     ]
@@ -461,4 +457,7 @@ def _output(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> Non
 
 
 def _print(options: argparse.Namespace, text: str) -> None:
-    print(text, file=options.out, flush=True)
+    try:
+        print(text, file=options.out, flush=True)
+    except BrokenPipeError:  # the reader (head, say) has seen enough; the exit code is still the command's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

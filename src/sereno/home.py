@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 from sereno.adapters.exports import make_export
@@ -12,9 +13,10 @@ from sereno.config import ModelSettings, Settings
 from sereno.exceptions import ExportError, NotFoundError, SettingsError
 from sereno.interfaces import Export
 from sereno.predictions import find_reject, find_row
-from sereno.snapshots import Rollback, SnapshotStore, State
-from sereno.storage import told
+from sereno.snapshots import Rollback, SnapshotStore
+from sereno.storage import exclusive, told, write_atomically
 
+EXPORT_PATIENCE = 300.0  # seconds that an export may keep the next one waiting
 AS_IT_WAS = "What was in service stays. Mend that, then try again."
 
 
@@ -22,7 +24,7 @@ class Home:
     """What belongs to one model below a home: its table, its attempts, its exports."""
 
     def __init__(self, settings: Settings, name: str, chosen: ModelSettings | None = None) -> None:
-        self.path = settings.home
+        self.path = settings.home.resolve()  # one spelling, so that paths that were written down compare
         self.name = name
         self.chosen = chosen or settings.model(name, {})
         self.store = SnapshotStore(self.path, name)
@@ -31,25 +33,34 @@ class Home:
     def exports(self) -> list[Export]:
         return [make_export(setting, home=self.path, model=self.name) for setting in self.chosen.exports]
 
-    def follow(self, state: State) -> list[str]:
-        """Make every export show what is served; say which ones changed. Raises ExportError after all were tried."""
-        if not state.served:
-            return []
-        self.store.flush(state.version)
-        changed, failed = [], []
-        kept = state.kept(datetime.now(UTC))
-        for export in self.exports():
-            try:
-                if export.follow(state.served, kept):
-                    changed.append(export.name)
-            except ExportError as error:
-                failed.append(f"{export.name}: {error}")
-        if failed:
-            raise ExportError(
-                f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not follow: "
-                f"{' '.join(failed)}"
-            )
-        return changed
+    def follow(self) -> None:
+        """Make every export show what is served. Raises ExportError after all were tried.
+
+        One process at a time, which reads the log when its turn comes: else the slower of two would undo the other.
+        """
+        locks = self.path / ".sereno" / "locks"
+        busy = f"Another process (pid {{pid}}) is exporting {self.name!r}. Start this again when it is done."
+        with exclusive(locks / f"{self.name}.export", busy, wait_seconds=EXPORT_PATIENCE):
+            state = self.store.state()
+            if not state.served:
+                return
+            self.store.flush(state.version)
+            failed = []
+            for export in self.exports():
+                try:
+                    export.follow(state.served, state.kept(datetime.now(UTC)))
+                except ExportError as error:
+                    failed.append(f"{export.name}: {error}")
+            if failed:
+                raise ExportError(
+                    f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not "
+                    f"follow: {' '.join(failed)}"
+                )
+
+    @property
+    def rolling_back(self) -> Path:
+        """A file that names the table's version after a rollback, from before its commit until its exports followed."""
+        return self.path / ".sereno" / "locks" / f"{self.name}.rolling-back"
 
     def clean(self) -> None:
         self.store.clean(self.attempts.needed)
@@ -68,14 +79,18 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
             raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
     with told(f"The home {home.path} cannot be used", AS_IT_WAS):
         state = home.store.state()
-        if state.last_rollback:
+        unfinished = home.rolling_back.exists() and home.rolling_back.read_text() == str(state.version)
+        if unfinished and state.last_rollback:
             before, served = state.last_rollback
-            same = to in (None, served and served.number) and chosen in (None, before and before.data_date)
-            if same and home.follow(state):
+            if to in (None, served and served.number) and chosen in (None, before and before.data_date):
                 # It died, or its exports failed, after its commit: this one finishes it, and goes no further back.
+                home.follow()
+                home.rolling_back.unlink()
                 return state.last_rollback
+        write_atomically(home.rolling_back, str(state.version + 1).encode())
         done = home.store.rollback(to=to, day=chosen, why=why, who=who)
-        home.follow(home.store.state())
+        home.follow()
+        home.rolling_back.unlink()
     return done
 
 

@@ -257,13 +257,18 @@ def _refuse_shared(path: Path, what: str) -> None:
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 (hex) of the model file, the sibling modules it imports, and its artefacts: names and content."""
+    """SHA-256 (hex) of the model file, the sibling modules it imports, and its artefacts: names and content.
+
+    Raises ArtifactError where others can write one of them.
+    """
     assert model.file is not None
     digest = hashlib.sha256()
     for file in [model.file, *siblings(model.file)]:
+        _refuse_shared(file, "module")
         digest.update(f"{file.relative_to(model.file.parent)}\0{file_digest(file)}\0".encode())
     for name, (path, _) in sorted(_artifact_paths(model).items()):
         for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+            _refuse_shared(file, f"artefact {name!r}")
             digest.update(f"{name}\0{file.relative_to(path)}\0{file_digest(file)}\0".encode())
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from time import monotonic
@@ -55,7 +56,8 @@ class Lines:
                 return
             self._told = now
             line = progress_line(self._stage, self._done, self._total, now - self._started)
-            print(line, file=self._stream, flush=True)
+            with contextlib.suppress(OSError):  # nobody reads it any more; that must not end a run
+                print(line, file=self._stream, flush=True)
 
     def total(self, rows: int) -> None:
         self._total = rows

@@ -16,8 +16,8 @@ from sereno.exceptions import SettingsError
 FILE_NAME = "sereno.toml"
 DAILY = "0 0 * * *"
 EXPORT_FORMATS = ("parquet", "csv", "jsonl")
-EXECUTORS = ("local",)
 
+IS_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)  # a source that is a query
 Key = tuple[str, ...]  # a dotted name, split
 
 
@@ -204,7 +204,6 @@ class Settings:
 
     home: Path  # absolute
     workers: int | None = None  # None: as many as there are cores
-    executor: str = "local"
     secrets_folder: Path = Path("/run/secrets")
     values: Mapping[str, Value] = field(default_factory=dict)
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
@@ -238,7 +237,6 @@ SETTINGS: Mapping[str, Setting] = {
     for setting in (
         Setting(name="home", kind=PATH, default=None, about="Where `predictions/`, `exports/` and `.sereno/` lie."),
         Setting(name="workers", kind=_whole(1), default=None, about="How many processes score; else one per core."),
-        Setting(name="executor", kind=_choice(*EXECUTORS), default="local", about="What runs the tasks of a run."),
         Setting(name="secrets_folder", kind=PATH, default="/run/secrets", about="Has a file for each secret."),
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
         *_rows("models.NAME.", ModelSettings),

@@ -91,7 +91,7 @@ def versions_lines(state: State) -> Iterator[str]:
             word
             for word, holds in (
                 ("in service", number in served),
-                ("withdrawn", number in state.withdrawn),
+                (f"withdrawn by {state.why_withdrawn.get(number)}", number in state.withdrawn),
                 ("parts removed", number not in kept),
             )
             if holds

@@ -83,9 +83,8 @@ class Publication:
     rejects_sha256: str
 
 
-Rollback = tuple[
-    Snapshot | None, Snapshot | None
-]  # what was in service (of a data date), and what is since; None: nothing
+# what was in service (of a data date), and what is since; None: nothing
+Rollback = tuple[Snapshot | None, Snapshot | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +95,7 @@ class State:
     snapshots: dict[int, Snapshot] = field(default_factory=dict)  # every one ever published, by number
     served: tuple[Snapshot, ...] = ()  # one, or one per data date, oldest first
     withdrawn: frozenset[int] = frozenset()
+    why_withdrawn: dict[int, str] = field(default_factory=dict)  # number → who rolled it back, and why
     attempts: dict[str, int] = field(default_factory=dict)  # attempt → snapshot number
     last_rollback: Rollback | None = None  # if nothing was published since
 
@@ -137,7 +137,7 @@ class SnapshotStore:
 
         snapshots: dict[int, Snapshot] = {}
         served: dict[date, Snapshot] = {}
-        withdrawn: set[int] = set()
+        withdrawn: dict[int, str] = {}
         last_rollback = None
         version = -1
         for commit in delta.commits(self.folder):
@@ -154,11 +154,12 @@ class SnapshotStore:
                     served.clear()
                 served[snapshot.data_date] = snapshot
             elif what == "rollback":
-                withdrawn |= {int(n) for n in commit.metadata["withdrawn"].split(",") if n}
+                told_by = ": ".join(text for text in (commit.metadata["who"], commit.metadata["why"]) if text)
+                withdrawn |= {int(n): told_by for n in commit.metadata["withdrawn"].split(",") if n}
                 before, target = (snapshots.get(int(commit.metadata[k] or 0)) for k in ("rolled_back", "serves"))
                 last_rollback = (before, target)
                 if target:
-                    withdrawn.discard(target.number)
+                    withdrawn.pop(target.number, None)
                     if target.disposition == "replace":
                         served.clear()
                     served[target.data_date] = target
@@ -169,6 +170,7 @@ class SnapshotStore:
             snapshots=snapshots,
             served=tuple(served[d] for d in sorted(served)),
             withdrawn=frozenset(withdrawn),
+            why_withdrawn=withdrawn,
             attempts={s.attempt: s.number for s in snapshots.values()},
             last_rollback=last_rollback,
         )
@@ -187,7 +189,7 @@ class SnapshotStore:
             if (
                 publication.disposition == "replace"
                 and newest
-                and newest.data_date > publication.data_date
+                and newest.data_time > publication.data_time
                 and not force
             ):
                 raise OlderDataError(

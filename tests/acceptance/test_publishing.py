@@ -397,7 +397,7 @@ def test_retention(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
         later.setattr(snapshots, "KEPT_FOR", timedelta(0))
         home = Home(load_settings(project.folder), "total")
-        home.follow(home.store.state())
+        home.follow()
         home.clean()
     assert [number for number in range(1, 10) if kept(project, number)] == [3, 4, 5, 6, 7, 8, 9]
     exported = {f.name for f in project.latest.parent.iterdir() if f.name.isdigit()}

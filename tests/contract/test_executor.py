@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
 from sereno.exceptions import OutputError, PredictError, SourceError, WorkerError
 from sereno.interfaces import Executor
-from sereno.loader import load_model
+from sereno.loader import fingerprint, load_model
 from sereno.scoring import open_scorer
 
 ROWS, BATCH_ROWS = 1_000, 300
@@ -83,6 +84,7 @@ def job(folder: Path, file: Path) -> Job:
         parts_folder=str(folder / "parts"),
         work_folder=str(folder / "work"),
         batch_rows=BATCH_ROWS,
+        fingerprint=fingerprint(load_model(file)),
         revision_of_model="r",
     )
 
@@ -106,7 +108,7 @@ def task(folder: Path, index: int, *, first: float | None = None) -> Task:
         x[0] = first
     path = folder / f"{index}.parquet"
     pq.write_table(pa.table({"id": ids, "x": x}), path)
-    return Task(index=index, pieces=(Piece(kind="parquet", path=str(path), fingerprint=str(index)),), rows=ROWS)
+    return Task(index=index, pieces=(Piece(kind="parquet", path=str(path), digest=str(index)),), rows=ROWS)
 
 
 def test_every_task_once(make: Make, job: Job, folder: Path) -> None:
@@ -135,7 +137,7 @@ def test_the_same_whatever_the_number_of_workers(make: Make, job: Job, folder: P
 
 def content(result: TaskResult) -> tuple[object, ...]:
     assert result.part is not None
-    return result.part.sha256, result.part.stats, result.fingerprint, result.profile, result.reasons
+    return result.part.sha256, result.part.stats, result.key, result.profile, result.reasons
 
 
 def ignore(rows: int) -> None:
@@ -202,6 +204,8 @@ def test_a_row_that_raises_is_a_reject(make: Make, job: Job, folder: Path) -> No
 
 def test_a_load_that_raises(make: Make, job: Job, folder: Path, file: Path) -> None:
     file.write_text(MODEL.replace("return 2.0", 'raise ValueError("no weights")'))
+    sys.modules.pop(file.stem)  # the job's fixture read it
+    job = replace(job, fingerprint=fingerprint(load_model(file)))
     with pytest.raises(PredictError, match=r"double_\d+\.py:\d+: load raised ValueError: no weights"):
         list(make().map(job, [task(folder, i) for i in range(4)], ignore))
 
@@ -227,6 +231,6 @@ def test_finished_tasks_stay_when_another_fails(make: Make, job: Job, folder: Pa
     with pytest.raises(OutputError):
         done.extend(make().map(job, tasks, ignore))
     for result in done:  # a run that goes on takes them over
-        assert Path(job.work_folder, "tasks", f"{result.fingerprint[:32]}.json").is_file()
+        assert Path(job.work_folder, "tasks", f"{result.key[:32]}.json").is_file()
         assert result.part is not None
         assert Path(result.part.path).is_file()

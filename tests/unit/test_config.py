@@ -225,7 +225,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
     [
         (
             "wrokers = 2",
-            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'executor', 'secrets_folder', 'values', 'models', 'env'.",
+            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', 'values', 'models', 'env'.",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
         ("[models.churn.gates]\nnulls = 1", "Valid there: 'max_reject_rows', 'max_reject_share', 'max_row_change', 'max_null_share', 'constant'."),
@@ -234,7 +234,6 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
         ("workers = 0", "'workers' is 0, from {file}. Valid: a whole number, 1 or more."),
         ("workers = true", "'workers' is True, from {file}. Valid: a whole number, 1 or more."),
         ("workers = '2'", "'workers' is '2', from {file}."),
-        ("executor = 'locl'", """'executor' is 'locl', from {file}. Valid: "local". Did you mean 'local'?"""),
         ("home = ''", "'home' is '', from {file}. Valid: a path."),
         ("models = 3", "'models' in {file} is 3; it is a table. Write [models]."),
         ("[models]\nchurn = 3", "'models.churn' in {file} is 3; it is a table. Write [models.churn]."),

@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     unpublished = home.store.folder / "2026-05-03-cccccc" / "part-00000-def.parquet"
     unpublished.parent.mkdir()
     pq.write_table(SCORES, unpublished)
-    home.follow(home.store.state())
+    home.follow()
     with contextlib.chdir(tmp_path):
         yield tmp_path
 

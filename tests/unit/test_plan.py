@@ -158,8 +158,8 @@ def test_nothing_to_read_from(tmp_path: Path) -> None:
             "{wherehouse}/a.csv",
             "asks for 'wherehouse', which nothing gives. Known are data_date, interval_end, interval_start, warehouse",
         ),
-        ("{", "is no path with {names}"),
-        ("{0}", "is no path with {names}"),
+        ("{", "The source cannot be filled in: "),
+        ("{0}", "Write {{ and }} for braces that are meant."),
         ("s3://bucket/a.parquet", "is not on a disk of this machine"),
     ],
 )

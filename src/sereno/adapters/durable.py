@@ -32,15 +32,6 @@ def seal(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def exchange(left: Path, right: Path) -> None:
     """Let two folders change their names, in one step where system and file system can."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -29,6 +29,7 @@ import pyarrow as pa
 from sereno.adapters import durable, rendering
 from sereno.exceptions import ExportError
 from sereno.failpoints import failpoint
+from sereno.storage import fsync
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -112,7 +113,7 @@ class FolderExport:
             durable.exchange(folder, target)
         else:
             folder.rename(target)
-        durable.sync_folder(self.root)
+        fsync(self.root)
 
     def _fill(self, folder: Path, snapshot: Snapshot) -> None:
         written = [self._write_part(folder, index, part) for index, part in enumerate(snapshot.parts)]
@@ -121,7 +122,7 @@ class FolderExport:
             file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
             file.flush()
             durable.seal(file.fileno())
-        durable.sync_folder(folder)
+        fsync(folder)
 
     def _write_part(self, folder: Path, index: int, part: Part) -> dict[str, Any]:
         path = folder / f"part-{index:05}.{self.format}"
@@ -147,7 +148,7 @@ class FolderExport:
         link = self.root / f"{_TEMPORARY}latest-{uuid.uuid4().hex[:8]}"
         link.symlink_to(target)
         link.replace(latest)
-        durable.sync_folder(self.root)
+        fsync(self.root)
         return True
 
     def _prune(self, stay: frozenset[int]) -> bool:

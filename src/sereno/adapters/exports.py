@@ -22,7 +22,7 @@ def make_export(setting: str, *, home: Path, model: str) -> Export:
     match setting:
         case "parquet" | "csv" | "jsonl":
             return FolderExport(home.absolute() / "exports" / model / setting, setting)
-    if setting.startswith(("postgresql://", "postgres://")):
+    if setting.startswith("postgresql://"):
         require("psycopg", "An export to PostgreSQL")
         from sereno.adapters.postgresql.export import PostgresqlExport
 

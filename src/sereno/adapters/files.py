@@ -41,7 +41,20 @@ class Piece:
     row_groups: tuple[int, ...] | None = None  # of a Parquet file; None: all
     span: tuple[int, int] | None = None  # bytes of a file of JSON lines, from a line's start to a line's end
     partition: dict[str, str | None] = field(default_factory=dict)  # columns that stand in the path
-    fingerprint: str = ""  # of the content, where it was spooled; else of the file's name, size and time
+    stamp: str = ""  # of the file when the run was planned
+    digest: str = ""  # of the content, where the run spooled it itself
+
+    @property
+    def identity(self) -> str:
+        """What tells its rows from others without reading them."""
+        return self.digest or self.stamp
+
+    def check_unchanged(self) -> None:
+        """Raise SourceError where the file is no longer the one that was planned."""
+        if self.stamp and self.stamp != stamp(Path(self.path)):
+            raise SourceError(
+                f"{self.path} changed while it was read. Nothing was published; start the run again when it is whole."
+            )
 
 
 def find_files(source: str) -> list[Path]:
@@ -91,13 +104,9 @@ def partition_of(file: Path) -> dict[str, str | None]:
 
 
 def stamp(file: Path) -> str:
-    """What tells a file from another or a changed one without reading it: name, size, time of change.
-
-    To the name belong the folders that are columns: moved to another one, a file holds other rows.
-    """
+    """What tells a file from another or a changed one without reading it: path, size, time of change."""
     stat = file.stat()
-    name = "/".join([*(p for p in file.parent.parts if "=" in p), file.name])
-    return f"{name}:{stat.st_size}:{stat.st_mtime_ns}"
+    return f"{file.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:
@@ -112,9 +121,12 @@ def open_parquet(file: str | Path) -> pq.ParquetFile:
 
 def read_piece(piece: Piece, row: RowType, batch_rows: int) -> Iterator[pa.RecordBatch | list[bytes]]:
     """The rows of a piece in batches, with the declared columns only. Raises SourceError where it cannot be read."""
-    if piece.kind == "json":
-        yield from _read_lines(piece, row, batch_rows)
-        return
+    piece.check_unchanged()
+    yield from (_read_lines if piece.kind == "json" else _read_parquet)(piece, row, batch_rows)
+    piece.check_unchanged()
+
+
+def _read_parquet(piece: Piece, row: RowType, batch_rows: int) -> Iterator[pa.RecordBatch]:
     names = [c.name for c in row.columns]
     file = open_parquet(piece.path)
     there = set(file.schema_arrow.names)

@@ -7,32 +7,22 @@ others are new interpreters (never forks: delta-rs and OpenMP do not survive one
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sereno import exceptions
+from sereno.adapters.spawn import Ahead, cores, start_worker, threads_each
 from sereno.batch.tasks import Job, Task, TaskResult, score_task
-from sereno.exceptions import SerenoError, WorkerError
+from sereno.exceptions import ModelFileError, SerenoError, WorkerError
+from sereno.loader import fingerprint
 from sereno.scoring import Scorer
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "POLARS_MAX_THREADS",
-)
 
 
 class Request(msgspec.Struct):
@@ -67,7 +57,7 @@ class LocalExecutor:
         if first is None:
             return
         if second is None:
-            with loaded_with(cores(), self._load) as scorer:
+            with loaded_with(job, cores(), self._load) as scorer:
                 for task in _chain(first, drawn):
                     yield score_task(job, task, scorer, progress)
             return
@@ -135,7 +125,7 @@ class _Lanes:
 
     def _score_here(self) -> None:
         try:
-            with loaded_with(threads_each(self.workers), self.load) as scorer:
+            with loaded_with(self.job, threads_each(self.workers), self.load) as scorer:
                 while (task := self.waiting.get()) is not None and not self.stopping:
                     self.done.put(score_task(self.job, task, scorer, self.progress))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
@@ -183,59 +173,6 @@ def _died(process: subprocess.Popen[bytes], task: Task) -> str:
     )
 
 
-def start_worker(model_file: str, workers: int) -> tuple[subprocess.Popen[bytes], Connection]:
-    """A new process, which reads the model file at once and then waits for its job."""
-    ours, theirs = socket.socketpair()
-    environment = dict(os.environ)
-    for name in THREAD_VARIABLES:
-        environment.setdefault(name, str(threads_each(workers)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno()), model_file, str(workers)],
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
-    )
-    theirs.close()
-    return process, Connection(ours.detach())
-
-
-class Ahead:
-    """One worker, started before anybody knows whether it is needed: it imports while this process imports.
-
-    That is half of what a run on two cores takes to start. A run that turns out to be one task lets it go.
-    """
-
-    def __init__(self, model_file: Path, workers: int) -> None:
-        self._worker = start_worker(str(model_file), workers) if workers > 1 else None
-
-    def take(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        assert self._worker is not None
-        worker, self._worker = self._worker, None
-        return worker
-
-    def __bool__(self) -> bool:
-        return self._worker is not None
-
-    def __enter__(self) -> Ahead:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._worker is not None:
-            process, connection = self._worker
-            connection.close()
-            process.kill()
-            process.wait()
-
-
-def _has_descriptor(stream: Any) -> bool:
-    try:
-        stream.fileno()
-    except (OSError, AttributeError, ValueError):
-        return False
-    return True
-
-
 def error_answer(error: BaseException) -> Answer:
     if isinstance(error, SerenoError):
         return Answer(error=type(error).__name__, message=str(error))
@@ -244,22 +181,21 @@ def error_answer(error: BaseException) -> Answer:
     return Answer(error="WorkerError", message="A worker failed:\n" + "".join(traceback.format_exception(error)))
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def threads_each(workers: int) -> int:
-    """How many threads the libraries of each worker may use: workers × threads = cores."""
-    return max(1, cores() // workers)
-
-
 @contextlib.contextmanager
-def loaded_with(threads: int, load: Callable[[], Scorer]) -> Iterator[Scorer]:
-    """The loaded model, whose libraries use so many threads while the context lasts (in the calling thread)."""
+def loaded_with(job: Job, threads: int, load: Callable[[], Scorer]) -> Iterator[Scorer]:
+    """The loaded model, whose libraries use so many threads while the context lasts (in the calling thread).
+
+    Raises ModelFileError where it is no longer the model that the run was planned with: its predictions would be
+    published under another fingerprint, or beside those of another model.
+    """
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=threads):
         scorer = load()
+        if fingerprint(scorer.model) != job.fingerprint:
+            raise ModelFileError(
+                f"The file of model {scorer.model.name!r}, a module beside it or an artefact changed while the run was "
+                "starting. Nothing was published; start the run again."
+            )
         with threadpool_limits(limits=threads):  # libraries that `load` imported itself came too late for the first
             yield scorer

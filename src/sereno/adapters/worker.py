@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from sereno.adapters.local import Answer, Request, error_answer, loaded_with, threads_each
+from sereno.adapters.local import Answer, Request, error_answer, loaded_with
+from sereno.adapters.spawn import threads_each
 from sereno.batch.tasks import Job, score_task
 from sereno.config import Settings, Value
 from sereno.loader import load_model
@@ -56,7 +57,7 @@ def main(descriptor: int, model_file: str, workers: int) -> None:
         model = load_model(Path(model_file))
         job = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).job
         assert job is not None
-        with loaded_with(threads_each(workers), lambda: load_for(job, model)) as scorer:
+        with loaded_with(job, threads_each(workers), lambda: load_for(job, model)) as scorer:
             while True:
                 task = msgspec.msgpack.decode(connection.recv_bytes(), type=Request).task
                 assert task is not None

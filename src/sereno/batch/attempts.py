@@ -109,10 +109,11 @@ class Attempts:
         found = [r for f in self.folder.glob("*/report.json") if (r := _read(f, Report))]
         return sorted(found, key=lambda r: r.started_at)
 
-    def find(self, name: str) -> Report:
-        """An attempt by its id, or the newest of a data date. Raises NotFoundError."""
+    def find(self, name: str, *, state: RunState | None = None) -> Report:
+        """An attempt by its id, or the newest of a data date (if there is one in `state`, that). Raises NotFoundError."""
         reports = self.all()
-        for report in reversed(reports):
+        newest_first = reports[::-1]
+        for report in sorted(newest_first, key=lambda r: r.state != state):
             if name in (report.attempt, report.data_date.isoformat()):
                 return report
         shown = ", ".join(r.attempt for r in reports[-5:]) or "none"
@@ -129,16 +130,16 @@ class Attempts:
         return "interrupted" if report.state == "running" and not self.going_on(report) else report.state
 
     def finished_tasks(self, run_key: str) -> dict[str, TaskResult]:
-        """Fingerprint → result of the tasks that earlier attempts of this run finished, where all their files still stand.
+        """Key → result of the tasks that earlier attempts of this run finished, where all their files still stand.
 
-        A fingerprint holds all that a result depends on, so it does not matter which attempt it comes from.
+        A key holds all that a result depends on, so it does not matter which attempt it comes from.
         """
         found = {}
         for report in self.all():
             if report.run_key == run_key and report.state in ("running", "failed", "held"):
                 for result in self.results(report):
                     if _whole(result):
-                        found[result.fingerprint] = result
+                        found[result.key] = result
         return found
 
     def results(self, report: Report) -> Iterator[TaskResult]:
@@ -148,7 +149,7 @@ class Attempts:
 
     def adopt(self, report: Report, result: TaskResult) -> None:
         """Take over a task that an earlier attempt finished."""
-        write_atomically(self.work(report) / "tasks" / f"{result.fingerprint[:32]}.json", msgspec.json.encode(result))
+        write_atomically(self.work(report) / "tasks" / f"{result.key[:32]}.json", msgspec.json.encode(result))
 
     def forget(self, report: Report) -> None:
         """An attempt that had nothing to do leaves no trace."""
@@ -196,8 +197,8 @@ class Attempts:
             elif report.state in ("running", "failed"):
                 if self.going_on(report):
                     attempts.add(report.attempt)
-                elif now - report.started_at > KEPT_FOR:
-                    self.drop_work(report)
+                elif now - report.started_at > KEPT_FOR and not is_held(self._lock(report.run_key)):
+                    self.drop_work(report)  # unless another attempt of its key is taking it over at this moment
                 files |= {Path(r.part.path) for r in self.results(report) if r.part}
         return attempts, files
 
@@ -214,9 +215,11 @@ def _read(file: Path, kind: type[T]) -> T | None:
 
 
 def _whole(result: TaskResult) -> bool:
-    part = result.part
-    if part is not None:
-        file = Path(part.path)
-        if not file.is_file() or file.stat().st_size != part.size:
-            return False
-    return all(Path(f).is_file() for f in (result.rejects_file, result.keys_file) if f)
+    """Whether every file of a finished task still stands as it was written; a power cut may have taken some."""
+    if result.rejects_file and not Path(result.rejects_file).is_file():
+        return False
+    if result.part is None:
+        return True
+    assert result.keys_file is not None
+    sizes = {Path(result.part.path): result.part.size, Path(result.keys_file): 8 * result.part.rows}
+    return all(file.is_file() and file.stat().st_size == size for file, size in sizes.items())

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sereno.checks import one_array
+from sereno.storage import fsync
 
 Hashes = npt.NDArray[np.uint64]
 AT_ONCE = 2_000_000  # hashes in memory at a time: 16 MB
@@ -67,6 +68,7 @@ def write_hashes(path: Path, hashes: Hashes) -> None:
     hashes.sort()
     path.parent.mkdir(parents=True, exist_ok=True)
     hashes.tofile(path)
+    fsync(path)  # the task counts as finished once its result stands, and a lost hash would hide a duplicate
 
 
 def repeated_hashes(files: Sequence[Path]) -> Hashes:

@@ -35,6 +35,7 @@ from sereno.loader import bind, file_digest
 from sereno.model import Model, place
 from sereno.schedule import Interval
 from sereno.scoring import arrow_of
+from sereno.settings import IS_SQL
 from sereno.storage import told
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ SMALLEST_TASK = 65_536  # rows
 LARGEST_TASK = 1_048_576
 SPOOL_ROWS = 262_144  # rows of a spooled task
 SPAN_BYTES = 32 << 20  # of JSON lines
-IS_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
 
 
 @dataclass(kw_only=True)
@@ -107,20 +107,27 @@ def fill_path(template: str, values: dict[str, Any], settings: Settings, base: P
     first = re.match(r"\{(\w+)\}", template)
     if first and first[1] in settings.values:
         base = settings.values[first[1]].base
-    try:
-        path = template.format(**values)
-    except KeyError as error:
-        raise SettingsError(
-            f"The source {template!r} asks for {error}, which nothing gives. Known are {', '.join(sorted(values))}; "
-            "add it to [values] in sereno.toml."
-        ) from None
-    except (ValueError, IndexError, AttributeError) as error:
-        raise SettingsError(f"The source {template!r} is no path with {{names}}: {error}.") from None
+    path = fill(template, values, "source")
     if "://" in path:
         raise SettingsError(
             f"The source {path!r} is not on a disk of this machine. Valid is a path, or a SQL query with database=."
         )
     return str(base / path)
+
+
+def fill(template: str, values: dict[str, Any], what: str) -> str:
+    """A setting with `{names}` filled in. Raises SettingsError, which never shows more than the name that is missing."""
+    try:
+        return template.format(**values)
+    except KeyError as error:
+        raise SettingsError(
+            f"The {what} asks for {error}, which nothing gives. Known are {', '.join(sorted(values))}; "
+            "add it to [values] in sereno.toml."
+        ) from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise SettingsError(
+            f"The {what} cannot be filled in: {error}. Write {{{{ and }}}} for braces that are meant."
+        ) from None
 
 
 def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], source: str, workers: int) -> Plan:
@@ -136,7 +143,7 @@ def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], sour
         print_ = stamp(path)
         for group in range(file.num_row_groups):
             piece = Piece(
-                kind="parquet", path=str(path.absolute()), row_groups=(group,), partition=partition, fingerprint=print_
+                kind="parquet", path=str(path.absolute()), row_groups=(group,), partition=partition, stamp=print_
             )
             units.append((piece, file.metadata.row_group(group).num_rows))
     total = sum(rows for _, rows in units)
@@ -146,7 +153,7 @@ def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], sour
         tasks=iter(list(_grouped(units, total, workers))),
         known_before=True,
         rows=total,
-        inputs=sorted({p.fingerprint for p, _ in units}),
+        inputs=sorted({p.identity for p, _ in units}),
     )
 
 
@@ -207,28 +214,29 @@ def _json_lines(model: Model, files: list[Path], source: str) -> Plan:
             kind="json",
             path=str(file.absolute()),
             partition={n: t for n, t in partition_of(file).items() if n in names},
-            fingerprint=stamp(file),
+            stamp=stamp(file),
         )
         pieces += [replace(whole, span=span) for span in spans(file, SPAN_BYTES)]
     if not pieces:
         raise SourceError(f"The source {source} is empty. Nothing was published; see what feeds it.")
     tasks = [Task(index=i, pieces=(p,)) for i, p in enumerate(pieces)]
-    return Plan(tasks=iter(tasks), known_before=True, rows=None, inputs=sorted({p.fingerprint for p in pieces}))
+    return Plan(tasks=iter(tasks), known_before=True, rows=None, inputs=sorted({p.identity for p in pieces}))
 
 
 def _csv(model: Model, files: list[Path], spool: Path) -> Plan:
     def batches() -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
         for file in files:
-            partition = partition_of(file)
+            whole = Piece(kind="text", path=str(file), partition=partition_of(file), stamp=stamp(file))
             names = {c.name for c in model.inputs.columns}
             for number, (batch, broken) in enumerate(read_csv(file, model.inputs)):
                 # what stands in the path is text too, like every column of a CSV file
-                for name, text in partition.items():
+                for name, text in whole.partition.items():
                     if name in names and name not in batch.schema.names:
                         batch = batch.append_column(name, pa.array([text] * batch.num_rows, pa.string()))
                 if number == 0:
                     _check_types(model, batch.schema, {}, str(file), "text")
                 yield batch, broken
+            whole.check_unchanged()
 
     return _spooled_batches(batches(), spool, "text")
 
@@ -242,7 +250,7 @@ def _sql(model: Model, chosen: ModelSettings, values: dict[str, Any], spool: Pat
             "The source is a SQL query, but no database is given. Set `database` to postgresql://… or to the path of "
             "an SQLite file."
         )
-    database = chosen.database.format(**values) if "{" in chosen.database else chosen.database
+    database = fill(chosen.database, values, "database")
     if database.startswith(("postgresql://", "postgres://")):
         query, parameters = sql.bind(chosen.source, values, "$")
         batches = sql.read_postgresql(database, query, parameters)
@@ -318,7 +326,7 @@ def _spooled_batches(
                 pq.write_table(table, path, compression="lz4", use_dictionary=False, row_group_size=SPOOL_ROWS)
             digest = file_digest(path)
             plan.inputs.append(digest)
-            piece = Piece(kind=kind, path=str(path), fingerprint=digest)
+            piece = Piece(kind=kind, path=str(path), digest=digest)
             return Task(index=index, pieces=(piece,), rows=rows, broken=tuple(broken))
 
         for batch, found in batches:
@@ -342,9 +350,9 @@ def _told_apart(tasks: Iterator[Task]) -> Iterator[Task]:
     seen: dict[str, int] = {}
     for task in tasks:
         first = task.pieces[0]
-        times = seen[first.fingerprint] = seen.get(first.fingerprint, 0) + 1
+        times = seen[first.digest] = seen.get(first.digest, 0) + 1
         if times > 1:
-            task = replace(task, pieces=(replace(first, fingerprint=f"{first.fingerprint}-{times}"),))
+            task = replace(task, pieces=(replace(first, digest=f"{first.digest}-{times}"),))
         yield task
 
 
@@ -363,7 +371,7 @@ def _spooled_lines(batches: Iterator[list[dict[str, Any]]], spool: Path, model: 
                 path.write_bytes(b"\n".join(encoder.encode(r) for r in rows))
             digest = file_digest(path)
             plan.inputs.append(digest)
-            yield Task(index=index, pieces=(Piece(kind="json", path=str(path), fingerprint=digest),), rows=len(rows))
+            yield Task(index=index, pieces=(Piece(kind="json", path=str(path), digest=digest),), rows=len(rows))
 
     plan.tasks = _told_apart(tasks())
     return plan

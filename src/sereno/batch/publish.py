@@ -18,7 +18,9 @@ from sereno.storage import told
 
 def judge_report(report: Report, chosen: ModelSettings, state: State) -> list[Gate]:
     """The gates' verdicts on a finished attempt, against what is served now."""
-    others = [s for s in state.served if s.data_date <= report.data_date]
+    # what is in service; where each date is, the date before (or this one's, which it would replace)
+    by_date = report.disposition == "partition"
+    others = [s for s in state.served if not by_date or s.data_date <= report.data_date]
     return judge(
         chosen.gates,
         rows_in=report.rows_in,
@@ -71,18 +73,20 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
 
     Raises PublishError where the run is not held, and OlderDataError where a newer data date is in service.
     """
-    report = home.attempts.find(name)
+    report = home.attempts.find(name, state="held")
     with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
+        state = home.store.state()
+        if report.attempt not in state.attempts:
+            home.attempts.reconcile(state.attempts, report.run_key)  # another attempt may have taken this one's place
         report = home.attempts.find(report.attempt)
         if report.state == "held":  # a release that died after its commit published it: publishing finds that out
-            state = home.store.state()
             if report.attempt not in state.attempts:
                 report.gates = judge_report(report, home.chosen, state)
             failpoint("release")
             snapshot = home.store.publish(publication_of(report), force=False)
             report.state, report.version = "published", snapshot.number
             report.says = f"Released by {who or 'an operator'} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-            home.follow(home.store.state())
+            home.follow()
             home.attempts.save(report)
             home.attempts.settle(report)
             home.clean()
@@ -92,7 +96,7 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
 
 def discard(home: Home, name: str) -> Report:
     """Drop a held run; what is in service stays. Raises PublishError where the run is not held."""
-    report = home.attempts.find(name)
+    report = home.attempts.find(name, state="held")
     with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
         home.attempts.reconcile(home.store.state().attempts, report.run_key)
         report = home.attempts.find(report.attempt)
@@ -107,5 +111,5 @@ def discard(home: Home, name: str) -> Report:
 
 def _not_held(home: Home, report: Report) -> PublishError:
     return PublishError(
-        f"Run {report.attempt} is {report.state}, not held. `sereno runs {home.name}` shows which ones are."
+        f"Run {report.attempt} is {report.state}, not held. {report.says} `sereno runs {home.name}` shows which ones are."
     )

@@ -15,12 +15,12 @@ from time import perf_counter
 from typing import Protocol
 
 from sereno.batch.attempts import Report
-from sereno.batch.finish import Outcome, digest, finish
+from sereno.batch.finish import digest, finish
 from sereno.batch.plan import Plan, make_plan
 from sereno.batch.publish import failed_gates, judge_report, publication_of
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
-from sereno.exceptions import ExportError, OlderDataError, RunError, SerenoError, SourceError
+from sereno.exceptions import BusyError, ExportError, OlderDataError, RunError, SerenoError, SettingsError, SourceError
 from sereno.failpoints import failpoint
 from sereno.home import Home
 from sereno.interfaces import Executor
@@ -82,6 +82,11 @@ def run(
         if when
         else last_interval(chosen.schedule, chosen.time_zone, moment)
     )
+    if chosen.disposition == "partition" and not interval.alone:
+        raise SettingsError(
+            f'disposition = "partition" keeps one partition per data date, but the schedule {chosen.schedule!r} has several '
+            'runs a day, each of which would replace the day\'s. Use disposition = "replace", or one run a day.'
+        )
     home = Home(settings, model.name, chosen)
     return _Run(model, settings, executor, home, interval, force, watcher or Silent()).go()
 
@@ -107,7 +112,7 @@ class _Run:
             home.exports()  # one that cannot be made is told now, not once the table has moved on
             state = home.store.state()
             home.attempts.reconcile(state.attempts, self.interval.key)
-            behind = self._catch_up(state)
+            behind = self._catch_up()
             self.report = home.attempts.create(self.interval)
             try:
                 with told("The run stopped"):
@@ -127,11 +132,11 @@ class _Run:
                 raise behind
             return self.report
 
-    def _catch_up(self, state: State) -> ExportError | None:
+    def _catch_up(self) -> SerenoError | None:
         """Finish what a crash or a failed export left. Should that fail again, this run's table is no worse for it."""
         try:
-            self.home.follow(state)
-        except ExportError as error:
+            self.home.follow()
+        except (ExportError, BusyError) as error:
             return error
         return None
 
@@ -160,7 +165,7 @@ class _Run:
         report = self.report
         report.fingerprint = fingerprint(self.model)
         report.source = self.chosen.source or "read"
-        self._refuse_older(state)
+        self._refuse_older(state, may_be_nothing=state.published_key(report.run_key) is not None)
         self.home.store.refuse_other_kind(state, self.chosen.disposition, published_schema(self.model))
         with self._stage("plan"):
             plan = self._plan()
@@ -169,6 +174,7 @@ class _Run:
             failpoint("plan")
         if plan.known_before and self._nothing_to_do(plan, state):
             return
+        self._refuse_older(state, may_be_nothing=False)
         if plan.rows is not None:
             self.watcher.total(plan.rows)
         with self._stage("score"):
@@ -177,9 +183,10 @@ class _Run:
         if not plan.known_before and self._nothing_to_do(plan, state):
             return
         with self._stage("check"):
-            outcome = self._finish(tasks, results)
+            self._finish(tasks, results)
             failpoint("gate_before")
-            held = self._judge(outcome, state)
+            report.gates = judge_report(report, self.chosen, self.home.store.state())
+            held = failed_gates(report)
             failpoint("gate_after")
         if held:
             report.state, report.says = "held", held
@@ -187,17 +194,15 @@ class _Run:
         with self._stage("publish"):
             snapshot = self.home.store.publish(publication_of(report), force=self.force)
             report.state, report.version = "published", snapshot.number
-        with self._stage("export"):
-            self.home.follow(self.home.store.state())
+        with self._stage("export"), told(*self._after_all()):
+            self.home.follow()
 
-    def _refuse_older(self, state: State) -> None:
+    def _refuse_older(self, state: State, *, may_be_nothing: bool) -> None:
         """Before hours of scoring, not after; publishing looks again."""
         newest = state.newest
-        older = newest is not None and newest.data_date > self.interval.data_date
-        if newest and older and self.chosen.disposition == "replace" and not self.force:
-            known = state.published_key(self.interval.key)
-            if known is not None:
-                return  # most likely a no-op, which is decided by the revision
+        older = newest is not None and newest.data_time > self.interval.data_time
+        # what was published before is most likely a no-op, which is decided by the revision
+        if newest and older and self.chosen.disposition == "replace" and not self.force and not may_be_nothing:
             raise OlderDataError(
                 f"Data date {self.interval.data_date} is older than {newest.data_date}, which is in service (version "
                 f"{newest.number}). Nothing was scored. `sereno run --force` puts the older one in service."
@@ -224,6 +229,9 @@ class _Run:
         known = state.published(report.run_key, report.revision)
         if known is None or self.force:
             return False
+        later = (s for n, s in state.snapshots.items() if n > known.number and n not in state.withdrawn)
+        if any(s.run_key == report.run_key for s in later):
+            return False  # another revision took its place, and this one is wanted back
         if known.number in state.withdrawn:
             says = (
                 f"Version {known.number} is this very revision and was rolled back: it is not published again. "
@@ -279,10 +287,11 @@ class _Run:
             parts_folder=str(self.home.store.folder / report.attempt),
             work_folder=str(self.home.attempts.work(report)),
             batch_rows=self.chosen.batch_rows,
+            fingerprint=report.fingerprint,
             revision_of_model=self._revision_of_model,
         )
 
-    def _finish(self, tasks: Sequence[Task], results: Sequence[TaskResult]) -> Outcome:
+    def _finish(self, tasks: Sequence[Task], results: Sequence[TaskResult]) -> None:
         store, report = self.home.store, self.report
         outcome = finish(
             self.model,
@@ -303,11 +312,6 @@ class _Run:
         if outcome.rejects_file:
             report.rejects_file = str(outcome.rejects_file.relative_to(store.folder))
             report.rejects_sha256 = outcome.rejects_sha256
-        return outcome
-
-    def _judge(self, outcome: Outcome, state: State) -> str:
-        self.report.gates = judge_report(self.report, self.chosen, state)
-        return failed_gates(self.report)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:

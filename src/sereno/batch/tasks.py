@@ -33,14 +33,14 @@ class Task:
     broken: tuple[tuple[str, str], ...] = ()  # (text, reason) of lines that are no rows
 
     @property
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         # by content, not by place: a spooled piece of another attempt lies elsewhere and is the same
-        known_by = [(p.fingerprint, p.row_groups, p.span, p.partition) for p in self.pieces]
+        known_by = [(p.identity, p.row_groups, p.span, p.partition) for p in self.pieces]
         return hashlib.sha256(msgspec.json.encode((known_by, self.broken))).hexdigest()
 
     def key(self, job: Job) -> str:
         """Digest of all that the task's result depends on: a finished task with this key need not be scored again."""
-        return hashlib.sha256(f"{self.fingerprint}\0{job.revision_of_model}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.identity}\0{job.revision_of_model}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,14 @@ class Job:
     parts_folder: str  # predictions/<model>/<attempt>
     work_folder: str  # .sereno/runs/<model>/<attempt>
     batch_rows: int
+    fingerprint: str  # of the model, when the run was planned
     revision_of_model: str  # digest of model file, siblings, artefacts and settings: what a finished task depends on
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
     index: int
-    fingerprint: str
+    key: str  # of the task
     part: WrittenPart | None  # None: no row of the task was answered
     rows_in: int
     rejects: int
@@ -127,7 +128,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
         rejects_file = rejects.close()
     result = TaskResult(
         index=task.index,
-        fingerprint=key,
+        key=key,
         part=part,
         rows_in=rows_in,
         rejects=rejects.count,
