@@ -15,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno import Key
-from sereno.adapters.files import Piece, find_files, format_of, partition_of, read_csv, read_piece, spans, stamp
+from sereno.adapters.files import (
+    Piece,
+    find_files,
+    format_of,
+    names_of,
+    partition_of,
+    read_csv,
+    read_piece,
+    spans,
+    stamp,
+)
 from sereno.exceptions import InputError, SourceError
 from sereno.schema import row_type
 
@@ -112,17 +122,24 @@ def test_columns_in_a_path() -> None:
     assert partition_of(path) == {"day": "2026-05-01", "shop": "a b", "none": None}
 
 
-def test_a_stamp_changes_with_path_size_and_time(tmp_path: Path) -> None:
+def test_a_stamp_changes_with_name_size_and_time(tmp_path: Path) -> None:
     def made(name: str, text: str = "x", at: int = 1) -> str:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         os.utime(path, ns=(at, at))
-        return stamp(path)
+        return stamp(name, path)
 
-    stamps = [made("a"), made("b"), made("a", "xy"), made("a", "x", 2), made("day=1/a"), made("elsewhere/a")]
+    stamps = [made("a"), made("b"), made("a", "xy"), made("a", "x", 2)]
     assert len(set(stamps)) == len(stamps)
     assert made("a") == stamps[0]
+
+
+def test_names_tell_files_of_a_source_apart_and_move_with_it() -> None:
+    for root in (Path("/here"), Path("/there/and/on")):
+        assert names_of([root / "a.parquet"]) == ["a.parquet"]
+        assert names_of([root / "north" / "a", root / "south" / "a"]) == ["north/a", "south/a"]
+        assert names_of([root / "day=1" / "a"]) == ["day=1/a"] != names_of([root / "day=2" / "a"])
 
 
 # JSON lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Piece:
 
     def check_unchanged(self) -> None:
         """Raise SourceError where the file is no longer the one that was planned."""
-        if self.stamp and self.stamp != stamp(Path(self.path)):
+        if self.stamp and self.stamp != stamp(self.stamp.split(":", 2)[2], Path(self.path)):
             raise SourceError(
                 f"{self.path} changed while it was read. Nothing was published; start the run again when it is whole."
             )
@@ -103,10 +104,20 @@ def partition_of(file: Path) -> dict[str, str | None]:
     return found
 
 
-def stamp(file: Path) -> str:
-    """What tells a file from another or a changed one without reading it: path, size, time of change."""
+def names_of(files: list[Path]) -> list[str]:
+    """What each file of a source is called: its path below what they share, with the folders that are columns.
+
+    Not the whole path: a project that moves has the same input. Moved to another day's folder, a file has other rows.
+    """
+    shared = Path(os.path.commonpath([f.absolute().parent for f in files]))
+    columns = [p for p in shared.parts if "=" in p]
+    return ["/".join([*columns, *f.absolute().relative_to(shared).parts]) for f in files]
+
+
+def stamp(name: str, file: Path) -> str:
+    """What tells a file from another or a changed one without reading it: name, size, time of change."""
     stat = file.stat()
-    return f"{file.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{name}"
 
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:

@@ -21,6 +21,7 @@ from sereno.adapters.files import (
     Piece,
     find_files,
     format_of,
+    names_of,
     open_parquet,
     partition_of,
     read_csv,
@@ -134,13 +135,14 @@ def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], sour
     """Tasks of whole row groups. They shrink towards the end, so that no worker is left with a large last one."""
     units: list[tuple[Piece, int]] = []
     seen: list[tuple[pa.Schema, set[str]]] = []
-    for path, partition in files:
+    names = names_of([path for path, _ in files])
+    for (path, partition), name in zip(files, names, strict=True):
         file = open_parquet(path)
         schema = file.schema_arrow
         if (schema, set(partition)) not in seen:
             _check_types(model, schema, partition, str(path))
             seen.append((schema, set(partition)))
-        print_ = stamp(path)
+        print_ = stamp(name, path)
         for group in range(file.num_row_groups):
             piece = Piece(
                 kind="parquet", path=str(path.absolute()), row_groups=(group,), partition=partition, stamp=print_
@@ -209,12 +211,12 @@ def _check_names(model: Model, row: dict[str, Any]) -> None:
 def _json_lines(model: Model, files: list[Path], source: str) -> Plan:
     names = {c.name for c in model.inputs.columns}
     pieces = []
-    for file in files:
+    for file, name in zip(files, names_of(files), strict=True):
         whole = Piece(
             kind="json",
             path=str(file.absolute()),
             partition={n: t for n, t in partition_of(file).items() if n in names},
-            stamp=stamp(file),
+            stamp=stamp(name, file),
         )
         pieces += [replace(whole, span=span) for span in spans(file, SPAN_BYTES)]
     if not pieces:
@@ -226,7 +228,7 @@ def _json_lines(model: Model, files: list[Path], source: str) -> Plan:
 def _csv(model: Model, files: list[Path], spool: Path) -> Plan:
     def batches() -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
         for file in files:
-            whole = Piece(kind="text", path=str(file), partition=partition_of(file), stamp=stamp(file))
+            whole = Piece(kind="text", path=str(file), partition=partition_of(file), stamp=stamp("", file))
             names = {c.name for c in model.inputs.columns}
             for number, (batch, broken) in enumerate(read_csv(file, model.inputs)):
                 # what stands in the path is text too, like every column of a CSV file
