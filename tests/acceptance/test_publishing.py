@@ -324,9 +324,7 @@ def test_release(project: Project) -> None:
     assert f"FAILED  row count: {says}" in released  # shown, judged again, and overruled
     assert project.in_service() == [2]
     assert project.exported() == project.published()
-    assert project.json("release", run, code=1)["says"] == (
-        f"Run {run} is published, not held. `sereno runs total` shows which ones are."
-    )
+    assert f"Run {run} is published, not held. Released by" in project.json("release", run, code=1)["says"]
     assert project.json("discard", run, code=1)["says"].startswith(f"Run {run} is published, not held.")
     assert project.run(NEXT_DAY)["says"].startswith("Nothing to do")
     assert project.orphans() == set()
@@ -535,7 +533,7 @@ def test_workers(project: Project, workers: int) -> None:
     text = MODEL.replace('pc.multiply(rows["x"], weight)', "pa.array([float(os.getpid())] * rows.num_rows)")
     project.write("total.py", text.replace("return pa.table", "import time; time.sleep(0.3)\n    return pa.table"))
     project.rows(DAY, ROWS, parts=PARTS)
-    report = project.run(DAY, "--workers", str(workers), "--executor", "local", "--set", "models.total.batch_rows=40000",
+    report = project.run(DAY, "--workers", str(workers), "--set", "models.total.batch_rows=40000",
                          "--set", "models.total.gates.constant=allow")  # fmt: skip
     assert report["workers"] == workers
     pids = project.published().column("y").unique()  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from sereno.scoring import open_scorer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "credit_scoring"
 DATE = "2026-05-01"
+
+
+@pytest.fixture(autouse=True)
+def fresh_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The model file is a module of its name, and other tests have one of that name too."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("credit_scoring", None)
 
 
 def in_folder(folder: Path, *command: str) -> str:
@@ -47,8 +56,7 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert [r["probability_of_default"] for r in found] == pytest.approx(risks, rel=1e-9)
 
 
-def test_batch_notebook_and_json_rows_agree(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_batch_notebook_and_json_rows_agree(bank: Path) -> None:
     published = read_predictions("credit-scoring", home=bank).sort_by("customer_id").to_pylist()
     model = load_model(bank / "credit_scoring.py")
     rows = pq.read_table(bank / "warehouse" / "applicants" / f"{DATE}.parquet").sort_by("customer_id")

@@ -230,13 +230,13 @@ class _Run:
         if known is None or self.force:
             return False
         later = (s for n, s in state.snapshots.items() if n > known.number and n not in state.withdrawn)
-        if any(s.run_key == report.run_key for s in later):
-            return False  # another revision took its place, and this one is wanted back
         if known.number in state.withdrawn:
             says = (
                 f"Version {known.number} is this very revision and was rolled back: it is not published again. "
                 f"`sereno rollback {self.model.name} --to {known.number}` or `sereno run --force` would."
             )
+        elif any(s.run_key == report.run_key for s in later):
+            return False  # another revision took its place, and this one is wanted back
         elif not self.model.artifacts:
             return False  # a model that declares no artefacts may have changed where nobody sees it
         else:
