@@ -68,9 +68,9 @@ def test_a_hash_file_that_a_power_cut_emptied(project: Project, content: bytes |
 
 
 def test_a_source_that_is_replaced_while_it_is_scored(project: Project) -> None:
-    process = project.start("run", "total.py", "--date", DAY, "--workers", "1", **faults("plan:delay=2"))
+    process = project.start("run", "total.py", "--date", DAY, "--workers", "1", **faults("plan:delay=5"))
     wait_for("*/report.json", project.folder / ".sereno" / "runs" / "total")
-    time.sleep(0.5)
+    time.sleep(1.5)  # planned by now, and not read for another three seconds
     project.rows(DAY, [7.0])
     _, said = process.communicate()
     assert process.returncode == 1
@@ -96,9 +96,9 @@ def test_files_of_one_name_size_and_time_are_two(project: Project) -> None:
 
 
 def test_a_model_that_changes_while_the_run_starts(project: Project) -> None:
-    process = project.start("run", "total.py", "--date", DAY, "--workers", "1", **faults("plan:delay=2"))
+    process = project.start("run", "total.py", "--date", DAY, "--workers", "1", **faults("plan:delay=5"))
     wait_for("*/report.json", project.folder / ".sereno" / "runs" / "total")
-    time.sleep(0.5)
+    time.sleep(1.5)  # planned by now, and not read for another three seconds
     project.write("weight.txt", "7")
     _, said = process.communicate()
     assert process.returncode == 1
