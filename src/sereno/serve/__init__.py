@@ -1,0 +1,1 @@
+"""The online API: the same model file answers requests."""

@@ -1,0 +1,90 @@
+"""What the server and the protocols hand each other: a request, what it asks, the reply, and why there is none.
+
+A protocol is an `Exchange`: three plain functions. The fast lane and the ASGI application call the same three, so both
+give the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from sereno.serve.live import Live
+
+JSON = b"application/json"
+
+Row = tuple[Any, ...]  # canonical values of one input row, in the order of `inputs.columns`
+Answer = tuple[Any, ...]  # canonical values of one prediction, in the order of `outputs.columns`
+
+
+class Request(NamedTuple):
+    """An HTTP request, received whole."""
+
+    method: bytes
+    path: bytes  # as sent: percent-encoded, without the query
+    query: bytes
+    headers: Sequence[tuple[bytes, bytes]]  # names in small letters
+    body: bytes
+    id: bytes  # the caller's X-Request-ID, or one of ours
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that name (in small letters)."""
+        return next((v for n, v in self.headers if n == name), None)
+
+
+class Reply(NamedTuple):
+    """An HTTP answer; whoever sends it adds Content-Length and X-Request-ID."""
+
+    status: int
+    body: bytes
+    content_type: bytes = JSON
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+class Mistake(NamedTuple):
+    """One thing that is wrong with a row. Never holds the value."""
+
+    row: int  # position in the request, from 0
+    column: str  # with its path inside nested rows, `items[2].price`; "row" where the row as a whole is meant
+    expected: str  # what would be valid: "must be at least 18"
+
+
+@dataclass(eq=False)
+class RequestError(Exception):
+    """A request, or a row of it, that gets no answer.
+
+    400 malformed · 401 no key or an unknown one · 404 no such model or route · 413 too large · 415 another content type ·
+    422 does not fit the row type · 500 the model raised or answered otherwise than declared, or a bug of ours · 503 too
+    much to do, not ready · 504 not in time.
+    """
+
+    status: int
+    says: str  # for the caller: what happened and what would be valid; no value, path or traceback
+    mistakes: Sequence[Mistake] = ()  # of a 422: all of them
+    retry_after: int | None = None  # seconds, of a 503
+    error_id: str | None = None  # of a 500: the log has the traceback under it
+
+    def __str__(self) -> str:
+        return self.says
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a request asks for."""
+
+    rows: list[Row]
+    context: Any = None  # what `write` needs to know beside the answers
+    one_by_one: bool = False  # `write` is given RequestErrors in place of answers; else one of them fails the request
+    mistakes: list[Mistake] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A protocol's way to ask a model: plain functions, called on the event loop, so none of them may wait."""
+
+    name: str  # for metrics and logs: "native", "v2", …
+    read: Callable[[Live, Request], Asked]  # raises RequestError
+    write: Callable[[Live, Asked, Sequence[Any]], Reply]  # Answers in the order of the rows (RequestErrors: see Asked)
+    refuse: Callable[[RequestError], Reply]  # the protocol's own error shape
