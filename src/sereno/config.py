@@ -20,6 +20,7 @@ from sereno.settings import (
     GateSettings,
     Key,
     ModelSettings,
+    ServeSettings,
     Setting,
     Settings,
     Value,
@@ -37,6 +38,7 @@ __all__ = [
     "SETTINGS",
     "GateSettings",
     "ModelSettings",
+    "ServeSettings",
     "Setting",
     "Settings",
     "Value",
@@ -193,6 +195,7 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
     models: dict[str, dict[str, Any]] = {}
     gates: dict[str, dict[str, Any]] = {}
     given: dict[str, dict[str, Path]] = {}
+    serve: dict[str, Any] = {}
     top: dict[str, Any] = {"home": folder}
     for key, entry in entries.items():
         value = entry.value
@@ -205,10 +208,13 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
         elif key[0] == "models":
             (gates if key[2] == "gates" else models).setdefault(key[1], {})[key[-1]] = value
             given.setdefault(key[1], {})[".".join(key[2:])] = entry.base
+        elif key[0] == "serve":
+            serve[key[1]] = value
         else:
             top[key[0]] = value
     return Settings(
         **top,
+        serve=ServeSettings(**serve),
         values=values,
         models={
             name: ModelSettings(**models.get(name, {}), gates=GateSettings(**gates.get(name, {})), given=bases)

@@ -112,6 +112,12 @@ def _check_exports(raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
+def _check_texts(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple) or not all(isinstance(one, str) and one for one in raw):
+        raise ValueError
+    return tuple(raw)
+
+
 def parse_list(text: str) -> list[Any]:
     import tomllib
 
@@ -133,6 +139,7 @@ _ADDRESS = _text("the address of a database")
 _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 _VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
+_TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
 _EXPORTS = Kind(name='a list of "parquet", "csv", "jsonl" or "postgresql://…"', check=_check_exports, parse=parse_list)
 
 
@@ -176,7 +183,15 @@ class ModelSettings:
     duplicates: str = _setting(
         "fail", _choice("fail", "first", "last"), "Rows with the same key: the run fails, or the first or last counts."
     )
-    batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once.")
+    batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once in a run.")
+    max_batch_rows: int = _setting(256, _whole(1), "How many rows of live requests `predict` is given at once.")
+    queue_rows: int = _setting(1_000, _whole(1), "How many rows of live requests may wait; beyond it, 503.")
+    fetch_timeout_seconds: float = _setting(2.0, _number(None), "How long `fetch` may take.")
+    predict_timeout_seconds: float = _setting(
+        30.0, _number(None), "A live `predict` that takes longer hangs: its process is replaced."
+    )
+    log: str = _setting("async", _choice("off", "async", "sync"), "Whether live answers are kept, and waited for.")
+    log_days: int = _setting(30, _whole(1), "How many days live answers are kept.")
     gates: GateSettings = field(default_factory=GateSettings)
     # Not a setting: what somebody gave ("source", "gates.constant") → the folder against which a path in it resolves.
     given: Mapping[str, Path] = field(default_factory=dict, repr=False)
@@ -185,6 +200,28 @@ class ModelSettings:
     def source_base(self) -> Path | None:
         """The folder against which a relative `source` resolves; None when nobody gave a source."""
         return self.given.get("source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """The settings of the online API."""
+
+    host: str = _setting("127.0.0.1", _text("an address"), "The address to listen on.")
+    port: int = _setting(8000, _whole(0), "The port to listen on; 0 takes a free one.")
+    unix: Path | None = _setting(None, PATH, "The Unix socket to listen on, in place of address and port.")
+    tls_certificate: Path | None = _setting(None, PATH, "PEM file of the certificate and those above it.")
+    tls_key: Path | None = _setting(None, PATH, "PEM file of the certificate's key.")
+    keys_file: Path | None = _setting(None, PATH, "Has the hashes of the API keys, one a line, as `sereno key` prints.")
+    allowed_hosts: tuple[str, ...] = _setting((), _TEXTS, "Names under which callers know the server, beside its own.")
+    max_body_bytes: int = _setting(1 << 20, _whole(1), "The largest body of a request.")
+    max_rows: int = _setting(1_000, _whole(1), "The most rows of a request.")
+    max_depth: int = _setting(32, _whole(1), "How deep JSON may nest.")
+    max_text_bytes: int = _setting(1 << 16, _whole(1), "The longest text in a request.")
+    header_timeout_seconds: float = _setting(10.0, _number(None), "How long a caller may take to send the headers.")
+    request_timeout_seconds: float = _setting(20.0, _number(None), "How long a request may take, once it began.")
+    keep_alive_seconds: float = _setting(75.0, _number(None), "How long an idle connection is kept.")
+    drain_seconds: float = _setting(25.0, _number(None), "How long a server that is told to end may take.")
+    access_log: str = _setting("errors", _choice("off", "errors", "all"), "Which requests get a line in the log.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +240,11 @@ class Settings:
     """Everything that was set, checked."""
 
     home: Path  # absolute
-    workers: int | None = None  # None: as many as there are cores
+    workers: int | None = None  # None: a run has as many as there are cores, a server one
     secrets_folder: Path = Path("/run/secrets")
     values: Mapping[str, Value] = field(default_factory=dict)
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    serve: ServeSettings = field(default_factory=ServeSettings)
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key → where it came from; defaults are absent
 
     def model(self, name: str, declared: Mapping[str, object], folder: Path | None = None) -> ModelSettings:
@@ -225,7 +263,7 @@ class Settings:
         return replace(settings, **changes, given={**settings.given, **dict.fromkeys(changes, base)})
 
 
-def _rows(prefix: str, owner: type[GateSettings] | type[ModelSettings]) -> Iterator[Setting]:
+def _rows(prefix: str, owner: type[GateSettings] | type[ModelSettings] | type[ServeSettings]) -> Iterator[Setting]:
     for one in fields(owner):
         if "kind" in one.metadata:
             name, kind, about = prefix + one.name, one.metadata["kind"], one.metadata["about"]
@@ -236,9 +274,10 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting(name="home", kind=PATH, default=None, about="Where `predictions/`, `exports/` and `.sereno/` lie."),
-        Setting(name="workers", kind=_whole(1), default=None, about="How many processes score; else one per core."),
+        Setting(name="workers", kind=_whole(1), default=None, about="How many processes score; else one per core in a run, one in a server."),
         Setting(name="secrets_folder", kind=PATH, default="/run/secrets", about="Has a file for each secret."),
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
+        *_rows("serve.", ServeSettings),
         *_rows("models.NAME.", ModelSettings),
         *_rows("models.NAME.gates.", GateSettings),
     )

@@ -1,4 +1,4 @@
-"""The table of lossless coercions for one value, and the reasons why a value is refused.
+"""The table of lossless coercions for one value, and the mistakes for which a value is refused.
 
 This is the reference: whole columns (`checks.py`) and JSON rows (`rows.py`) find the values that do not fit quickly,
 and come here for the reason; a property test holds the three to the same verdict. `docs/rows.md` shows the table.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
 from enum import Enum
@@ -47,8 +48,18 @@ NOUNS = {
 }
 
 
+Mistake = tuple[str, str]  # the column, with its path in nested rows (`items[2].price`), and what would be valid
+
+
 class Refused(Exception):
-    """A value does not fit its column; the message says what would, never the value."""
+    """A value does not fit its column; the message says what would, never the value.
+
+    `mistakes` has all that is wrong with a row, where the row as a whole was refused.
+    """
+
+    def __init__(self, says: str = "", mistakes: Sequence[Mistake] = ()) -> None:
+        super().__init__(says or "; ".join(f"{where}: {expected}" for where, expected in mistakes))
+        self.mistakes = tuple(mistakes)
 
 
 def admit(column: Column, value: Any, door: Door = "typed") -> Any:
@@ -56,45 +67,45 @@ def admit(column: Column, value: Any, door: Door = "typed") -> Any:
 
     Canonical are int, float, bool, str, date, datetime in UTC, Decimal, list, dict and None.
     """
-    reasons: list[str] = []
-    admitted = _admit(column, column.name, value, door, reasons)
-    if reasons:
-        raise Refused("; ".join(reasons))
+    mistakes: list[Mistake] = []
+    admitted = _admit(column, column.name, value, door, mistakes)
+    if mistakes:
+        raise Refused(mistakes=mistakes)
     return admitted
 
 
 def admit_row(row: RowType, value: Any, door: Door) -> dict[str, Any]:
-    """The canonical row of a mapping. Raises Refused with the reasons of all its columns."""
-    reasons: list[str] = []
-    admitted = _admit_fields(row, "", value, door, reasons)
-    if reasons:
-        raise Refused("; ".join(reasons))
+    """The canonical row of a mapping. Raises Refused with the mistakes of all its columns."""
+    mistakes: list[Mistake] = []
+    admitted = _admit_fields(row, "", value, door, mistakes)
+    if mistakes:
+        raise Refused(mistakes=mistakes)
     return admitted
 
 
-def _admit(column: Column, where: str, value: Any, door: Door, reasons: list[str]) -> Any:
+def _admit(column: Column, where: str, value: Any, door: Door, mistakes: list[Mistake]) -> Any:
     if isinstance(value, Enum):
         value = value.value
     if _is_missing(column, value, door):
         if not column.nullable:
-            reasons.append(f"{where}: is missing (null)")
+            mistakes.append((where, "is missing (null)"))
         return None
     try:
         admitted = _convert(column, value, door)
     except (ValueError, ArithmeticError, Refused) as error:
         detail = f": {error}" if isinstance(error, Refused) and str(error) else ""
-        reasons.append(f"{where}: must be {NOUNS[column.kind]}{detail}")
+        mistakes.append((where, f"must be {NOUNS[column.kind]}{detail}"))
         return None
     if column.choices and admitted not in column.choices:
         shown = ", ".join(str(c) for c in column.choices[:12]) + (", …" if len(column.choices) > 12 else "")
-        reasons.append(f"{where}: must be one of {shown}")
-    reasons += [f"{where}: {reason}" for reason in _broken_rules(column, admitted)]
+        mistakes.append((where, f"must be one of {shown}"))
+    mistakes += [(where, rule) for rule in _broken_rules(column, admitted)]
     if column.kind == "list":
         assert column.item is not None
-        admitted = [_admit(column.item, f"{where}[{i}]", item, door, reasons) for i, item in enumerate(admitted)]
+        admitted = [_admit(column.item, f"{where}[{i}]", item, door, mistakes) for i, item in enumerate(admitted)]
     elif column.kind == "row":
         assert column.row is not None
-        admitted = _admit_fields(column.row, f"{where}.", admitted, door, reasons)
+        admitted = _admit_fields(column.row, f"{where}.", admitted, door, mistakes)
     return admitted
 
 
@@ -104,19 +115,19 @@ def _is_missing(column: Column, value: Any, door: Door) -> bool:
     return value is None or (column.kind in ("int", "float") and isinstance(value, float) and math.isnan(value))
 
 
-def _admit_fields(row: RowType, prefix: str, value: Any, door: Door, reasons: list[str]) -> dict[str, Any]:
+def _admit_fields(row: RowType, prefix: str, value: Any, door: Door, mistakes: list[Mistake]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        reasons.append(f"{prefix.rstrip('.') or 'row'}: must be an object")
+        mistakes.append((prefix.rstrip(".") or "row", "must be an object"))
         return {}
     out = {}
     for column in row.columns:
         given = value.get(column.name, ABSENT)
         if given is not ABSENT:
-            out[column.name] = _admit(column, prefix + column.name, given, door, reasons)
+            out[column.name] = _admit(column, prefix + column.name, given, door, mistakes)
         elif column.default is not ABSENT:
             out[column.name] = column.default
         else:
-            reasons.append(f"{prefix}{column.name}: is absent")
+            mistakes.append((f"{prefix}{column.name}", "is absent"))
     return out
 
 

@@ -225,7 +225,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
     [
         (
             "wrokers = 2",
-            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', 'values', 'models', 'env'.",
+            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', 'values', 'serve', 'models', 'env'.",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
         ("[models.churn.gates]\nnulls = 1", "Valid there: 'max_reject_rows', 'max_reject_share', 'max_row_change', 'max_null_share', 'constant'."),
@@ -404,7 +404,7 @@ def test_every_setting_is_on_the_page() -> None:
     page = PAGE.read_text()
     for setting in SETTINGS.values():
         default = ", ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
-        shown = "" if default is None else f"`{default}`"
+        shown = "" if default in (None, "") else f"`{default}`"
         row = f"| `{setting.name}` | {setting.kind.name} | {shown} | {setting.about} |"
         assert row in page, f"docs/settings.md lacks this row: {row}"
     assert page.count("\n| `") == len(SETTINGS)
