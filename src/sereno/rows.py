@@ -1,15 +1,16 @@
 """JSON rows: the compiled decoder of a row type.
 
-msgspec decodes and checks the types of a row in under a microsecond. What it refuses, and the few things in which it
-differs from our table (it refuses 3.0 for an int, it rounds large integers to floats), is decided by `values.py`.
+msgspec decodes a row and checks its types, bounds, lengths and choices in under a microsecond. What it refuses, and the
+few things in which it differs from our table (it refuses 3.0 for an int), is decided by `values.py`, the reference.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,8 +20,90 @@ from sereno.checks import Checked, check_table
 from sereno.schema import ABSENT, Column, RowType
 from sereno.values import INT64, Refused, admit, admit_row, plain_value
 
+Row = tuple[Any, ...]  # canonical values, in the order of the columns
+UNSET = msgspec.UNSET  # in a live row: a column that is to be fetched
+
 NATIVE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "date": date}
 UNKNOWN_TO_MSGSPEC = re.compile(r'["\\\x00-\x1f]')  # in names of fields
+EXACT = 2.0**53  # JSON's whole numbers from here on may not be what stood there, once they are floats
+NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class NotJsonError(Refused):
+    """The text is no JSON at all."""
+
+
+class RowDecoder:
+    """Decodes JSON objects into rows. Built once per row type; thread-safe.
+
+    Every method raises Refused with all the mistakes of the row. `complete=False` leaves the rules that msgspec does not
+    know (patterns, bounds of dates) to `check_table`, which does them by column.
+    """
+
+    def __init__(self, row: RowType, *, complete: bool = True) -> None:
+        self.row = row
+        self._decode: Callable[[bytes | str], Any] = _refuse
+        self._decode_list: Callable[[bytes | str], Any] = _refuse
+        self._struct: Any = None
+        if not any(UNKNOWN_TO_MSGSPEC.search(c.name) for c in row.columns):  # else all rows go by the reference
+            fields = [_field(i, column) for i, column in enumerate(row.columns)]
+            names = {f"f{i}": column.name for i, column in enumerate(row.columns)}
+            self._struct = msgspec.defstruct(f"{row.name}Json", fields, rename=names, kw_only=True, gc=False)
+            self._decode = msgspec.json.Decoder(self._struct).decode
+            self._decode_list = msgspec.json.Decoder(list[self._struct]).decode  # type: ignore[name-defined]
+        self._converted = [
+            (i, c) for i, c in enumerate(row.columns) if _native(c) is Any or (complete and _has_more_rules(c))
+        ]
+
+    def decode(self, text: bytes | str) -> Row:
+        """The row of one JSON object. Raises NotJsonError too."""
+        try:
+            return self._finish(msgspec.structs.astuple(self._decode(text)))
+        except (*NOT_DECODED, Refused):
+            return tuple(admit_row(self.row, json_value(text), "json").values())
+
+    def decode_list(self, text: bytes | str) -> list[Row] | None:
+        """The rows of a JSON list of objects; None where the compiled decoder cannot tell, or a row does not fit."""
+        try:
+            return [self._finish(msgspec.structs.astuple(row)) for row in self._decode_list(text)]
+        except (*NOT_DECODED, Refused):
+            return None
+
+    def convert(self, value: Any) -> Row:
+        """The row of a mapping whose values came as JSON has them."""
+        try:
+            return self._finish(msgspec.structs.astuple(msgspec.convert(value, self._struct)))
+        except (*NOT_DECODED, Refused, TypeError):
+            return tuple(admit_row(self.row, value, "json").values())
+
+    def _finish(self, row: Row) -> Row:
+        if not self._converted:
+            return row
+        values = list(row)
+        for i, column in self._converted:
+            if values[i] is not column.default:
+                values[i] = admit(column, values[i], "json")
+        return tuple(values)
+
+
+def json_value(text: bytes | str) -> Any:
+    """Whatever JSON stands in the text. Raises NotJsonError."""
+    try:
+        return msgspec.json.decode(text)
+    except NOT_DECODED as error:
+        raise NotJsonError(f"row: is not JSON ({error})", [("row", "must be JSON")]) from None
+
+
+def live_row(row: RowType, *, keys_needed: bool) -> RowType:
+    """The row type as a live request may send it: without keys, unless they are needed, and without fetched columns."""
+    columns = []
+    for column in row.columns:
+        if column.role == "key" and not keys_needed:
+            column = dataclasses.replace(column, nullable=True, default=None)
+        elif column.role == "fetched":
+            column = dataclasses.replace(column, default=UNSET)
+        columns.append(column)
+    return dataclasses.replace(row, columns=tuple(columns))
 
 
 class JsonRows:
@@ -28,36 +111,22 @@ class JsonRows:
 
     def __init__(self, row: RowType) -> None:
         self.row = row
-        fields = [_field(i, column) for i, column in enumerate(row.columns)]
-        names = {f"f{i}": column.name for i, column in enumerate(row.columns)}
-        if any(UNKNOWN_TO_MSGSPEC.search(c.name) for c in row.columns):
-            self._decode: Callable[..., Any] = _refuse  # all rows by the reference
-        else:
-            struct = msgspec.defstruct(f"{row.name}Json", fields, rename=names, kw_only=True, gc=False)
-            self._decode = msgspec.json.Decoder(struct).decode
-        self._by_admit = [c for c in row.columns if _native(c) is Any]
-        self._floats = [c for c in row.columns if c.kind == "float" or (c.item and c.item.kind == "float")]
+        self._decoder = RowDecoder(row, complete=False)
 
     def decode(self, texts: Sequence[bytes | str]) -> Checked:
         """Each text is one JSON object; positions in the result are positions in `texts`."""
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Row] = []
         positions: list[int] = []
         refused: list[tuple[int, str]] = []
         for position, text in enumerate(texts):
             try:
-                row = self._fast(text)
-            except (msgspec.MsgspecError, Refused, UnicodeDecodeError):
-                try:
-                    row = tuple(self.decode_one(text).values())
-                except Refused as reason:
-                    refused.append((position, str(reason)))
-                    continue
-            rows.append(row)
-            positions.append(position)
-        values = zip(*rows, strict=True) if rows else ((),) * len(self.row.columns)
-        arrays = [pa.array(v, c.arrow_type) for c, v in zip(self.row.columns, values, strict=True)]
+                rows.append(self._decoder.decode(text))
+            except Refused as reason:
+                refused.append((position, str(reason)))
+            else:
+                positions.append(position)
         # the fields of a canonical table may hold nulls until the rules below have been checked
-        table = pa.Table.from_arrays(arrays, names=[c.name for c in self.row.columns])
+        table = table_of(self.row.columns, rows)
         checked = check_table(self.row, table, explain=lambda i: self._explain(texts[positions[i]]))
         if not refused and checked.kept is None:
             return checked
@@ -78,59 +147,68 @@ class JsonRows:
 
     def decode_one(self, text: bytes | str) -> dict[str, Any]:
         """One row by the reference, with all its mistakes. Raises Refused."""
-        try:
-            value = msgspec.json.decode(text)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Refused(f"row: is not JSON ({error})") from None
-        return admit_row(self.row, value, "json")
+        return admit_row(self.row, json_value(text), "json")
 
-    def _fast(self, text: bytes | str) -> tuple[Any, ...]:
-        row = msgspec.structs.astuple(self._decode(text))
-        for column, value in zip(self.row.columns, row, strict=True):
-            # what msgspec lets through and columns cannot hold, or not exactly: the reference decides
-            if value is None:
-                continue
-            if column.kind == "int" and value not in INT64:
-                raise Refused
-            if column.kind == "float" and not -(2.0**53) < value < 2.0**53:
-                raise Refused
-            if column.kind == "list" and not _plain(column, value):
-                raise Refused
-        if not self._by_admit:
-            return row
-        return tuple(
-            admit(c, v, "json") if v is not c.default and _native(c) is Any else v
-            for c, v in zip(self.row.columns, row, strict=True)
-        )
+
+def table_of(columns: Sequence[Column], rows: Sequence[Row]) -> pa.Table:
+    """Canonical rows as columns; their nulls are not held against the columns."""
+    values: Any = zip(*rows, strict=True) if rows else ((),) * len(columns)
+    arrays = [pa.array(v, c.arrow_type) for c, v in zip(columns, values, strict=True)]
+    return pa.Table.from_arrays(arrays, names=[c.name for c in columns])
 
 
 def _refuse(text: bytes | str) -> Any:
     raise Refused
 
 
-def _plain(column: Column, values: list[Any]) -> bool:
-    assert column.item is not None
-    if column.item.kind == "int":
-        return all(v is None or v in INT64 for v in values)
-    if column.item.kind == "float":
-        return all(v is None or -(2.0**53) < v < 2.0**53 for v in values)
-    return True
-
-
 def _native(column: Column) -> Any:
-    """The type that msgspec decodes a column to; Any: as it comes, for `admit`."""
+    """The type that msgspec decodes a column to, with the rules that it can check; Any: as it comes, for `admit`."""
     base: Any = NATIVE.get(column.kind, Any)
-    if column.kind == "list":
+    if column.choices:
+        base = Literal[column.choices]
+    elif column.kind == "int":
+        base = _with_rules(int, _bounds(column, (INT64.start, "ge"), (INT64.stop - 1, "le")))
+    elif column.kind == "float":
+        base = _with_rules(float, _bounds(column, (-EXACT, "gt"), (EXACT, "lt")))
+    elif column.kind == "list":
         assert column.item is not None
         item = _native(column.item) if column.item.kind in NATIVE else Any
         base = Any if item is Any else list[item]  # type: ignore[valid-type]
+    if column.kind in ("str", "list") and base is not Any and not column.choices:
+        base = _with_rules(base, {name: getattr(column, name) for name in ("min_length", "max_length")})
     return base | None if column.nullable and base is not Any else base
 
 
+def _bounds(column: Column, lower: tuple[float, str], upper: tuple[float, str]) -> dict[str, Any]:
+    """The narrower of the column's bounds and those of its kind; of two at the same value, the one that excludes it."""
+    lowers = [lower, *((v, n) for n in ("ge", "gt") if (v := getattr(column, n)) is not None)]
+    uppers = [upper, *((v, n) for n in ("le", "lt") if (v := getattr(column, n)) is not None)]
+    least = max(lowers, key=lambda bound: (bound[0], bound[1] == "gt"))
+    most = min(uppers, key=lambda bound: (bound[0], bound[1] != "lt"))
+    return {least[1]: least[0], most[1]: most[0], "multiple_of": column.multiple_of}
+
+
+def _with_rules(base: Any, rules: Mapping[str, Any]) -> Any:
+    some = {name: value for name, value in rules.items() if value is not None}
+    return Annotated[base, msgspec.Meta(**some)] if some else base
+
+
+def _has_more_rules(column: Column) -> bool:
+    """Whether a column has rules that msgspec does not check."""
+    if column.kind == "list":
+        assert column.item is not None
+        return _has_more_rules(column.item)
+    dated = column.kind == "date" and any(getattr(column, n) is not None for n in ("ge", "gt", "le", "lt"))
+    return column.pattern is not None or dated
+
+
 def _field(position: int, column: Column) -> tuple[Any, ...]:
-    field: tuple[Any, ...] = (f"f{position}", _native(column))
+    native = _native(column)
+    field: tuple[Any, ...] = (f"f{position}", native)
     if column.default is ABSENT:
         return field
+    if column.default is UNSET:
+        return (field[0], native if native is Any else native | msgspec.UnsetType, UNSET)
     if isinstance(column.default, list | dict):
         return (*field, msgspec.field(default_factory=lambda: column.default))
     return (*field, column.default)
