@@ -118,6 +118,18 @@ def _check_texts(raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
+def _check_bool(raw: object) -> bool:
+    if not isinstance(raw, bool):
+        raise ValueError
+    return raw
+
+
+def _check_mode(raw: object) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"0?[0-7]{3}", raw):
+        raise ValueError
+    return raw
+
+
 def parse_list(text: str) -> list[Any]:
     import tomllib
 
@@ -140,6 +152,8 @@ _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 _VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
 _TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
+_BOOL = Kind(name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text, text))
+_MODE = Kind(name='the mode of a file, like "0660"', check=_check_mode)
 _EXPORTS = Kind(name='a list of "parquet", "csv", "jsonl" or "postgresql://…"', check=_check_exports, parse=parse_list)
 
 
@@ -209,9 +223,14 @@ class ServeSettings:
     host: str = _setting("127.0.0.1", _text("an address"), "The address to listen on.")
     port: int = _setting(8000, _whole(0), "The port to listen on; 0 takes a free one.")
     unix: Path | None = _setting(None, PATH, "The Unix socket to listen on, in place of address and port.")
+    unix_mode: str = _setting("0600", _MODE, "Who may connect to the Unix socket.")
     tls_certificate: Path | None = _setting(None, PATH, "PEM file of the certificate and those above it.")
     tls_key: Path | None = _setting(None, PATH, "PEM file of the certificate's key.")
     keys_file: Path | None = _setting(None, PATH, "Has the hashes of the API keys, one a line, as `sereno key` prints.")
+    no_auth: bool = _setting(False, _BOOL, "Whoever reaches an open address may ask, without a key.")
+    tls_terminated_upstream: bool = _setting(
+        False, _BOOL, "Something in front of an open address speaks TLS with the callers."
+    )
     allowed_hosts: tuple[str, ...] = _setting((), _TEXTS, "Names under which callers know the server, beside its own.")
     max_body_bytes: int = _setting(1 << 20, _whole(1), "The largest body of a request.")
     max_rows: int = _setting(1_000, _whole(1), "The most rows of a request.")
@@ -274,7 +293,12 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting(name="home", kind=PATH, default=None, about="Where `predictions/`, `exports/` and `.sereno/` lie."),
-        Setting(name="workers", kind=_whole(1), default=None, about="How many processes score; else one per core in a run, one in a server."),
+        Setting(
+            name="workers",
+            kind=_whole(1),
+            default=None,
+            about="How many processes score; else one per core in a run, one in a server.",
+        ),
         Setting(name="secrets_folder", kind=PATH, default="/run/secrets", about="Has a file for each secret."),
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
         *_rows("serve.", ServeSettings),
