@@ -5,8 +5,11 @@ Every row that comes in goes out once: as a prediction, or refused with its reas
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,8 @@ from sereno.checks import Checked, check_table
 from sereno.exceptions import InputError, OutputError, PredictError
 from sereno.frames import form_of, from_answer, to_form
 from sereno.model import Model, place
-from sereno.rows import rows_to_table
+from sereno.rows import Row, rows_to_table, table_of
+from sereno.schema import Column
 from sereno.values import plain_value
 
 if TYPE_CHECKING:
@@ -42,6 +46,95 @@ class Scores:
 
     predictions: Any  # in the form of the rows that were given: keys and outputs
     rejects: list[tuple[int, str]]  # position in the rows given, and reason
+
+
+class RowScorer:
+    """Scores rows that were checked one by one, as live requests bring them: as `Scorer.score` would.
+
+    A model that asks for numpy and answers plain numbers gets and gives them with nothing but numpy in between.
+    Whatever is unusual (an error, another kind of answer, a value out of bounds) goes the general way.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        columns = scorer.model.inputs.columns
+        self._columns = columns
+        self._outputs = [c.name for c in scorer.model.outputs.columns]
+        positions = [i for i, c in enumerate(columns) if c.role != "key"]
+        self._is_numeric = scorer.model.form == "numpy" and scorer.model.keys_form is None
+        in_one_piece = positions == list(range(positions[0], positions[-1] + 1))
+        self._features: Any = (
+            itemgetter(slice(positions[0], positions[-1] + 1)) if in_one_piece else itemgetter(*positions)
+        )
+        self._plain = [_plain_bounds(c) for c in scorer.model.outputs.columns]
+
+    def score(self, rows: Sequence[Row]) -> list[Row | str]:
+        """The outputs of each row, or the reason why it has none, in order. Raises what `Scorer.score` raises."""
+        if self._is_numeric and (answers := self._score_numbers(rows)) is not None:
+            return answers
+        scored = self._scorer.score(table_of(self._columns, rows))
+        values = zip(*(scored.table.column(name).to_pylist() for name in self._outputs), strict=True)
+        if scored.kept is None:
+            return list(values)
+        answers = [""] * len(rows)
+        for position, answer in zip(scored.kept.tolist(), values, strict=True):
+            answers[position] = answer
+        for position, reason in scored.refused:
+            answers[position] = reason
+        return answers
+
+    def _score_numbers(self, rows: Sequence[Row]) -> list[Row | str] | None:
+        """The answers, where everything is as usual."""
+        matrix = np.array([self._features(row) for row in rows], dtype="float64")
+        try:
+            answer = self._scorer.predict_form(matrix)
+        except Exception:  # noqa: BLE001 - the general way calls it again, finds the rows that cause it, and tells
+            return None
+        columns = self._plain_columns(answer, len(rows))
+        return None if columns is None else list(zip(*columns, strict=True))
+
+    def _plain_columns(self, answer: Any, rows: int) -> list[list[Any]] | None:
+        """Each output's values, where the answer is arrays of the declared kinds with nothing out of bounds."""
+        if isinstance(answer, dict) and list(answer) == self._outputs:
+            arrays = list(answer.values())
+        elif isinstance(answer, np.ndarray) and answer.ndim == 2 and not answer.dtype.names:
+            arrays = list(answer.T)
+        else:
+            arrays = [answer]
+        if len(arrays) != len(self._plain):
+            return None
+        columns = []
+        for array, plain in zip(arrays, self._plain, strict=True):
+            if plain is None or not isinstance(array, np.ndarray) or array.shape != (rows,):
+                return None
+            kind, least, most = plain
+            if array.dtype.kind != kind or array.dtype.itemsize > 8:
+                return None
+            values = array.tolist()
+            for value in values:
+                if not least <= value <= most:  # NaN and infinity are not
+                    return None
+            columns.append(values)
+        return columns
+
+
+def _plain_bounds(column: Column) -> tuple[str, Any, Any] | None:
+    """The numpy kind of an output, and the least and the largest value it may have; None: it is no plain number."""
+    kind = {"float": "f", "int": "i", "bool": "b"}.get(column.kind)
+    if kind is None or column.choices or column.multiple_of:
+        return None
+    if column.kind == "bool":
+        return kind, False, True
+    whole = column.kind == "int"
+    least, most = (-(2**63), 2**63 - 1) if whole else (-sys.float_info.max, sys.float_info.max)
+    above = column.gt if column.gt is None or not whole else column.gt + 1
+    below = column.lt if column.lt is None or not whole else column.lt - 1
+    if not whole:
+        above = above if above is None else math.nextafter(above, math.inf)
+        below = below if below is None else math.nextafter(below, -math.inf)
+    least = max(b for b in (least, column.ge, above) if b is not None)
+    most = min(b for b in (most, column.le, below) if b is not None)
+    return kind, least, most
 
 
 class Scorer:
@@ -131,11 +224,15 @@ class Scorer:
         """What predict answers to these rows, its values unchecked. Raises OutputError, and whatever predict raises."""
         features = to_form(self._form, self._inputs, self._features, rows.select(self._feature_names))
         if self._keys_form is None:
-            answer = self._predict_function(self.loaded, features)
+            answer = self.predict_form(features)
         else:
             keys = to_form(self._keys_form, self._inputs, self._keys, rows.select(self._key_names))
             answer = self._predict_function(self.loaded, features, keys)
         return from_answer(answer, self._outputs, rows.num_rows)
+
+    def predict_form(self, features: Any) -> Any:
+        """What predict itself answers to features in the form that it asks for. Raises whatever it raises."""
+        return self._predict_function(self.loaded, features)
 
 
 def published_schema(model: Model) -> pa.Schema:

@@ -1,0 +1,267 @@
+"""Greedy micro-batching: while `predict` runs, rows queue; when it returns, all that wait go as one batch.
+
+No timer waits for more rows, so an idle server adds no time. `predict` runs on the event loop as long as it takes well
+under a millisecond, else in a thread of its own, so that the loop goes on reading and answering meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, Protocol
+
+from sereno.exceptions import PredictError
+from sereno.serve.wire import Answer, RequestError, Row
+
+LOG = logging.getLogger("sereno.serve")
+
+LOOP_SECONDS = 0.0007  # a batch that takes longer, as a rule, goes to the thread; back at half of it
+WEIGHT = 0.2  # of the newest batch in the running mean
+
+Done = Callable[[list[Any]], None]  # gets an Answer or a RequestError for each row, in order; called once
+
+
+class Waiting:
+    """One request's rows on their way to `predict`."""
+
+    __slots__ = ("answers", "done", "request_id", "rows", "sent", "since")
+
+    def __init__(self, rows: Sequence[Row], request_id: bytes, done: Done, since: float) -> None:
+        self.rows = rows
+        self.request_id = request_id
+        self.done: Done | None = done  # None: it was answered already
+        self.since = since  # time.perf_counter() of its arrival
+        self.sent = 0  # how many of its rows went to predict
+        self.answers: dict[int, list[Any]] = {}  # position of the first → answers, where not all are there yet
+
+
+class Batch:
+    """Rows that go to `predict` at once."""
+
+    __slots__ = ("requests", "rows", "spans")
+
+    def __init__(self, requests: list[Waiting], rows: list[Row], spans: list[tuple[int, int]] | None) -> None:
+        self.requests = requests
+        self.rows = rows
+        self.spans = spans  # which rows of each request (first, count); None: all of each
+
+    def ids(self) -> list[bytes]:
+        """The request of each row."""
+        if len(self.requests) == len(self.rows):
+            return [w.request_id for w in self.requests]
+        counts = [len(w.rows) for w in self.requests] if self.spans is None else [count for _, count in self.spans]
+        return [w.request_id for w, count in zip(self.requests, counts, strict=True) for _ in range(count)]
+
+    def tell(self, answers: Sequence[Any]) -> None:
+        """Give each request its own answers, and nobody else's."""
+        position = 0
+        for i, waiting in enumerate(self.requests):
+            first, count = (0, len(waiting.rows)) if self.spans is None else self.spans[i]
+            some = list(answers[position : position + count])
+            position += count
+            if count < len(waiting.rows):
+                waiting.answers[first] = some
+                if sum(map(len, waiting.answers.values())) < len(waiting.rows):
+                    continue
+                some = [answer for _, part in sorted(waiting.answers.items()) for answer in part]
+            done, waiting.done = waiting.done, None
+            if done is not None:  # else it was told already, that it was too late
+                done(some)
+
+
+class Watcher(Protocol):
+    """What is told about each batch."""
+
+    def batch(self, rows: int, queue_seconds: float, predict_seconds: float) -> None: ...
+
+
+class Recorder(Protocol):
+    """Keeps the answers: `answers.log.AnswerLog`."""
+
+    def append(
+        self, when: float, ids: list[bytes], rows: list[Row], answers: list[Answer], then: Callable[..., None]
+    ) -> None: ...
+
+
+class Batcher:
+    """The queue in front of one model's `predict`. All methods are called on the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        score: Callable[[Sequence[Row]], Sequence[Any]],
+        *,
+        max_batch_rows: int,
+        queue_rows: int,
+        timeout_seconds: float,
+        watcher: Watcher,
+        recorder: Recorder | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.queued_rows = 0
+        self.is_on_loop = False  # until predict has shown that it is fast, it cannot hold up the loop
+        self.predicting_since: float | None = None
+        self._score = score
+        self._max_batch_rows = max_batch_rows
+        self._queue_rows = queue_rows
+        self._timeout = timeout_seconds
+        self._watcher = watcher
+        self._recorder = recorder
+        self._clock = clock  # time.time, for the recorder
+        self._loop = asyncio.get_running_loop()
+        self._queue: list[Waiting] = []
+        self._is_scheduled = self._is_busy = False
+        self._seconds = LOOP_SECONDS * 2  # a batch takes, running mean
+        self._row_seconds = 0.0  # a row takes, running mean
+        self._in_flight: list[Waiting] = []  # what predict is at, in its thread
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, rows: Sequence[Row], request_id: bytes, done: Done, since: float) -> None:
+        """Have rows scored; `done` is called on the loop, later. Raises RequestError (503) where too many rows wait."""
+        count = len(rows)
+        if self.queued_rows + count > self._queue_rows and self.queued_rows:
+            raise self.busy()
+        self._queue.append(Waiting(rows, request_id, done, since))
+        self.queued_rows += count
+        if not self._is_scheduled and not self._is_busy:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def busy(self) -> RequestError:
+        seconds = max(1, min(60, round(self.queued_rows * self._row_seconds)))
+        return RequestError(503, "Too many rows wait to be scored. Try again later.", retry_after=seconds)
+
+    def expire(self, now: float) -> None:
+        """Answer what has waited too long (504). Called every now and then."""
+        late = [w for w in (*self._in_flight, *self._queue) if w.done is not None and now - w.since > self._timeout]
+        for waiting in late:
+            done, waiting.done = waiting.done, None
+            assert done is not None
+            error = RequestError(504, f"There was no answer within {self._timeout:g} seconds.")
+            done([error] * len(waiting.rows))
+        if late:
+            self._drop_answered()
+
+    def close(self) -> None:
+        """End the thread, once it has done what it is at."""
+        if self._thread is not None:
+            self._jobs.put(None)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue and not self._is_busy
+
+    def _drop_answered(self) -> None:
+        kept = [w for w in self._queue if w.done is not None]
+        self.queued_rows -= sum(len(w.rows) - w.sent for w in self._queue if w.done is None)
+        self._queue = kept
+
+    def _take(self) -> Batch:
+        """As many of the waiting rows as predict gets at once. A larger request goes in several batches."""
+        if self.queued_rows <= self._max_batch_rows and not (self._queue and self._queue[0].sent):
+            requests, self._queue, self.queued_rows = self._queue, [], 0
+            return Batch(requests, [row for waiting in requests for row in waiting.rows], None)
+        requests, rows, spans = [], list[Row](), []
+        for waiting in self._queue:
+            some = waiting.rows[waiting.sent : waiting.sent + self._max_batch_rows - len(rows)]
+            if not some:
+                break
+            requests.append(waiting)
+            rows.extend(some)
+            spans.append((waiting.sent, len(some)))
+            waiting.sent += len(some)
+        self.queued_rows -= len(rows)
+        self._queue = [w for w in self._queue if w.sent < len(w.rows)]
+        return Batch(requests, rows, spans)
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        start = perf_counter()
+        if self._queue and start - self._queue[0].since > self._timeout:
+            self.expire(start)
+        if not self._queue:
+            return
+        batch = self._take()
+        if not self.is_on_loop:
+            self._is_busy, self._in_flight, self.predicting_since = True, batch.requests, start
+            self._in_thread(batch, start)
+            return
+        answers = self._answers(batch.rows)
+        self._finish(batch, answers, start, perf_counter())
+        if self._queue:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _in_thread(self, batch: Batch, start: float) -> None:
+        def job() -> None:
+            answers = self._answers(batch.rows)
+            end = perf_counter()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._after_thread, batch, answers, start, end)
+
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"predict {self.name}", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _after_thread(self, batch: Batch, answers: Sequence[Any], start: float, end: float) -> None:
+        self._is_busy, self._in_flight, self.predicting_since = False, [], None
+        self._finish(batch, answers, start, end)
+        if self._queue and not self._is_scheduled:
+            self._flush()
+
+    def _answers(self, rows: list[Row]) -> Sequence[Any]:
+        """The answers of predict, with a RequestError for each row that has none."""
+        try:
+            return self._score(rows)
+        except PredictError as error:
+            return [self._failure(str(error), error)] * len(rows)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not end the thread, or leave callers waiting
+            return [self._failure(f"{type(error).__name__}: {error}", error)] * len(rows)
+
+    def _failure(self, reason: str, error: BaseException | None = None) -> RequestError:
+        """What the caller is told: an id. The log has the reason under it."""
+        error_id = uuid.uuid4().hex[:12]
+        LOG.error("error %s: model %s: %s", error_id, self.name, reason, exc_info=error)
+        return RequestError(
+            500,
+            f"The model could not answer this row. The server's log tells why, under {error_id}.",
+            error_id=error_id,
+        )
+
+    def _finish(self, batch: Batch, answers: Sequence[Any], start: float, end: float) -> None:
+        count = len(batch.rows)
+        seconds = end - start
+        self._seconds += WEIGHT * (seconds - self._seconds)
+        self._row_seconds += WEIGHT * (seconds / count - self._row_seconds)
+        self.is_on_loop = self._seconds < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
+        self._watcher.batch(count, start - batch.requests[0].since, seconds)
+        good = [i for i, a in enumerate(answers) if type(a) is tuple]
+        if len(good) < count:
+            answers = [self._failure(a) if isinstance(a, str) else a for a in answers]
+        if self._recorder is None or not good:
+            batch.tell(answers)
+            return
+
+        def then(failed: BaseException | None = None) -> None:
+            if failed is None:
+                batch.tell(answers)
+            else:
+                batch.tell([self._failure(f"the answer could not be kept: {failed}", failed)] * count)
+
+        ids, rows, kept = batch.ids(), batch.rows, answers
+        if len(good) < count:
+            ids, rows, kept = [ids[i] for i in good], [rows[i] for i in good], [answers[i] for i in good]
+        self._recorder.append(self._clock(), ids, rows, kept, then)  # type: ignore[arg-type]

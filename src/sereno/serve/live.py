@@ -1,0 +1,210 @@
+"""One model in service in this process: from checked rows to answers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sereno.exceptions import ModelFileError
+from sereno.rows import UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
+from sereno.scoring import RowScorer, Scorer
+from sereno.serve.batcher import Batcher, Done, Recorder, Watcher
+from sereno.serve.wire import Answer, Mistake, RequestError
+from sereno.values import Door, Refused, admit_row
+
+if TYPE_CHECKING:
+    from sereno.serve.fetching import Fetcher
+    from sereno.settings import ModelSettings, ServeSettings
+
+STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+NO_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
+
+
+class Live:
+    """A loaded model with its decoder, its queue and its log. One per model and worker; used on the event loop."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        fingerprint: str,
+        settings: ModelSettings,
+        limits: ServeSettings,
+        *,
+        watcher: Watcher,
+        recorder: Recorder | None = None,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        model = scorer.model
+        self.model, self.name = model, model.name
+        self.fingerprint, self.version = fingerprint, fingerprint[:12]
+        self.inputs, self.outputs = model.inputs, model.outputs
+        self.limits = limits
+        self.fetched = [i for i, c in enumerate(model.inputs.columns) if c.role == "fetched"]
+        if self.fetched and fetcher is None:
+            raise ModelFileError(
+                f"{model.place}: {model.inputs.name} has a Fetched column, but model {model.name!r} has no fetch function. "
+                "Write one under `@model.fetch`, or leave Fetched out: then requests must bring the column."
+            )
+        self.fetcher = fetcher
+        self.recorder = recorder
+        self.settings = settings
+        # a model whose predict asks for keys was never asked about a row without one
+        self.row = live_row(model.inputs, keys_needed=bool(self.fetched) or model.keys_form is not None)
+        self.decoder = RowDecoder(self.row)
+        self._encode = msgspec.json.Encoder(decimal_format="string").encode
+        self._names = [c.name for c in model.outputs.columns]
+        self.batcher = Batcher(
+            self.name,
+            RowScorer(scorer).score,
+            max_batch_rows=settings.max_batch_rows,
+            queue_rows=settings.queue_rows,
+            timeout_seconds=limits.request_timeout_seconds,
+            watcher=watcher,
+            recorder=recorder,
+            clock=time.time,
+        )
+
+    # Rows in
+
+    def decode(self, body: bytes) -> Row:
+        """The one row of a JSON object. Raises RequestError: 400 no JSON, 422 does not fit."""
+        self.check_json(body)
+        try:
+            return self.decoder.decode(body)
+        except Refused as refused:
+            raise self._told(refused) from None
+
+    def decode_many(self, body: bytes) -> list[Row]:
+        """The rows of a JSON list of objects. Raises RequestError: 400, 413 too many rows, 422 with all mistakes."""
+        self.check_json(body)
+        if body.count(b"{") <= self.limits.max_rows and (rows := self.decoder.decode_list(body)) is not None:
+            self._check_count(len(rows))
+            return rows
+        try:
+            values = json_value(body)
+        except NotJsonError as refused:
+            raise self._told(refused) from None
+        if not isinstance(values, list):
+            raise RequestError(422, "A request holds one row (a JSON object) or a list of them.")
+        return self.rows_of(values)
+
+    def rows_of(self, values: Sequence[Any], door: Door = "json", *, collect: list[Mistake] | None = None) -> list[Row]:
+        """The rows of mappings, whose values came by that door. Raises RequestError: 413 too many, 422 with all mistakes.
+
+        With `collect`, mistakes are added to it, and the rows that have some are left out.
+        """
+        self._check_count(len(values))
+        rows: list[Row] = []
+        mistakes: list[Mistake] = [] if collect is None else collect
+        for position, value in enumerate(values):
+            try:
+                if door == "json":
+                    rows.append(self.decoder.convert(value))
+                else:
+                    rows.append(tuple(admit_row(self.row, value, door).values()))
+            except Refused as refused:
+                mistakes += [Mistake(position, column, expected) for column, expected in refused.mistakes]
+        if mistakes and collect is None:
+            raise unfit(mistakes)
+        return rows
+
+    def check_json(self, body: bytes) -> None:
+        """Refuse what nests too deep (400) or holds too long a text (413), before it is decoded."""
+        limits = self.limits
+        is_deep = body.count(b"[") + body.count(b"{") > limits.max_depth
+        is_long = len(body) > limits.max_text_bytes
+        if not is_deep and not is_long:
+            return
+        if is_long and max(map(len, STRINGS.findall(body)), default=0) > limits.max_text_bytes + 2:
+            raise RequestError(413, f"A text in the request is longer than {limits.max_text_bytes:,} bytes.")
+        if is_deep and _depth_exceeds(body, limits.max_depth):
+            raise RequestError(400, f"The JSON nests deeper than {limits.max_depth} levels.")
+
+    def _check_count(self, rows: int) -> None:
+        if rows > self.limits.max_rows:
+            raise RequestError(413, f"The request has {rows:,} rows; at most {self.limits.max_rows:,} may be.")
+
+    def _told(self, refused: Refused) -> RequestError:
+        if isinstance(refused, NotJsonError):
+            return RequestError(400, "The body is not JSON.")
+        return unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
+
+    # Answers out
+
+    def submit(self, rows: list[Row], request_id: bytes, done: Done) -> None:
+        """Have rows answered; `done` gets an Answer or a RequestError for each, on the loop. Raises RequestError (503)."""
+        if not rows:
+            asyncio.get_running_loop().call_soon(done, [])
+            return
+        if self.fetcher is not None and any(row[i] is UNSET for row in rows for i in self.fetched):
+            self.fetcher.submit(rows, request_id, done)
+            return
+        self.batcher.submit(rows, request_id, done, perf_counter())
+
+    async def ask(self, rows: list[Row], request_id: bytes) -> list[Any]:
+        """An Answer or a RequestError for each row, in order. Raises RequestError (503)."""
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def done(answers: list[Any]) -> None:
+            if not future.done():  # the caller may have gone
+                future.set_result(answers)
+
+        self.submit(rows, request_id, done)
+        return await future
+
+    def answer_dict(self, answer: Answer) -> dict[str, Any]:
+        """An answer as JSON has it: dates and decimals are texts."""
+        out: dict[str, Any] = msgspec.to_builtins(dict(zip(self._names, answer, strict=True)))
+        return out
+
+    def encode(self, answer: Answer) -> bytes:
+        """An answer as a JSON object."""
+        return self._encode(dict(zip(self._names, answer)))  # noqa: B905 - hot, and checked when it was scored
+
+    def encode_many(self, answers: Sequence[Answer]) -> bytes:
+        return self._encode([dict(zip(self._names, answer, strict=True)) for answer in answers])
+
+    # State
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether predict has been at one batch for longer than it may."""
+        since = self.batcher.predicting_since
+        return since is not None and perf_counter() - since > self.settings.predict_timeout_seconds
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_hung
+
+    def expire(self) -> None:
+        """Answer what has waited too long; called every now and then."""
+        now = perf_counter()
+        self.batcher.expire(now)
+        if self.fetcher is not None:
+            self.fetcher.expire(now)
+
+    def close(self) -> None:
+        self.batcher.close()
+
+
+def unfit(mistakes: Sequence[Mistake]) -> RequestError:
+    """The 422 of rows that do not fit the row type."""
+    rows = len({m.row for m in mistakes})
+    what = "A row does" if rows == 1 else f"{rows:,} rows do"
+    return RequestError(422, f"{what} not fit the row type of this model.", mistakes=mistakes)
+
+
+def _depth_exceeds(body: bytes, most: int) -> bool:
+    """Whether brackets nest deeper than that, of which those in texts do not count."""
+    brackets = STRINGS.sub(b"", body).translate(None, NO_BRACKETS)
+    for _ in range(most):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+    return bool(brackets)
