@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sereno.client import AsyncClient as AsyncClient
+    from sereno.client import Client as Client
     from sereno.exceptions import SerenoError as SerenoError
+    from sereno.exceptions import ServerError as ServerError
     from sereno.model import Model as Model
     from sereno.model import Secret as Secret
     from sereno.predictions import read_predictions as read_predictions
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncClient": "client",
+    "Client": "client",
     "Digits": "schema",
     "Fetched": "schema",
     "Interval": "schedule",
@@ -28,9 +33,22 @@ _HOME = {
     "Model": "model",
     "Secret": "model",
     "SerenoError": "exceptions",
+    "ServerError": "exceptions",
     "read_predictions": "predictions",
 }
-__all__ = ["Digits", "Fetched", "Interval", "Key", "Model", "Secret", "SerenoError", "read_predictions"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Digits",
+    "Fetched",
+    "Interval",
+    "Key",
+    "Model",
+    "Secret",
+    "SerenoError",
+    "ServerError",
+    "read_predictions",
+]
 
 
 def __getattr__(name: str) -> Any:

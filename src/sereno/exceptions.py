@@ -16,15 +16,24 @@
     │   ├── BusyError           another process has this run key, or publishes to this table, right now
     │   ├── StorageError        a disk that is full, read-only or broken
     │   └── WorkerError         a worker process died
-    └── PublishError            the operator: what was asked of a table cannot be done
-        ├── NotFoundError       no such model, snapshot, run or key
-        ├── OlderDataError      a newer data date is already in service
-        └── ExportError         an export could not follow the table; the publication stands
+    ├── PublishError            the operator: what was asked of a table cannot be done
+    │   ├── NotFoundError       no such model, snapshot, run or key
+    │   ├── OlderDataError      a newer data date is already in service
+    │   └── ExportError         an export could not follow the table; the publication stands
+    └── ServerError             the caller of a server: it gave no prediction
+        ├── InvalidRowsError    rows do not fit the model's row type
+        └── UnavailableError    it cannot be reached, has too much to do, or was not in time
 
 A message says what happened, with the value; what would be valid; what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sereno.serve.wire import Mistake
 
 
 class SerenoError(Exception):
@@ -105,3 +114,30 @@ class OlderDataError(PublishError):
 
 class ExportError(PublishError):
     """An export could not follow the table; the publication stands."""
+
+
+class ServerError(SerenoError):
+    """A server gave no prediction. `sereno.Client` raises it."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int | None = None,  # the HTTP status; None: there was no answer
+        mistakes: Sequence[Mistake] = (),  # of an InvalidRowsError: all of them, with row, column and what is expected
+        error_id: str | None = None,  # the server's log tells the cause under it
+        request_id: str | None = None,  # that of all tries of the call, as the server's log has it
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.mistakes = tuple(mistakes)
+        self.error_id = error_id
+        self.request_id = request_id
+
+
+class InvalidRowsError(ServerError):
+    """Rows do not fit the model's row type. The same call will always fail."""
+
+
+class UnavailableError(ServerError):
+    """A server cannot be reached, has too much to do, or did not answer in time. The same call may succeed later."""
