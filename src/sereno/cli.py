@@ -174,6 +174,14 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
     takes_model(one)
     one.add_argument("key", nargs="+", metavar="KEY", help="the key's values, in declared order")
     one.add_argument("--version", type=_positive, dest="number", metavar="V", help="of an older version")
+    if own is None:
+        one = command(
+            "key",
+            _key,
+            "a new key for a caller of the online API",
+            "It is shown once; the server keeps its hash, in the file that the setting serve.keys_file names.",
+        )
+        one.add_argument("name", metavar="NAME", nargs="?", default="", help="whose it is, for your own records")
     return parser
 
 
@@ -440,6 +448,20 @@ def _get(options: argparse.Namespace) -> int:
 
     found = get(_home(options), options.key, version=options.number)
     _output(options, found, [f"{name}: {value}" for name, value in found.items()])
+    return DONE
+
+
+def _key(options: argparse.Namespace) -> int:
+    from sereno.serve.gate import new_key
+
+    key, line = new_key(options.name)
+    says = [
+        "The key, for the caller. It is not shown again:",
+        key,
+        "Its line for the file that the setting serve.keys_file names; started or reloaded, the server knows it:",
+        line,
+    ]
+    _output(options, {"key": key, "line": line}, says)
     return DONE
 
 
