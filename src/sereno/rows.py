@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -68,6 +69,36 @@ class RowDecoder:
             return [self._finish(msgspec.structs.astuple(row)) for row in self._decode_list(text)]
         except (*NOT_DECODED, Refused):
             return None
+
+    def by_position(self, names: Sequence[str]) -> Callable[[bytes | str], list[Row] | None]:
+        """Compile what `decode_list` is for objects, for lists whose values are those of these columns, in this order.
+
+        Columns that are not named get their defaults, which they must have; of names that are no columns, the values are
+        passed over.
+        """
+        columns = {c.name: c for c in self.row.columns}
+        fields = [(f"f{i}", _native(columns[name]) if name in columns else Any) for i, name in enumerate(names)]
+        struct: Any = msgspec.defstruct(
+            f"{self.row.name}List", fields, array_like=True, forbid_unknown_fields=True, gc=False
+        )
+        decode = msgspec.json.Decoder(list[struct]).decode
+        absent = [c for c in self.row.columns if c.name not in names]
+        defaults = tuple(c.default for c in absent)
+        places = {name: i for i, name in enumerate((*names, *(c.name for c in absent)))}
+        order = [places[c.name] for c in self.row.columns]
+        as_declared = order == list(range(len(names)))
+        pick = itemgetter(*order, order[0])  # the first again, since of one place alone it would give no tuple
+
+        def decode_lists(text: bytes | str) -> list[Row] | None:
+            try:
+                rows = [msgspec.structs.astuple(row) for row in decode(text)]
+                if not as_declared:
+                    rows = [pick(row + defaults)[:-1] for row in rows]
+                return [self._finish(row) for row in rows] if self._converted else rows
+            except (*NOT_DECODED, Refused):
+                return None
+
+        return decode_lists
 
     def convert(self, value: Any) -> Row:
         """The row of a mapping whose values came as JSON has them."""
