@@ -3,6 +3,7 @@
 python -m benchmarks [batch]   Sereno, its peers and the limits on many rows, side by side
 python -m benchmarks memory    Sereno's peak memory on many rows and on four times as many
 python -m benchmarks small     what a run of 1,000 rows, an import and --help cost
+python -m benchmarks live      Sereno, its peers and the limit over HTTP
 """
 
 from __future__ import annotations
@@ -14,29 +15,21 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import prepare, report
+from benchmarks.environments import CannotInstall, variables
+from benchmarks.live import CONNECTIONS, PARTS, live
 from benchmarks.measure import CORES, CommandFailed, Cost, run
-from benchmarks.peers import PEERS, CannotInstall, python_of
+from benchmarks.peers import PEERS, python_of
+from benchmarks.peers_live import PEERS as LIVE_PEERS
 from benchmarks.verify import WrongOutput, check_output, parquet_files, published_files
-from benchmarks.workload import DATA, FOLDER, MODELS
+from benchmarks.workload import DATA, FOLDER, LOGS, MODELS
 
 FEW = 1_000  # rows
-LOGS = DATA / "logs"
 NAMES = ["sereno", *PEERS]
-
-
-def environment(threads: int | None) -> dict[str, str]:
-    """The caller's, but with compiled modules kept (outside the sources), and so many threads."""
-    unwanted = {"PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
-    env = {key: value for key, value in os.environ.items() if key not in unwanted and not key.startswith("SERENO_")}
-    env |= {"PYTHONPYCACHEPREFIX": str(DATA / "pycache"), "RAY_USAGE_STATS_ENABLED": "0"}
-    env["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    if threads:
-        env |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-    return env
 
 
 def score(name: str, model: str, rows: int) -> Cost:
@@ -51,12 +44,12 @@ def score(name: str, model: str, rows: int) -> Cost:
         if name == "sereno":
             file = FOLDER / "models" / f"{model}.py"
             options = ["--source", str(source), "--home", folder, "--workers", str(CORES)]
-            cost = run([sys.executable, "-m", "sereno", "run", str(file), *options], env=environment(None), log=log)
+            cost = run([sys.executable, "-m", "sereno", "run", str(file), *options], env=variables(None), log=log)
             check_output(published_files(output, model), expected, model)
             return cost
         peer = PEERS[name]
         command = [str(python_of(peer)), "-m", f"benchmarks.peers.{peer.script}", model, str(source), folder]
-        env = environment(peer.threads) | {"PYSPARK_PYTHON": command[0]}
+        env = variables(peer.threads) | {"PYSPARK_PYTHON": command[0]}
         cost = run([*command, peer.option], env=env, log=log)
         check_output(parquet_files(output), expected, model, keys_only=peer.keys_only)
         if name == "limit-predict":  # only its inner part counts
@@ -142,7 +135,7 @@ def small(arguments: argparse.Namespace) -> None:
             if name not in campaign.left_out:
                 load = os.getloadavg()[0]
                 try:
-                    cost = run([sys.executable, *command], env=environment(None), log=LOGS / "start.log", watch=False)
+                    cost = run([sys.executable, *command], env=variables(None), log=LOGS / "start.log", watch=False)
                 except CommandFailed as error:
                     campaign.leave_out(name, error)
                     continue
@@ -152,11 +145,18 @@ def small(arguments: argparse.Namespace) -> None:
     campaign.save("small", arguments, tables)
 
 
-def names(text: str) -> list[str]:
-    chosen = text.split(",")
-    if wrong := set(chosen) - set(NAMES):
-        raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(wrong))}; there are {', '.join(NAMES)}")
-    return chosen
+def names_among(known: Iterable[str]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        chosen = text.split(",")
+        if wrong := set(chosen) - set(known):
+            raise argparse.ArgumentTypeError(f"no {', '.join(sorted(wrong))}; there are {', '.join(known)}")
+        return chosen
+
+    return names
+
+
+def numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
 
 
 def main() -> None:
@@ -173,10 +173,24 @@ def main() -> None:
             options.add_argument("--model", choices=MODELS, default="heavy")
         if command is batch:
             options.add_argument("--model", choices=[*MODELS, "both"], default="both")
-            options.add_argument("--peers", type=names, default=NAMES, help="comma-separated, of those below (all)")
+            options.add_argument(
+                "--peers", type=names_among(NAMES), default=NAMES, help="comma-separated, of those below (all)"
+            )
             options.epilog = ", ".join(NAMES)
+    options = commands.add_parser("live", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.set_defaults(command=live)
+    options.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)} (all)")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=int, default=8, help="of each measurement")
+    options.add_argument(
+        "--peers", type=names_among(LIVE_PEERS), help="comma-separated; the part `peers` with these only"
+    )
+    options.add_argument(
+        "--concurrency", type=numbers, default=list(CONNECTIONS), help="connections, in the part `peers`"
+    )
+    options.epilog = ", ".join(LIVE_PEERS)
     given = sys.argv[1:]
-    if not given or given[0] not in ("batch", "memory", "small", "-h", "--help"):
+    if not given or given[0] not in ("batch", "memory", "small", "live", "-h", "--help"):
         given = ["batch", *given]
     arguments = parser.parse_args(given)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that what runs is ended too

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from benchmarks.workload import DATA, FEATURES, KEY, MODEL_FILES, MODELS, load_m
 FILES = 16
 ROW_GROUP = 131_072
 SAMPLED = 1_024
+REQUESTS = 512
 
 
 def customers(rows: int, *seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +55,10 @@ def models() -> None:
     settings = {"objective": "binary", "num_leaves": 31, "learning_rate": 0.05, "seed": 1, "deterministic": True}
     training = lightgbm.Dataset(matrix, defaulted.astype(int), feature_name=FEATURES)
     lightgbm.train(settings | {"verbose": -1}, training, num_boost_round=200).save_model(MODEL_FILES["heavy"])
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000)).fit(matrix, defaulted)
-    joblib.dump(pipeline, MODEL_FILES["light"])
+    frame = pd.DataFrame(matrix, columns=FEATURES)
+    for name, rows in (("light", matrix), ("frame", frame)):  # of the same numbers, but one knows the columns' names
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000)).fit(rows, defaulted)
+        joblib.dump(pipeline, MODEL_FILES[name])
 
 
 def rows(count: int) -> tuple[Path, dict[str, Any]]:
@@ -71,6 +75,15 @@ def rows(count: int) -> tuple[Path, dict[str, Any]]:
         unfinished.replace(folder)
         answers.write_text(json.dumps(expected))  # last: it says that the folder is whole
     return folder, json.loads(answers.read_text())
+
+
+def requests() -> tuple[list[dict[str, float]], dict[str, list[float]]]:
+    """Rows for live requests, and for each model the probabilities that direct prediction gives for them."""
+    models()
+    matrix, _ = customers(REQUESTS, 3)
+    frame = pd.DataFrame(matrix, columns=FEATURES)
+    right = {"heavy": load_model("heavy")(matrix).tolist(), "frame": load_model("frame")(frame).tolist()}
+    return [dict(zip(FEATURES, row, strict=True)) for row in matrix.tolist()], right
 
 
 def _write(folder: Path, count: int) -> dict[str, Any]:

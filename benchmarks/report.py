@@ -15,8 +15,10 @@ from typing import Any
 from benchmarks.measure import CORES
 from benchmarks.workload import FOLDER
 
-PACKAGES = ("sereno", "numpy", "pyarrow", "deltalake", "lightgbm", "scikit-learn", "pandas", "polars")
-Run = dict[str, Any]  # one measured run: name, seconds, cpu_seconds, rss_mb, pss_mb, load
+PACKAGES = ("sereno", "numpy", "lightgbm", "scikit-learn", "pandas", "pyarrow", "deltalake", "polars")
+PACKAGES += ("uvicorn", "uvloop", "httptools", "msgspec")
+RESULTS = FOLDER / "results"
+Run = dict[str, Any]  # one measured run: name, what it cost, and the load of the machine
 
 
 def conditions() -> dict[str, Any]:
@@ -65,11 +67,18 @@ def table(runs: list[Run], compared_with: list[str], rows: int | None = None) ->
         cells.append(f"{its['cpu_seconds']:.3g}")
         cells += [f"{its[key]:.0f}" if its[key] else "–" for key in ("rss_mb", "pss_mb")]  # zero: not watched
         lines.append([*cells, f"{its['load']:.1f}", str(len(seconds))])
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table of cells."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def save(kind: str, arguments: dict[str, Any], tables: dict[str, str], facts: dict[str, Any]) -> None:
-    """Print the tables, and write them with all the facts into results/."""
+def save(
+    kind: str, arguments: dict[str, Any], tables: dict[str, str], facts: dict[str, Any], folder: Path = RESULTS
+) -> None:
+    """Print the tables, and write them with all the facts into a folder."""
     about = facts["conditions"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if number)
     text = f"# {kind}, {about['date']}\n\n"
@@ -79,8 +88,7 @@ def save(kind: str, arguments: dict[str, Any], tables: dict[str, str], facts: di
     text += "".join(f"\n## {title}\n\n{body}\n" for title, body in tables.items())
     text += "".join(f"\nLeft out: {name}: {why}\n" for name, why in facts["left_out"].items())
     stem = f"{kind}-{about['date'][:16].replace(':', '')}"
-    folder = FOLDER / "results"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.md").write_text(text)
     (folder / f"{stem}.json").write_text(json.dumps({"arguments": arguments, **facts}, indent=1) + "\n")
     print(f"\n{text}\nwritten to {folder / stem}.md and .json")

@@ -1,8 +1,11 @@
-"""Is an output right? Only then does its time count."""
+"""Is an output, or an answer, right? Only then does its time count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import http.client
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +63,33 @@ def published_files(home: Path, model: str) -> list[Path]:
     from deltalake import DeltaTable
 
     return [Path(uri.removeprefix("file://")) for uri in DeltaTable(home / "predictions" / model).file_uris()]
+
+
+def check_answers(
+    port: int, path: str, bodies: Sequence[bytes], right: Sequence[float], answer: Callable[[Any], float]
+) -> None:
+    """Raise WrongOutput unless 16 requests in turn, and 256 by 32 callers at once, get the right probabilities."""
+    with ThreadPoolExecutor(32) as callers:
+        for at_once, count in ((1, 16), (32, 256)):
+            shares = [range(first, count, at_once) for first in range(at_once)]
+            list(callers.map(lambda share: _ask_in_turn(port, path, bodies, right, answer, share), shares))
+
+
+def _ask_in_turn(
+    port: int,
+    path: str,
+    bodies: Sequence[bytes],
+    right: Sequence[float],
+    answer: Callable[[Any], float],
+    numbers: range,
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for number in numbers:
+        connection.request("POST", path, bodies[number], {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise WrongOutput(f"status {response.status} for row {number}: {body[:300]!r}")
+        if not abs(answer(json.loads(body)) - right[number]) <= 1e-9:
+            raise WrongOutput(f"row {number} differs from direct prediction by more than 1e-9: {body[:300]!r}")
+    connection.close()

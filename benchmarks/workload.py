@@ -13,8 +13,9 @@ import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
 DATA = FOLDER / ".data"
+LOGS = DATA / "logs"
 MODELS = ("heavy", "light")
-MODEL_FILES = {"heavy": DATA / "heavy.txt", "light": DATA / "light.joblib"}
+MODEL_FILES = {"heavy": DATA / "heavy.txt", "light": DATA / "light.joblib", "frame": DATA / "frame.joblib"}
 
 KEY = "customer_id"
 MONTHS = range(1, 7)
@@ -29,7 +30,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def load_model(name: str) -> Predict:
-    """The model as a function from a matrix (rows × FEATURES) to probabilities."""
+    """The model as a function from a matrix (rows × FEATURES; `frame`: a pandas DataFrame of them) to probabilities."""
     if name == "heavy":
         import lightgbm
 

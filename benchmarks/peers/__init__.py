@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.workload import FOLDER
-
-VENVS = FOLDER / ".venvs"
-SAME_FOR_ALL = ("numpy", "pandas", "pyarrow", "lightgbm", "scikit-learn", "joblib")
+from benchmarks.environments import MODEL_LIBRARIES, python_with, same_as_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +15,7 @@ class Peer:
     script: str  # the module in this folder
     option: str = ""  # what it is called with beyond the model and the folders
     threads: int  # of the model's libraries in each process: threads × parallel predictions = 2
-    needs: dict[str, str]  # packages beyond SAME_FOR_ALL: how Python imports it → how uv installs it
+    needs: dict[str, str]  # packages beyond MODEL_LIBRARIES: how Python imports it → how uv installs it
     keys_only: bool = False  # its probabilities are made up
 
 
@@ -40,31 +34,9 @@ PEERS = {
 }
 
 
-class CannotInstall(Exception):
-    """A peer's packages are neither here nor to be had."""
-
-
 def python_of(peer: Peer) -> Path:
-    """The Python that runs a peer: this one if it has the packages, else one made for it under .venvs by uv."""
+    """The Python that runs a peer: this one if it has the packages, else one of an environment made for it."""
     if all(importlib.util.find_spec(name.partition(".")[0]) for name in peer.needs):
         return Path(sys.executable)
-    wanted = [*peer.needs.values(), *(f"{name}=={version(name)}" for name in SAME_FOR_ALL)]
-    venv = VENVS / "-".join(sorted(name.partition(".")[0] for name in peer.needs))
-    made_of = venv / "made-of.txt"
-    if not made_of.exists() or made_of.read_text() != "\n".join(wanted):
-        print(f"installing {' '.join(wanted)}", flush=True)
-        for command in (["venv", "--clear", "--python", sys.executable], ["pip", "install", "--python"]):
-            extra = wanted if command[0] == "pip" else []
-            done = subprocess.run([_uv(), *command, venv, *extra], capture_output=True, text=True)
-            if done.returncode:
-                raise CannotInstall(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "uv failed")
-        made_of.write_text("\n".join(wanted))
-    return venv / "bin" / "python"
-
-
-def _uv() -> str:
-    beside = FOLDER.parent / ".tools" / "bin" / "uv"
-    found = str(beside) if beside.exists() else shutil.which("uv")
-    if not found:
-        raise CannotInstall("uv is not here: run `make setup`, or put it on the PATH")
-    return found
+    venv = "-".join(sorted(name.partition(".")[0] for name in peer.needs))
+    return python_with(venv, [*peer.needs.values(), *same_as_here(*MODEL_LIBRARIES)])
