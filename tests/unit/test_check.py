@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sereno.check import CheckReport, Outcome, check, render
-from sereno.check.sample import made_up
 from sereno.config import load_settings
 from sereno.exceptions import ArtifactError, ModelFileError, SettingsError, SourceError
 from sereno.loader import load_model
+from sereno.madeup import made_up
 from sereno.schema import row_type
 
 HEAD = """

@@ -14,8 +14,9 @@ from sereno.check.arrangements import outcomes
 from sereno.check.compare import Reference, frames
 from sereno.check.report import CheckReport, Difference, Finding, Level, Outcome, render, told
 from sereno.check.requirements import differences
-from sereno.check.sample import Sample, has_source, made_up, take_sample
+from sereno.check.sample import Sample, has_source, take_sample
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
+from sereno.madeup import made_up
 from sereno.model import Model
 from sereno.scoring import open_scorer
 
