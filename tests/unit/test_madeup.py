@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 from annotated_types import Ge, Le, Len
-from hypothesis import given
+from hypothesis import given, settings
 
 from sereno import Digits, Key
 from sereno.exceptions import ModelFileError
@@ -45,6 +45,7 @@ def test_a_row_of_ordinary_values() -> None:
 
 
 @given(row_types())
+@settings(deadline=None)
 def test_it_fits(row: RowType) -> None:
     one, some = made_up_row(row), made_up(row, 5)
     assert admit_row(row, one, "typed") == one
