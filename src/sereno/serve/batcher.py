@@ -76,9 +76,11 @@ class Batch:
 
 
 class Watcher(Protocol):
-    """What is told about each batch."""
+    """What is told about each batch: `metrics.Metrics`."""
 
-    def batch(self, rows: int, queue_seconds: float, predict_seconds: float) -> None: ...
+    def batch(self, model: str, rows: int, queue_seconds: float, predict_seconds: float) -> None: ...
+
+    def failed(self, model: str, rows: int = 1) -> None: ...
 
 
 class Recorder(Protocol):
@@ -247,9 +249,10 @@ class Batcher:
         self._seconds += WEIGHT * (seconds - self._seconds)
         self._row_seconds += WEIGHT * (seconds / count - self._row_seconds)
         self.is_on_loop = self._seconds < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
-        self._watcher.batch(count, start - batch.requests[0].since, seconds)
+        self._watcher.batch(self.name, count, start - batch.requests[0].since, seconds)
         good = [i for i, a in enumerate(answers) if type(a) is tuple]
         if len(good) < count:
+            self._watcher.failed(self.name, count - len(good))
             answers = [self._failure(a) if isinstance(a, str) else a for a in answers]
         if self._recorder is None or not good:
             batch.tell(answers)

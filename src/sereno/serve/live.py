@@ -14,12 +14,13 @@ import msgspec
 from sereno.exceptions import ModelFileError
 from sereno.rows import UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
 from sereno.scoring import RowScorer, Scorer
-from sereno.serve.batcher import Batcher, Done, Recorder, Watcher
+from sereno.serve.batcher import Batcher, Done, Recorder
 from sereno.serve.wire import Answer, Mistake, RequestError
 from sereno.values import Door, Refused, admit_row
 
 if TYPE_CHECKING:
     from sereno.serve.fetching import Fetcher
+    from sereno.serve.metrics import Metrics
     from sereno.settings import ModelSettings, ServeSettings
 
 STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -36,7 +37,7 @@ class Live:
         settings: ModelSettings,
         limits: ServeSettings,
         *,
-        watcher: Watcher,
+        metrics: Metrics,
         recorder: Recorder | None = None,
         fetcher: Fetcher | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class Live:
         # a model whose predict asks for keys was never asked about a row without one
         self.row = live_row(model.inputs, keys_needed=bool(self.fetched) or model.keys_form is not None)
         self.decoder = RowDecoder(self.row)
+        self._metrics = metrics
         self._encode = msgspec.json.Encoder(decimal_format="string").encode
         self._names = [c.name for c in model.outputs.columns]
         self.batcher = Batcher(
@@ -65,10 +67,13 @@ class Live:
             max_batch_rows=settings.max_batch_rows,
             queue_rows=settings.queue_rows,
             timeout_seconds=limits.request_timeout_seconds,
-            watcher=watcher,
+            watcher=metrics,
             recorder=recorder,
             clock=time.time,
         )
+        metrics.serve(self.name, fingerprint)
+        metrics.watch("sereno_queued_rows", lambda: self.batcher.queued_rows, self.name)
+        metrics.watch("sereno_predict_in_thread", lambda: not self.batcher.is_on_loop, self.name)
 
     # Rows in
 
@@ -111,7 +116,7 @@ class Live:
             except Refused as refused:
                 mistakes += [Mistake(position, column, expected) for column, expected in refused.mistakes]
         if mistakes and collect is None:
-            raise unfit(mistakes)
+            raise self._unfit(mistakes)
         return rows
 
     def check_json(self, body: bytes) -> None:
@@ -133,7 +138,13 @@ class Live:
     def _told(self, refused: Refused) -> RequestError:
         if isinstance(refused, NotJsonError):
             return RequestError(400, "The body is not JSON.")
-        return unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
+        return self._unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
+
+    def _unfit(self, mistakes: Sequence[Mistake]) -> RequestError:
+        rows = len({m.row for m in mistakes})
+        self._metrics.rejected(self.name, rows)
+        what = "A row does" if rows == 1 else f"{rows:,} rows do"
+        return RequestError(422, f"{what} not fit the row type of this model.", mistakes=mistakes)
 
     # Answers out
 
@@ -191,13 +202,6 @@ class Live:
 
     def close(self) -> None:
         self.batcher.close()
-
-
-def unfit(mistakes: Sequence[Mistake]) -> RequestError:
-    """The 422 of rows that do not fit the row type."""
-    rows = len({m.row for m in mistakes})
-    what = "A row does" if rows == 1 else f"{rows:,} rows do"
-    return RequestError(422, f"{what} not fit the row type of this model.", mistakes=mistakes)
 
 
 def _depth_exceeds(body: bytes, most: int) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from sereno.serve.live import Live
+    from sereno.serve.service import Service
 
 JSON = b"application/json"
 
@@ -88,3 +89,40 @@ class Exchange:
     read: Callable[[Live, Request], Asked]  # raises RequestError
     write: Callable[[Live, Asked, Sequence[Any]], Reply]  # Answers in the order of the rows (RequestErrors: see Asked)
     refuse: Callable[[RequestError], Reply]  # the protocol's own error shape
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path of the API: an exchange with a model, or an answer that needs none.
+
+    Routes with an exchange are hot where their path is exact: the fast lane answers them too.
+    """
+
+    method: str
+    path: str  # "/v2/models/{m}/ready", in Starlette's syntax
+    exchange: Exchange | None = None
+    live: Live | None = None
+    answer: Callable[[Service, Request, dict[str, str]], Reply] | None = None  # must not wait; raises RequestError
+    refuse: Callable[[RequestError], Reply] | None = None  # the error shape of `answer`; problem details if not given
+
+
+def settle(exchange: Exchange, live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
+    """The reply to a request whose answers are there. Raises RequestError where one of them fails it."""
+    if not asked.one_by_one:
+        for answer in answers:
+            if type(answer) is not tuple:
+                raise combined(answers)
+    return exchange.write(live, asked, answers)
+
+
+def combined(answers: Sequence[Any]) -> RequestError:
+    """The one error of a request, some of whose rows have one."""
+    failed = [(i, a) for i, a in enumerate(answers) if isinstance(a, RequestError)]
+    first = min((a for _, a in failed), key=lambda a: a.status)
+    if len(answers) == 1:
+        return first
+    mistakes = [Mistake(i, m.column, m.expected) for i, a in failed for m in a.mistakes]
+    shown = ", ".join(str(i) for i, _ in failed[:10]) + (", …" if len(failed) > 10 else "")
+    return RequestError(
+        first.status, f"Rows {shown}: {first.says}", mistakes, retry_after=first.retry_after, error_id=first.error_id
+    )

@@ -1,0 +1,339 @@
+"""The fast lane: uvicorn's own protocol class, which answers the hot routes itself and leaves all else to the application.
+
+A hot route is an `Exchange` under an exact path. The lane reads its request, has the rows batched and writes the reply,
+with no task and no ASGI message in between. What the application gives otherwise is the lane's own here: the order of
+pipelined requests, deadlines, caps before any copy, slow readers, and the last answer of a connection that drains.
+
+Order on one connection: hot requests take turns. A request for the application waits until no turn is left, and while
+one is with the application, every request goes there (the same routes exist there too, with the same answers).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from sereno.serve.live import Live
+from sereno.serve.service import Service
+from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, settle
+
+LOG = logging.getLogger("sereno.serve")
+
+MAX_HEADER_BYTES = 1 << 16
+DRAIN_IDLE_SECONDS = 5.0  # how long a draining connection may take to send the request that is its last
+# what the lane leaves to the application; the first three come here only where they come twice
+APPLICATION_HEADERS = frozenset(
+    (b"host", b"authorization", b"origin", b"x-api-key", b"expect", b"upgrade", b"content-encoding")
+)
+ON_ITS_WAY: Any = type("OnItsWay", (), {"response_complete": False, "disconnected": False, "keep_alive": True})()
+
+
+class Turn:
+    """A hot request, from its headers to its reply."""
+
+    __slots__ = ("asked", "close", "exchange", "lane", "live", "output", "request_id", "rows", "started")
+
+    def __init__(
+        self, lane: Lane, exchange: Exchange, live: Live | None, request_id: bytes, started: float, close: bool
+    ) -> None:
+        self.lane = lane
+        self.exchange = exchange
+        self.live = live
+        self.request_id = request_id
+        self.started = started
+        self.close = close  # the caller wants no further request on the connection
+        self.asked: Asked | None = None
+        self.output: bytes | None = None
+
+    def done(self, answers: Sequence[Any]) -> None:
+        """The answers are there: the batcher calls this."""
+        assert self.asked is not None
+        assert self.live is not None
+        try:
+            reply = settle(self.exchange, self.live, self.asked, answers)
+        except RequestError as error:
+            reply = self.exchange.refuse(error)
+        except Exception as error:  # noqa: BLE001 - one caller's reply must not cost the others of the batch theirs
+            reply = self.exchange.refuse(self.lane.service.bug(error))
+        self.reply(reply)
+
+    def reply(self, reply: Reply) -> None:
+        lane = self.lane
+        service = lane.service
+        service.finished(
+            self.exchange.name,
+            self.live.name if self.live is not None else "",
+            reply.status,
+            perf_counter() - self.started,
+            self,
+        )
+        if lane.is_lost:
+            return
+        if lane.is_draining:
+            self.close = True
+        self.output = lane.serialised(reply, self.request_id, self.close)
+        if lane.turns[0] is self:
+            lane.flush()
+
+
+class Lane(HttpToolsProtocol):
+    """One connection. `config.loaded_app` is the App, which has the Service."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.service: Service = self.config.loaded_app.opened()
+        self.turns: deque[Turn] = deque()  # hot requests without a reply, or behind one without
+        self.turn: Turn | None = None  # the hot request that is being received
+        self.body = b""
+        self.parts: list[bytes] | None = None  # of a body that came in pieces
+        self.header_bytes = self.body_bytes = 0
+        self.receiving_since = 0.0  # a request began and is not complete; 0: none
+        self.has_headers = False
+        self.is_draining = self.is_refusing = self.is_lost = self.is_half_closed = False
+        self.paused_since = 0.0  # the client does not read; 0: it does
+        self.active = self.service.now  # last sign of life
+
+    # What arrives
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.is_draining = self.service.is_draining
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_refusing:
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            return
+        except httptools.HttpParserError:
+            self.refuse(RequestError(400, "This is no valid HTTP request."))
+            return
+        if self.receiving_since and not self.has_headers:
+            self.header_bytes += len(data)
+            if self.header_bytes > MAX_HEADER_BYTES:
+                self.refuse(RequestError(431, f"The headers are longer than {MAX_HEADER_BYTES:,} bytes."))
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self.turn = None
+        self.has_headers = False
+        self.header_bytes = 0
+        self.receiving_since = perf_counter()
+
+    def on_headers_complete(self) -> None:
+        self.has_headers = True
+        if self.is_refusing:
+            return
+        hot = self.service.hot.get(self.url)
+        if hot is None or not self._is_hot():
+            self._to_application()
+            return
+        host = authorization = given_id = origin = None
+        length = 0
+        for name, value in self.headers:
+            if name == b"host" and host is None:
+                host = value
+            elif name == b"authorization" and authorization is None:
+                authorization = value
+            elif name == b"origin" and origin is None:
+                origin = value
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"x-request-id":
+                given_id = value
+            elif name in APPLICATION_HEADERS:
+                self._to_application()
+                return
+        exchange, live = hot
+        service = self.service
+        turn = Turn(
+            self,
+            exchange,
+            live,
+            service.request_id(given_id),
+            self.receiving_since,
+            not self.parser.should_keep_alive(),
+        )
+        error = service.gate.check(self.url, host, authorization, origin)
+        if error is None and length > service.limits.max_body_bytes:
+            error = service.too_large()
+        if error is not None:
+            self.refuse(error, turn)
+            return
+        self.turn = turn
+        self.body, self.parts, self.body_bytes = b"", None, 0
+
+    def on_body(self, body: bytes) -> None:
+        turn = self.turn
+        if turn is None:
+            if not self.is_refusing:
+                super().on_body(body)
+            return
+        self.body_bytes += len(body)
+        if self.body_bytes > self.service.limits.max_body_bytes:
+            self.turn = None
+            self.refuse(self.service.too_large(), turn)
+        elif not self.body:
+            self.body = body
+        else:
+            if self.parts is None:
+                self.parts = [self.body]
+            self.parts.append(body)
+
+    def on_message_complete(self) -> None:
+        self.receiving_since = 0.0
+        turn = self.turn
+        if turn is None:
+            if not self.is_refusing:
+                super().on_message_complete()
+            return
+        self.turn = None
+        self.turns.append(turn)
+        body = self.body if self.parts is None else b"".join(self.parts)
+        live = turn.live
+        assert live is not None
+        try:
+            asked = turn.exchange.read(live, Request(b"POST", self.url, b"", self.headers, body, turn.request_id))
+            turn.asked = asked
+            live.submit(asked.rows, turn.request_id, turn.done)
+        except RequestError as error:
+            turn.reply(turn.exchange.refuse(error))
+        except Exception as error:  # noqa: BLE001 - a bug of ours: this caller is told its id, the others go on
+            turn.reply(turn.exchange.refuse(self.service.bug(error)))
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A client that has sent all it will may still wait for its answers."""
+        if self.scheme != "http" or not (self.turns or self._is_with_application()):
+            return None
+        self.is_half_closed = True
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.is_lost = True
+        self.turns.clear()
+
+    # To and from the application
+
+    def _is_hot(self) -> bool:
+        return self.parser.get_method() == b"POST" and not self._is_with_application()
+
+    def _is_with_application(self) -> bool:
+        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _to_application(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        if self.turns:
+            self.cycle = ON_ITS_WAY  # so that this one is queued; flush() starts it
+        super().on_headers_complete()
+        if self.is_draining and self.cycle is not ON_ITS_WAY:
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        self.active = self.service.now
+        if self.is_half_closed and not self.pipeline:
+            self.transport.close()
+            return
+        super().on_response_complete()
+
+    # What leaves
+
+    def serialised(self, reply: Reply, request_id: bytes, close: bool) -> bytes:
+        parts = [STATUS_LINE[reply.status], self.service.default_headers(self.server_state.default_headers)]
+        parts.append(b"content-type: %b\r\nx-request-id: %b\r\n" % (reply.content_type, request_id))
+        for name, value in reply.headers:
+            parts.append(b"%b: %b\r\n" % (name, value))
+        end = b"connection: close\r\n\r\n" if close else b"\r\n"
+        parts.append(b"content-length: %d\r\n%b%b" % (len(reply.body), end, reply.body))
+        return b"".join(parts)
+
+    def flush(self) -> None:
+        """Write the replies whose turn it is."""
+        turns = self.turns
+        self.active = self.service.now
+        transport = self.transport
+        while turns:
+            turn = turns[0]
+            if turn.output is None:
+                return
+            turns.popleft()
+            self.server_state.total_requests += 1
+            transport.write(turn.output)
+            if turn.close:
+                turns.clear()
+                self.is_refusing = True
+                transport.close()
+                return
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        elif self.is_half_closed:
+            transport.close()
+
+    def refuse(self, error: RequestError, turn: Turn | None = None) -> None:
+        """Answer a request that is not read to its end, in its turn; it is the connection's last."""
+        self.is_refusing = True
+        self.receiving_since = 0.0
+        service = self.service
+        if turn is None:
+            turn = Turn(self, service.fallback, None, service.request_id(None), perf_counter(), True)
+        turn.close = True
+        self.turns.append(turn)
+        if self._is_with_application():  # its answer comes first, and is the last
+            self.turns.clear()
+            self.cycle.keep_alive = False
+            return
+        turn.reply(turn.exchange.refuse(error))
+
+    # Time
+
+    def shutdown(self) -> None:
+        """The server drains. An idle connection gets one more answer, with `Connection: close`, so that no client that
+        sends at this moment sees a reset; one that stays quiet is closed by `check`."""
+        self.is_draining = True
+        self.active = self.service.now
+        if self._is_with_application() and self.cycle is not ON_ITS_WAY:
+            self.cycle.keep_alive = False
+
+    def check(self, now: float) -> None:
+        """Close what has been quiet, slow or deaf for too long; called for every connection once a second."""
+        limits = self.service.limits
+        if self.paused_since and now - self.paused_since > limits.request_timeout_seconds:
+            self.transport.abort()
+        elif self.receiving_since and not (self.has_headers and self._is_with_application()):  # that one sees to it
+            late = limits.request_timeout_seconds if self.has_headers else limits.header_timeout_seconds
+            if now - self.receiving_since > late:
+                self.refuse(RequestError(408, f"The request was not complete within {late:g} seconds."), self.turn)
+        elif not self.turns and not self._is_with_application():
+            quiet = DRAIN_IDLE_SECONDS if self.is_draining else limits.keep_alive_seconds
+            if now - self.active > quiet:
+                self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's timer; `check` looks at all connections in its place."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.paused_since = self.service.now
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.paused_since = 0.0
+        self.flow.resume_reading()

@@ -1,0 +1,33 @@
+"""Every route of the API, in the order in which they are tried, and the shape of errors under paths that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sereno.serve.protocols import native
+from sereno.serve.wire import Reply, RequestError, Route
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+    from sereno.serve.service import Service
+
+fallback = native.NATIVE
+SHAPES: dict[str, Callable[[RequestError], Reply]] = {}  # first segment of a path → how errors below it look
+
+
+def all_routes(service: Service) -> list[Route]:
+    """Those of every protocol, for the models that are served."""
+    return [*native.routes(service)]
+
+
+def refuse_at(service: Service, path: str) -> Callable[[RequestError], Reply]:
+    """The error shape of whatever protocol a path belongs to."""
+    hot = service.hot.get(path.encode("utf-8", "surrogateescape"))
+    return hot[0].refuse if hot is not None else SHAPES.get(path.split("/")[1], fallback.refuse)
+
+
+def socket_routes(service: Service) -> list[BaseRoute]:
+    """The WebSockets."""
+    return []

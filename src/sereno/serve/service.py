@@ -1,0 +1,216 @@
+"""All that one worker serves: the loaded models, their routes, and what every request meets on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from sereno.config import Settings, find_home, load_settings
+from sereno.exceptions import ModelFileError, SettingsError
+from sereno.loader import fingerprint, load_model
+from sereno.model import Model
+from sereno.scoring import open_scorer
+from sereno.serve.gate import Gate
+from sereno.serve.live import Live
+from sereno.serve.wire import Exchange, RequestError, Route
+
+if TYPE_CHECKING:
+    from sereno.serve.access import AccessLog
+    from sereno.serve.board import Board
+    from sereno.serve.metrics import Metrics
+
+LOG = logging.getLogger("sereno.serve")
+
+TICK_SECONDS = 0.25  # how often late requests, hung models and quiet connections are looked for
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says of the settings, for every process of a server."""
+
+    files: Sequence[Path]  # model files; none: those of the project
+    home: Path | None = None
+    env: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self, start: Path | None = None) -> Settings:
+        """Those of a model file, or of the whole server. Raises SettingsError."""
+        start = start or (self.files[0] if self.files else self.home or Path.cwd())
+        return load_settings(start, home=self.home, env=self.env, overrides=self.overrides)
+
+    def model_files(self) -> list[Path]:
+        """The files to serve. Raises SettingsError where there is none."""
+        if self.files:
+            return list(self.files)
+        settings = self.settings()
+        found = [model.file for model in settings.models.values() if model.file is not None]
+        if not found:
+            raise SettingsError(
+                f"There is nothing to serve: no FILE was given, and no model of sereno.toml in {settings.home} has a file. "
+                'Say `sereno serve FILE`, or add [models.NAME] with file = "NAME.py".'
+            )
+        return found
+
+
+class Service:
+    """Open models and everything around them. Made on the event loop, used on it."""
+
+    def __init__(
+        self,
+        lives: Sequence[Live],
+        settings: Settings,
+        *,
+        gate: Gate,
+        metrics: Metrics,
+        access: AccessLog,
+        board: Board | None = None,
+        slot: int = 0,
+    ) -> None:
+        from sereno.serve.routes import all_routes, fallback
+
+        self.lives = {live.name: live for live in lives}
+        self.only = lives[0] if len(lives) == 1 else None
+        self.settings, self.limits = settings, settings.serve
+        self.gate, self.metrics, self.access = gate, metrics, access
+        self.board, self.slot = board, slot
+        self.is_draining = False
+        self.fallback: Exchange = fallback  # its `refuse` shapes the errors that belong to no route
+        self.routes: list[Route] = all_routes(self)
+        self.hot: dict[bytes, tuple[Exchange, Live]] = {
+            route.path.encode(): (route.exchange, route.live)
+            for route in self.routes
+            if route.exchange is not None and route.live is not None
+        }
+        self.now = perf_counter()  # as of the last tick
+        self.connections: set[Any] = set()  # uvicorn's, of which the lane's are looked at
+        self._prefix = os.urandom(5).hex()
+        self._count = itertools.count()
+        self._defaults: tuple[Any, bytes] = (None, b"")
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+
+    def live(self, name: str) -> Live:
+        """Raises RequestError (404)."""
+        live = self.lives.get(name)
+        if live is None:
+            raise RequestError(404, f"There is no such model here. Served: {', '.join(self.lives)}.")
+        return live
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_draining and all(live.is_ready for live in self.lives.values())
+
+    def request_id(self, given: bytes | None) -> bytes:
+        """The caller's, where it is one that can stand in a log; else a new one."""
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return b"%b-%x" % (self._prefix.encode(), next(self._count))
+
+    def too_large(self) -> RequestError:
+        return RequestError(413, f"The body is larger than {self.limits.max_body_bytes:,} bytes.")
+
+    def bug(self, error: BaseException) -> RequestError:
+        """What a caller is told of an error that nobody foresaw; the log has the rest under the same id."""
+        error_id = uuid.uuid4().hex[:12]
+        LOG.error("error %s", error_id, exc_info=error)
+        return RequestError(500, f"An error of the server. Its log tells more under {error_id}.", error_id=error_id)
+
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """uvicorn's headers of every reply (the date), as bytes; it makes a new list once a second."""
+        if self._defaults[0] is not headers:
+            self._defaults = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._defaults[1]
+
+    def finished(self, protocol: str, model: str, status: int, seconds: float, request: Any) -> None:
+        """A request was answered."""
+        self.metrics.done(model, protocol, status, seconds)
+
+    async def _tick(self) -> None:
+        from sereno.serve.lane import Lane
+
+        ticks = 0
+        while True:
+            self.now = perf_counter()
+            for live in self.lives.values():
+                live.expire()
+            if self.board is not None:
+                self.board.beat(self.slot)
+            if ticks % 4 == 0:
+                for connection in list(self.connections):
+                    if isinstance(connection, Lane):
+                        connection.check(self.now)
+                if self.board is not None:
+                    self.metrics.flush(self.board, self.slot)
+                self.access.flush()
+            ticks += 1
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def close(self) -> None:
+        """Stop, once every request is answered."""
+        self._ticker.cancel()
+        for live in self.lives.values():
+            live.close()
+        if self.board is not None:
+            self.metrics.flush(self.board, self.slot)
+        self.access.flush()
+
+
+def open_service(options: Options, *, board: Board | None = None, slot: int = 0, own: Model | None = None) -> Service:
+    """Load every model and what belongs to it.
+
+    `own` is the model whose file was started itself. Raises SerenoError: whatever keeps a model from being served.
+    """
+    from sereno.serve.access import AccessLog
+    from sereno.serve.metrics import Metrics
+
+    settings = options.settings()
+    files = options.model_files()
+    os.chdir(
+        find_home(files[0])
+    )  # so that relative paths in `load` and `fetch` mean the same from wherever it is started
+    metrics = Metrics()
+    lives: dict[str, Live] = {}
+    for file in files:
+        model = own if own is not None and own.file == file.resolve() else load_model(file)
+        if model.name in lives:
+            raise ModelFileError(
+                f"{model.place}: model {model.name!r} is served from {lives[model.name].model.file} already."
+            )
+        lives[model.name] = open_live(model, options.settings(file), settings, metrics, slot)
+    service = Service(
+        list(lives.values()),
+        settings,
+        gate=Gate(settings),
+        metrics=metrics,
+        access=AccessLog(settings.serve.access_log),
+        board=board,
+        slot=slot,
+    )
+    # what was loaded stays: full collections over it are the tail of the answer times
+    gc.collect()
+    gc.freeze()
+    return service
+
+
+def open_live(model: Model, settings: Settings, server: Settings, metrics: Metrics, slot: int) -> Live:
+    """One model with its queue, its fetch and its log."""
+    assert model.file is not None
+    mine = settings.model(model.name, model.declared, model.file.parent)
+    scorer = open_scorer(model, settings)
+    return Live(
+        scorer,
+        fingerprint(model),
+        mine,
+        server.serve,
+        metrics=metrics,
+    )
