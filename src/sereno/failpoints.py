@@ -40,6 +40,8 @@ POINTS = frozenset(
         "run_end",
         "release",
         "rollback",
+        "answers_write",
+        "answers_flush",
     }
 )
 
