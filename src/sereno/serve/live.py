@@ -89,7 +89,7 @@ class Live:
         """The rows of a JSON list of objects. Raises RequestError: 400, 413 too many rows, 422 with all mistakes."""
         self.check_json(body)
         if body.count(b"{") <= self.limits.max_rows and (rows := self.decoder.decode_list(body)) is not None:
-            self._check_count(len(rows))
+            self.check_count(len(rows))
             return rows
         try:
             values = json_value(body)
@@ -104,7 +104,7 @@ class Live:
 
         With `collect`, mistakes are added to it, and the rows that have some are left out.
         """
-        self._check_count(len(values))
+        self.check_count(len(values))
         rows: list[Row] = []
         mistakes: list[Mistake] = [] if collect is None else collect
         for position, value in enumerate(values):
@@ -131,7 +131,8 @@ class Live:
         if is_deep and _depth_exceeds(body, limits.max_depth):
             raise RequestError(400, f"The JSON nests deeper than {limits.max_depth} levels.")
 
-    def _check_count(self, rows: int) -> None:
+    def check_count(self, rows: int) -> None:
+        """Refuse more rows than a request may have (413)."""
         if rows > self.limits.max_rows:
             raise RequestError(413, f"The request has {rows:,} rows; at most {self.limits.max_rows:,} may be.")
 
