@@ -20,8 +20,9 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 
 from sereno.model import Model
+from sereno.serve.options import Options
 from sereno.serve.routes import refuse_at, socket_routes
-from sereno.serve.service import Options, Service, open_service
+from sereno.serve.service import Service, open_service
 from sereno.serve.wire import Reply, Request, RequestError, Route, settle
 
 Scope = MutableMapping[str, Any]

@@ -9,19 +9,18 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sereno.config import Settings, find_home, load_settings
-from sereno.exceptions import ModelFileError, SettingsError
+from sereno.config import Settings, find_home
+from sereno.exceptions import ModelFileError
 from sereno.loader import fingerprint, load_model
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.gate import Gate
 from sereno.serve.live import Live
+from sereno.serve.options import Options
 from sereno.serve.wire import Exchange, RequestError, Route
 
 if TYPE_CHECKING:
@@ -33,34 +32,6 @@ LOG = logging.getLogger("sereno.serve")
 
 TICK_SECONDS = 0.25  # how often late requests, hung models and quiet connections are looked for
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line says of the settings, for every process of a server."""
-
-    files: Sequence[Path]  # model files; none: those of the project
-    home: Path | None = None
-    env: str | None = None
-    overrides: Mapping[str, str] = field(default_factory=dict)
-
-    def settings(self, start: Path | None = None) -> Settings:
-        """Those of a model file, or of the whole server. Raises SettingsError."""
-        start = start or (self.files[0] if self.files else self.home or Path.cwd())
-        return load_settings(start, home=self.home, env=self.env, overrides=self.overrides)
-
-    def model_files(self) -> list[Path]:
-        """The files to serve. Raises SettingsError where there is none."""
-        if self.files:
-            return list(self.files)
-        settings = self.settings()
-        found = [model.file for model in settings.models.values() if model.file is not None]
-        if not found:
-            raise SettingsError(
-                f"There is nothing to serve: no FILE was given, and no model of sereno.toml in {settings.home} has a file. "
-                'Say `sereno serve FILE`, or add [models.NAME] with file = "NAME.py".'
-            )
-        return found
 
 
 class Service:
@@ -173,8 +144,9 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
     from sereno.serve.access import AccessLog
     from sereno.serve.metrics import Metrics
 
-    settings = options.settings()
     files = options.model_files()
+    settings = options.settings()
+    settings_of = {file: options.settings(file) for file in files}  # before relative paths mean something else
     os.chdir(
         find_home(files[0])
     )  # so that relative paths in `load` and `fetch` mean the same from wherever it is started
@@ -186,7 +158,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
             raise ModelFileError(
                 f"{model.place}: model {model.name!r} is served from {lives[model.name].model.file} already."
             )
-        lives[model.name] = open_live(model, options.settings(file), settings, metrics, slot)
+        lives[model.name] = open_live(model, settings_of[file], settings, metrics, slot)
     service = Service(
         list(lives.values()),
         settings,

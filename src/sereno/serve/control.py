@@ -1,0 +1,121 @@
+"""What the supervisor and its workers say to each other: one struct a message, sockets and memory as descriptors beside it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+import msgspec
+
+LONGEST = 64 * 1024  # bytes of a message
+MOST_DESCRIPTORS = 64
+
+
+class Job(msgspec.Struct, tag=True, kw_only=True):
+    """To a new worker: what it serves. With the board's descriptor."""
+
+    files: list[str]  # model files
+    start: str  # where the settings are looked for, and `home`, `env` and `overrides`, as on the command line
+    home: str | None
+    env: str | None
+    overrides: dict[str, str]
+    slot: int  # of the board
+    workers: int
+
+
+class Accept(msgspec.Struct, tag=True):
+    """Take connections from the sockets of a place too. With their descriptors."""
+
+    place: int
+
+
+class Release(msgspec.Struct, tag=True):
+    """Take no more connections from the sockets of a place: another worker does."""
+
+    place: int
+
+
+class Drain(msgspec.Struct, tag=True, kw_only=True):
+    """Finish and end."""
+
+    seconds: float  # at most
+    hand_over: bool  # others take the connections from now on; else this worker does until nobody comes
+
+
+class Belongs(msgspec.Struct, tag=True):
+    """From a worker: files and folders that it reads, for --watch. Told again as more is known."""
+
+    paths: list[str]
+
+
+class Served(msgspec.Struct):
+    """A model that a worker serves."""
+
+    name: str
+    fingerprint: str
+    tries: str  # a curl line, with URL in place of the server's
+    is_logged: bool
+
+
+class Ready(msgspec.Struct, tag=True):
+    """From a worker: it could take connections."""
+
+    models: list[Served]
+    hang_seconds: float  # without a beat for longer, it hangs
+    seen: str  # what the files looked like that it read
+
+
+class Failed(msgspec.Struct, tag=True):
+    """From a worker, its last word: it could not load."""
+
+    kind: str  # of sereno.exceptions
+    says: str
+
+
+ToWorker = Job | Accept | Release | Drain
+FromWorker = Belongs | Ready | Failed
+
+
+class Control:
+    """One end of the line between the supervisor and a worker. Messages arrive whole or not at all."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._encode = msgspec.json.Encoder().encode
+
+    @classmethod
+    def pair(cls) -> tuple[Control, socket.socket]:
+        """Our end, and the one that a new process inherits."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        return cls(ours), theirs
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: ToWorker | FromWorker, descriptors: Sequence[int] = ()) -> None:
+        """Raises OSError where the other end is gone, or has not read for long."""
+        socket.send_fds(self._socket, [self._encode(message)], descriptors)
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        """The next message; empty at the end. Raises BlockingIOError at the supervisor's end where there is none yet."""
+        try:
+            content, descriptors, _, _ = socket.recv_fds(
+                self._socket, LONGEST, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:  # it died with messages unread
+            return b"", []
+        return content, descriptors
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+to_worker = msgspec.json.Decoder(ToWorker).decode
+from_worker = msgspec.json.Decoder(FromWorker).decode
