@@ -106,39 +106,15 @@ class Kept(msgspec.Struct, array_like=True):
     folded: list[str] = []  # of slot 0: the last workers that were added to it
 
 
-class ModelMetrics:
+class _OfModel:
     """What one worker counts of one model."""
+
+    __slots__ = ("batch_rows", "failed_rows", "fetch", "fetch_errors", "predict", "queue", "rejected_rows")
 
     def __init__(self) -> None:
         self.batch_rows, self.queue = _histogram(_ROWS)(), _histogram(_SECONDS)()
         self.predict, self.fetch = _histogram(_SECONDS)(), _histogram(_SECONDS)()
         self.rejected_rows = self.failed_rows = self.fetch_errors = 0
-
-    def batch(self, rows: int, queue_seconds: float, predict_seconds: float) -> None:
-        """predict was called once; `queue_seconds`: how long the first of the rows had waited."""
-        cell = self.batch_rows
-        cell[bisect_left(_ROWS, rows)] += 1
-        cell[-1] += rows
-        cell = self.queue
-        cell[bisect_left(_SECONDS, queue_seconds)] += 1
-        cell[-1] += queue_seconds
-        cell = self.predict
-        cell[bisect_left(_SECONDS, predict_seconds)] += 1
-        cell[-1] += predict_seconds
-
-    def rejected(self, rows: int) -> None:
-        """Rows do not fit the row type."""
-        self.rejected_rows += rows
-
-    def failed(self, rows: int) -> None:
-        """predict raised on rows, or answered otherwise than declared."""
-        self.failed_rows += rows
-
-    def fetched(self, seconds: float, *, failed: bool = False) -> None:
-        """fetch was called once."""
-        self.fetch[bisect_left(_SECONDS, seconds)] += 1
-        self.fetch[-1] += seconds
-        self.fetch_errors += failed
 
 
 class Metrics:
@@ -150,7 +126,7 @@ class Metrics:
     def __init__(self) -> None:
         self.worker_id = f"{os.getpid()}-{os.urandom(6).hex()}"
         self._requests: dict[tuple[str, str, int], list[float]] = defaultdict(_histogram(_SECONDS))
-        self._models: dict[str, ModelMetrics] = {}
+        self._models: dict[str, _OfModel] = defaultdict(_OfModel)
         self._watched: list[tuple[str, tuple[str, ...], Callable[[], float]]] = []
         self._started = time.time()
 
@@ -162,9 +138,38 @@ class Metrics:
         cell[bisect_left(_SECONDS, seconds)] += 1
         cell[-1] += seconds
 
-    def watcher(self, model: str) -> ModelMetrics:
-        """What is told about the batches of a model. Its series are there from then on, at 0."""
-        return self._models.setdefault(model, ModelMetrics())
+    def batch(self, model: str, rows: int, queue_seconds: float, predict_seconds: float) -> None:
+        """predict was called once; `queue_seconds`: how long the first of the rows had waited."""
+        counted = self._models[model]
+        cell = counted.batch_rows
+        cell[bisect_left(_ROWS, rows)] += 1
+        cell[-1] += rows
+        cell = counted.queue
+        cell[bisect_left(_SECONDS, queue_seconds)] += 1
+        cell[-1] += queue_seconds
+        cell = counted.predict
+        cell[bisect_left(_SECONDS, predict_seconds)] += 1
+        cell[-1] += predict_seconds
+
+    def fetched(self, model: str, seconds: float, *, failed: bool = False) -> None:
+        """fetch was called once."""
+        counted = self._models[model]
+        counted.fetch[bisect_left(_SECONDS, seconds)] += 1
+        counted.fetch[-1] += seconds
+        counted.fetch_errors += failed
+
+    def rejected(self, model: str, rows: int) -> None:
+        """Rows do not fit the row type."""
+        self._models[model].rejected_rows += rows
+
+    def failed(self, model: str, rows: int) -> None:
+        """predict raised on rows, or answered otherwise than declared."""
+        self._models[model].failed_rows += rows
+
+    def serve(self, model: str, fingerprint: str) -> None:
+        """A model is in service in this worker. Its series are there from now on, at 0."""
+        self._models[model]
+        self.watch("sereno_model_info", lambda: 1, model, fingerprint)
 
     def watch(self, name: str, number: Callable[[], float], *labels: str) -> None:
         """Ask `number()` for the value of a gauge, or of a counter that somebody else keeps, whenever it is needed."""
