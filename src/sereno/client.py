@@ -299,7 +299,7 @@ class _Call:
         said = str(problem.get("detail") or problem.get("title") or response.reason_phrase or "no prediction")
         mistakes = [
             Mistake(m["row"], m["column"], m["expected"])
-            for m in problem.get("mistakes", ())
+            for m in problem.get("errors", ())
             if isinstance(m, dict) and m.keys() >= {"row", "column", "expected"}
         ]
         several = not isinstance(self._rows, Mapping)

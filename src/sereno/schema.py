@@ -2,7 +2,7 @@
 
 A row type is an ordinary annotated class: TypedDict, dataclass or pydantic model. `row_type(cls)` reads it once,
 when the model file is loaded, and refuses what cannot be enforced on a column. From the columns follow the Arrow
-schema (`arrow_schema`), the checks (`checks.py`), the JSON decoder (`rows.py`) and the JSON Schema (`json_schema`).
+schema (`arrow_schema`), the checks (`checks.py`), the JSON decoder (`rows.py`) and the JSON Schema (`json_schema.py`).
 """
 
 from __future__ import annotations
@@ -134,15 +134,6 @@ class RowType:
 
         chosen = self.columns if columns is None else columns
         return pa.schema([pa.field(c.name, c.arrow_type, c.nullable) for c in chosen])
-
-    def json_schema(self) -> dict[str, Any]:
-        """JSON Schema (draft 2020-12, as in OpenAPI 3.1) of one row."""
-        return {
-            "type": "object",
-            "title": self.name,
-            "properties": {c.name: _json_schema(c) for c in self.columns},
-            "required": [c.name for c in self.columns if c.default is ABSENT and c.role != "fetched"],
-        }
 
 
 def row_type(cls: type) -> RowType:
@@ -424,52 +415,3 @@ def _instead(base: Any) -> str:
     plain = _shown(typing.get_origin(base) or base)
     valid = "Valid are int, float, bool, str, date, datetime, Decimal, Literal, Enum, list[…] and nested row types."
     return hints.get(plain, valid)
-
-
-def _json_schema(column: Column) -> dict[str, Any]:
-    out: dict[str, Any]
-    match column.kind:
-        case "int":
-            out = {"type": "integer", "format": "int64"}
-        case "float":
-            out = {"type": "number"}
-        case "bool":
-            out = {"type": "boolean"}
-        case "str":
-            out = {"type": "string"}
-        case "date":
-            out = {"type": "string", "format": "date"}
-        case "datetime":
-            out = {"type": "string", "format": "date-time"}
-        case "decimal":
-            out = {"type": ["number", "string"], "format": "decimal"}
-        case "list":
-            assert column.item is not None
-            out = {"type": "array", "items": _json_schema(column.item)}
-        case "row":
-            assert column.row is not None
-            out = column.row.json_schema()
-    if column.choices:
-        out = {"enum": list(column.choices)}
-    numeric = column.kind in ("int", "float", "decimal")
-    for name, word in (("ge", "minimum"), ("gt", "exclusiveMinimum"), ("le", "maximum"), ("lt", "exclusiveMaximum")):
-        bound = getattr(column, name)
-        if bound is not None and numeric:  # JSON Schema has no bounds on dates; the description says them
-            out[word] = float(bound) if isinstance(bound, Decimal) else bound
-        elif bound is not None:
-            out["description"] = " ".join([out.get("description", ""), f"{word} {bound.isoformat()}"]).strip()
-    if column.multiple_of is not None:
-        out["multipleOf"] = column.multiple_of
-    for name, text, many in (("min_length", "minLength", "minItems"), ("max_length", "maxLength", "maxItems")):
-        bound = getattr(column, name)
-        if bound is not None:
-            out[many if column.kind == "list" else text] = bound
-    if column.pattern is not None:
-        out["pattern"] = column.pattern
-    if column.nullable:
-        out = {"anyOf": [out, {"type": "null"}]}
-    if column.default is not ABSENT and (
-        column.default is None or isinstance(column.default, str | int | float | bool)
-    ):
-        out["default"] = column.default
-    return out

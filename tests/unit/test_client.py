@@ -214,7 +214,7 @@ def test_all_mistakes_of_the_rows(predict: Callable[..., Any]) -> None:
         {"row": 0, "column": "age", "expected": "must be at least 18"},
         {"row": 2, "column": "items[1].price", "expected": "is absent"},
     ]
-    server = Server(problem(422, "2 rows do not fit the model.", mistakes=mistakes))
+    server = Server(problem(422, "2 rows do not fit the model.", errors=mistakes))
     with pytest.raises(InvalidRowsError) as caught:
         predict(server.transport, [ROW] * 3)
     error = caught.value
@@ -231,7 +231,7 @@ def test_all_mistakes_of_the_rows(predict: Callable[..., Any]) -> None:
 def test_a_single_row_needs_no_number_and_a_message_has_an_end(predict: Callable[..., Any]) -> None:
     mistakes = [{"row": 0, "column": f"c{i}", "expected": "is absent"} for i in range(12)]
     with pytest.raises(InvalidRowsError, match=r": c0: is absent; .*c9: is absent; and 2 more\.$") as caught:
-        predict(Server(problem(422, mistakes=mistakes)).transport)
+        predict(Server(problem(422, errors=mistakes)).transport)
     assert len(caught.value.mistakes) == 12
 
 

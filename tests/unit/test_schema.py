@@ -272,7 +272,6 @@ def test_roles() -> None:
     row = row_type(Shopper)
     assert [c.name for c in row.keys] == ["customer_id", "day"]
     assert [c.name for c in row.features] == ["basket", "recent"]
-    assert row.json_schema()["required"] == ["customer_id", "day", "basket"]
 
 
 class Thing(pydantic.BaseModel):
@@ -310,38 +309,3 @@ def test_defaults_are_canonical(cls: type, style: str) -> None:
     row = row_type(cls)
     assert row.style == style
     assert [c.default for c in row.columns] == [ABSENT, 1, [], None, datetime(2026, 1, 1, tzinfo=UTC)]
-
-
-def test_json_schema() -> None:
-    class Applicant(TypedDict):
-        customer_id: Key[int]
-        months: Annotated[int, Ge(1), Lt(120), MultipleOf(3)]
-        share: Annotated[float, Gt(0), Le(1)] | None
-        code: Annotated[str, MinLen(1), MaxLen(5), pydantic.Field(pattern="^a")]
-        colour: Colour
-        born: Annotated[date, Ge(date(1900, 1, 1))]
-        owed: Annotated[Decimal, Digits(6, 2), Ge(0)]
-        items: Annotated[list[Item], MaxLen(9)]
-
-    schema = row_type(Applicant).json_schema()
-    assert schema["required"] == list(schema["properties"])
-    assert schema["properties"] == {
-        "customer_id": {"type": "integer", "format": "int64"},
-        "months": {"type": "integer", "format": "int64", "minimum": 1, "exclusiveMaximum": 120, "multipleOf": 3},
-        "share": {"anyOf": [{"type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0}, {"type": "null"}]},
-        "code": {"type": "string", "minLength": 1, "maxLength": 5, "pattern": "^a"},
-        "colour": {"enum": ["red", "blue"]},
-        "born": {"type": "string", "format": "date", "description": "minimum 1900-01-01"},
-        "owed": {"type": ["number", "string"], "format": "decimal", "minimum": 0.0},
-        "items": {
-            "type": "array",
-            "maxItems": 9,
-            "items": {
-                "type": "object",
-                "title": "Item",
-                "properties": {"name": {"type": "string"}, "price": {"type": "number", "minimum": 0.0}},
-                "required": ["name", "price"],
-            },
-        },
-    }
-    assert row_type(Plain).json_schema()["properties"]["level"] == {"enum": [1, 2], "default": 1}
