@@ -24,7 +24,7 @@ from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, live
 from benchmarks.measure import CORES, CommandFailed, Cost, run
 from benchmarks.peers import PEERS, python_of
-from benchmarks.peers_live import PEERS as LIVE_PEERS
+from benchmarks.peers_live.known import PEERS as LIVE_PEERS
 from benchmarks.verify import WrongOutput, check_output, parquet_files, published_files
 from benchmarks.workload import DATA, FOLDER, LOGS, MODELS
 

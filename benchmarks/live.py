@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environments, live_report, prepare, report
-from benchmarks.peers_live import FILES, PEERS, Peer
+from benchmarks.peers_live.known import FILES, PEERS, Peer
 from benchmarks.server import Server, ServerFailed, cores, free_port, wrk
 from benchmarks.verify import WrongOutput, check_answers
 from benchmarks.workload import DATA, FOLDER, LOGS
