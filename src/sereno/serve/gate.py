@@ -109,6 +109,10 @@ class Gate:
             return None
         return self._decide(path, host, authorization, origin)
 
+    def knows(self, host: bytes | None, authorization: bytes | None) -> bool:
+        """Whether `check` would let this caller in, at a path that is not free. Nothing is counted."""
+        return self._is_ours(host) and (self._open or self._is_known(authorization))
+
     def check_scope(self, scope: MutableMapping[str, Any]) -> RequestError | None:
         """The same of an ASGI scope, HTTP or WebSocket."""
         path = scope["path"].encode("utf-8", "surrogateescape")

@@ -7,6 +7,9 @@ ever goes back; a worker that is killed takes the last second with it. Nothing h
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import mmap
 import os
 import sys
 import time
@@ -18,7 +21,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from sereno import __version__
-from sereno.serve.board import Board, State
+from sereno.serve.board import ROOM, Board, State
+
+LOG = logging.getLogger("sereno.serve")
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,7 +45,9 @@ class Family(NamedTuple):
 
 
 FAMILIES: Mapping[str, Family] = {
-    "sereno_requests_total": Family("counter", "Answers sent.", ("model", "protocol", "status")),
+    "sereno_requests_total": Family(
+        "counter", "Requests that ended; status 0: the caller had gone.", ("model", "protocol", "status")
+    ),
     "sereno_request_duration_seconds": Family(
         "histogram",
         "Time from a whole request to its answer, where that was a prediction (status 2xx).",
@@ -57,6 +64,7 @@ FAMILIES: Mapping[str, Family] = {
         "counter", "Requests that the gate refused: unknown host, page of another site, no valid key.", ("reason",)
     ),
     "sereno_requests_in_flight": Family("gauge", "Requests that wait for their answer."),
+    "sereno_connections": Family("gauge", "Open connections."),
     "sereno_rows_total": Family("counter", "Rows given to predict.", ("model",)),
     "sereno_rejected_rows_total": Family("counter", "Rows that do not fit the row type (422).", ("model",)),
     "sereno_failed_rows_total": Family(
@@ -129,6 +137,15 @@ class Metrics:
         self._models: dict[str, _OfModel] = defaultdict(_OfModel)
         self._watched: list[tuple[str, tuple[str, ...], Callable[[], float]]] = []
         self._started = time.time()
+        self._memory: int | None = None  # a descriptor, opened now: later there may be none left
+        with contextlib.suppress(OSError):  # no /proc: no such series
+            self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._is_too_large = False
+
+    def close(self) -> None:
+        if self._memory is not None:
+            os.close(self._memory)
+            self._memory = None
 
     # What happens
 
@@ -181,7 +198,12 @@ class Metrics:
 
     def flush(self, board: Board, slot: int) -> None:
         """Put everything on the board; once a second, before the worker ends, and before it answers /metrics."""
-        board.write(slot, _encode(self.kept(slot)))
+        content = _encode(self.kept(slot))
+        if len(content) <= ROOM:
+            board.write(slot, content)
+        elif not self._is_too_large:
+            self._is_too_large = True
+            LOG.error("the metrics of so many models have no room on the board; /metrics stands still")
 
     def kept(self, slot: int = 1) -> Kept:
         cells: dict[str, Cells] = defaultdict(dict)
@@ -212,7 +234,9 @@ class Metrics:
         for name, labels, ask in self._watched:
             _add(cells[name], labels, [ask()], worst=FAMILIES[name].worst)
         worker = (str(slot),)
-        cells["sereno_worker_resident_memory_bytes"][worker] = [_resident_bytes()]
+        if self._memory is not None:
+            pages = int(os.pread(self._memory, 100, 0).split()[1])
+            cells["sereno_worker_resident_memory_bytes"][worker] = [pages * mmap.PAGESIZE]
         cells["sereno_worker_cpu_seconds_total"][worker] = [time.process_time()]
         cells["sereno_worker_start_time_seconds"][worker] = [self._started]
         return _kept(self.worker_id, cells)
@@ -334,8 +358,3 @@ def _encode(kept: Kept) -> bytes:
 
 def _decode(content: bytes) -> Kept | None:
     return msgspec.msgpack.decode(content, type=Kept) if content else None
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sereno.serve import health
 from sereno.serve.protocols import native
 from sereno.serve.wire import Reply, RequestError, Route
 
@@ -19,7 +20,7 @@ SHAPES: dict[str, Callable[[RequestError], Reply]] = {}  # first segment of a pa
 
 def all_routes(service: Service) -> list[Route]:
     """Those of every protocol, for the models that are served."""
-    return [*native.routes(service)]
+    return [*native.routes(service), *health.routes(service)]
 
 
 def refuse_at(service: Service, path: str) -> Callable[[RequestError], Reply]:

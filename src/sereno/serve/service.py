@@ -133,7 +133,8 @@ class Service:
             live.close()
         if self.board is not None:
             self.metrics.flush(self.board, self.slot)
-        self.access.flush()
+        self.metrics.close()
+        self.access.close()
 
 
 def open_service(options: Options, *, board: Board | None = None, slot: int = 0, own: Model | None = None) -> Service:
@@ -142,6 +143,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
     `own` is the model whose file was started itself. Raises SerenoError: whatever keeps a model from being served.
     """
     from sereno.serve.access import AccessLog
+    from sereno.serve.health import watch
     from sereno.serve.metrics import Metrics
 
     files = options.model_files()
@@ -168,6 +170,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
         board=board,
         slot=slot,
     )
+    watch(service)
     # what was loaded stays: full collections over it are the tail of the answer times
     gc.collect()
     gc.freeze()

@@ -1,0 +1,91 @@
+"""Is it alive, is it ready, and what has it counted: `/livez`, `/readyz` and `/metrics`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sereno.serve.board import State
+from sereno.serve.metrics import CONTENT_TYPE, render, render_alone
+from sereno.serve.wire import JSON, Reply, Request, Route
+
+if TYPE_CHECKING:
+    from sereno.serve.service import Service
+
+_NOW_ONLY = ((b"cache-control", b"no-store"),)
+
+
+def routes(service: Service) -> list[Route]:
+    return [
+        Route("GET", "/livez", answer=_live),
+        Route("GET", "/readyz", answer=_ready),
+        Route("GET", "/metrics", answer=_metrics),
+    ]
+
+
+def _live(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
+    """Whether this process answers at all. It depends on nothing else: who asks would restart us."""
+    return Reply(200, b'{"live":true}', JSON, _NOW_ONLY)
+
+
+def _ready(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
+    """Whether to send requests here; 503 with the reasons where not. Only who may ask a model hears the names of models."""
+    reasons = not_ready(service, with_names=_is_let_in(service, request))
+    if not reasons:
+        return Reply(200, b'{"ready":true}', JSON, _NOW_ONLY)
+    return Reply(503, msgspec.json.encode({"ready": False, "because": reasons}), JSON, _NOW_ONLY)
+
+
+def _metrics(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
+    """What all workers counted, in Prometheus' text format."""
+    if service.board is None:
+        return Reply(200, render_alone(service.metrics), CONTENT_TYPE, _NOW_ONLY)
+    service.metrics.flush(service.board, service.slot)  # so that who asks sees what this worker has just answered
+    return Reply(200, render(service.board), CONTENT_TYPE, _NOW_ONLY)
+
+
+def not_ready(service: Service, *, with_names: bool = True) -> list[str]:
+    """Why no request should come here; empty where they may."""
+    reasons = []
+    if service.is_draining:
+        reasons.append("the worker drains")
+    unready = [live.name for live in service.lives.values() if not live.is_ready]
+    if unready and with_names:
+        reasons.append(f"not ready: {', '.join(unready)}")
+    elif unready:
+        reasons.append("a model is not ready")
+    if service.board is not None:
+        hung = [slot for slot in service.board.workers() if service.board.state(slot) is State.HUNG]
+        reasons += [f"worker {slot} hangs" for slot in hung if slot != service.slot]
+    return reasons
+
+
+def watch(service: Service) -> None:
+    """Have counted what others keep: the gate, the logs, the connections. Once, when the service is open."""
+    metrics, refused = service.metrics, service.gate.refused
+    for reason in refused:
+        metrics.watch("sereno_refused_requests_total", partial(refused.__getitem__, reason), reason)
+    metrics.watch("sereno_access_log_dropped_lines_total", lambda: service.access.dropped)
+    metrics.watch("sereno_connections", lambda: len(service.connections))
+    metrics.watch("sereno_requests_in_flight", lambda: sum(map(_in_flight, service.connections)))
+    for live in service.lives.values():
+        recorder: Any = live.recorder
+        if recorder is not None:
+            metrics.watch("sereno_log_lag_seconds", partial(getattr, recorder, "lag_seconds"), live.name)
+            metrics.watch("sereno_log_dropped_rows_total", partial(getattr, recorder, "dropped"), live.name)
+
+
+def _in_flight(connection: Any) -> int:
+    """Requests of a connection that wait for their answer: those of the lane, and those with the application."""
+    cycle = getattr(connection, "cycle", None)
+    waiting = len(getattr(connection, "turns", ())) + len(getattr(connection, "pipeline", ()))
+    return waiting + (cycle is not None and not cycle.response_complete)
+
+
+def _is_let_in(service: Service, request: Request) -> bool:
+    authorization, key = request.header(b"authorization"), request.header(b"x-api-key")
+    if not authorization and key is not None:
+        authorization = b"Bearer " + key
+    return service.gate.knows(request.header(b"host"), authorization)
