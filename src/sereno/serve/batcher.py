@@ -24,21 +24,23 @@ LOG = logging.getLogger("sereno.serve")
 LOOP_SECONDS = 0.0007  # a batch that takes longer, as a rule, goes to the thread; back at half of it
 WEIGHT = 0.2  # of the newest batch in the running mean
 
-Done = Callable[[list[Any]], None]  # gets an Answer or a RequestError for each row, in order; called once
-
 
 class Waiting:
-    """One request's rows on their way to `predict`."""
+    """One request's rows on their way to `predict`. Whoever waits says by `tell` what becomes of the answers."""
 
-    __slots__ = ("answers", "done", "request_id", "rows", "sent", "since")
+    __slots__ = ("is_told", "parts", "request_id", "rows", "sent", "since")
 
-    def __init__(self, rows: Sequence[Row], request_id: bytes, done: Done, since: float) -> None:
+    def __init__(self, rows: Sequence[Row], request_id: bytes, since: float) -> None:
         self.rows = rows
         self.request_id = request_id
-        self.done: Done | None = done  # None: it was answered already
         self.since = since  # time.perf_counter() of its arrival
+        self.is_told = False
         self.sent = 0  # how many of its rows went to predict
-        self.answers: dict[int, list[Any]] = {}  # position of the first → answers, where not all are there yet
+        self.parts: dict[int, Sequence[Any]] | None = None  # position of the first → answers, of a request in pieces
+
+    def tell(self, answers: Sequence[Any]) -> None:
+        """Gets an Answer or a RequestError for each row, in order; called once, on the loop."""
+        raise NotImplementedError
 
 
 class Batch:
@@ -60,19 +62,26 @@ class Batch:
 
     def tell(self, answers: Sequence[Any]) -> None:
         """Give each request its own answers, and nobody else's."""
+        if self.spans is None and len(self.requests) == len(self.rows):
+            for waiting, answer in zip(self.requests, answers, strict=True):
+                if not waiting.is_told:  # else it was told that it was too late
+                    waiting.is_told = True
+                    waiting.tell((answer,))
+            return
         position = 0
         for i, waiting in enumerate(self.requests):
             first, count = (0, len(waiting.rows)) if self.spans is None else self.spans[i]
-            some = list(answers[position : position + count])
+            some = answers[position : position + count]
             position += count
             if count < len(waiting.rows):
-                waiting.answers[first] = some
-                if sum(map(len, waiting.answers.values())) < len(waiting.rows):
+                parts = waiting.parts = waiting.parts or {}
+                parts[first] = some
+                if sum(map(len, parts.values())) < len(waiting.rows):
                     continue
-                some = [answer for _, part in sorted(waiting.answers.items()) for answer in part]
-            done, waiting.done = waiting.done, None
-            if done is not None:  # else it was told already, that it was too late
-                done(some)
+                some = [answer for _, part in sorted(parts.items()) for answer in part]
+            if not waiting.is_told:
+                waiting.is_told = True
+                waiting.tell(some)
 
 
 class Watcher(Protocol):
@@ -126,13 +135,13 @@ class Batcher:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def submit(self, rows: Sequence[Row], request_id: bytes, done: Done, since: float) -> None:
-        """Have rows scored; `done` is called on the loop, later. Raises RequestError (503) where too many rows wait."""
-        count = len(rows)
-        if self.queued_rows + count > self._queue_rows and self.queued_rows:
+    def submit(self, waiting: Waiting) -> None:
+        """Have its rows (one or more) scored. Raises RequestError (503) where too many rows wait."""
+        queued = self.queued_rows + len(waiting.rows)
+        if queued > self._queue_rows and self.queued_rows:
             raise self.busy()
-        self._queue.append(Waiting(rows, request_id, done, since))
-        self.queued_rows += count
+        self.queued_rows = queued
+        self._queue.append(waiting)
         if not self._is_scheduled and not self._is_busy:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
@@ -143,14 +152,14 @@ class Batcher:
 
     def expire(self, now: float) -> None:
         """Answer what has waited too long (504). Called every now and then."""
-        late = [w for w in (*self._in_flight, *self._queue) if w.done is not None and now - w.since > self._timeout]
+        late = [w for w in (*self._in_flight, *self._queue) if not w.is_told and now - w.since > self._timeout]
         for waiting in late:
-            done, waiting.done = waiting.done, None
-            assert done is not None
+            waiting.is_told = True
             error = RequestError(504, f"There was no answer within {self._timeout:g} seconds.")
-            done([error] * len(waiting.rows))
+            waiting.tell([error] * len(waiting.rows))
         if late:
-            self._drop_answered()
+            self._queue, before = [w for w in self._queue if not w.is_told], self._queue
+            self.queued_rows -= sum(len(w.rows) - w.sent for w in before if w.is_told)
 
     def close(self) -> None:
         """End the thread, once it has done what it is at."""
@@ -160,11 +169,6 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         return not self._queue and not self._is_busy
-
-    def _drop_answered(self) -> None:
-        kept = [w for w in self._queue if w.done is not None]
-        self.queued_rows -= sum(len(w.rows) - w.sent for w in self._queue if w.done is None)
-        self._queue = kept
 
     def _take(self) -> Batch:
         """As many of the waiting rows as predict gets at once. A larger request goes in several batches."""

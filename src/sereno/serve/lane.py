@@ -17,8 +17,9 @@ from time import perf_counter
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sereno.serve.batcher import Waiting
 from sereno.serve.live import Live
 from sereno.serve.service import Service
 from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, settle
@@ -34,50 +35,65 @@ APPLICATION_HEADERS = frozenset(
 ON_ITS_WAY: Any = type("OnItsWay", (), {"response_complete": False, "disconnected": False, "keep_alive": True})()
 
 
-class Turn:
+class Turn(Waiting):
     """A hot request, from its headers to its reply."""
 
-    __slots__ = ("asked", "close", "exchange", "lane", "live", "output", "request_id", "rows", "started")
+    __slots__ = ("asked", "close", "exchange", "lane", "live", "output")
 
-    def __init__(
-        self, lane: Lane, exchange: Exchange, live: Live | None, request_id: bytes, started: float, close: bool
-    ) -> None:
+    def __init__(self, lane: Lane, exchange: Exchange, live: Live | None, request_id: bytes, *, close: bool) -> None:
         self.lane = lane
         self.exchange = exchange
         self.live = live
         self.request_id = request_id
-        self.started = started
         self.close = close  # the caller wants no further request on the connection
-        self.asked: Asked | None = None
         self.output: bytes | None = None
+        self.asked: Asked | None = None
 
-    def done(self, answers: Sequence[Any]) -> None:
-        """The answers are there: the batcher calls this."""
-        assert self.asked is not None
-        assert self.live is not None
+    def ask(self, request: Request) -> None:
+        """The request is there: have its rows answered, or refuse them."""
+        super().__init__((), self.request_id, perf_counter())
+        exchange, live = self.exchange, self.live
+        assert live is not None
         try:
-            reply = settle(self.exchange, self.live, self.asked, answers)
+            self.asked = exchange.read(live, request)
+            self.rows = self.asked.rows
+            live.submit(self)
         except RequestError as error:
-            reply = self.exchange.refuse(error)
+            self.reply(exchange.refuse(error))
+        except Exception as error:  # noqa: BLE001 - a bug of ours: this caller is told its id, the others go on
+            self.reply(exchange.refuse(self.lane.service.bug(error)))
+
+    def tell(self, answers: Sequence[Any]) -> None:
+        exchange = self.exchange
+        try:
+            reply = settle(exchange, self.live, self.asked, answers)  # type: ignore[arg-type]
+        except RequestError as error:
+            reply = exchange.refuse(error)
         except Exception as error:  # noqa: BLE001 - one caller's reply must not cost the others of the batch theirs
-            reply = self.exchange.refuse(self.lane.service.bug(error))
+            reply = exchange.refuse(self.lane.service.bug(error))
         self.reply(reply)
 
     def reply(self, reply: Reply) -> None:
+        """Write the reply, when it is its turn."""
         lane = self.lane
         service = lane.service
-        service.finished(
-            self.exchange.name,
-            self.live.name if self.live is not None else "",
-            reply.status,
-            perf_counter() - self.started,
-            self,
-        )
+        name = self.live.name if self.live is not None else ""
+        service.finished(self.exchange.name, name, reply.status, perf_counter() - self.since, self)
         if lane.is_lost:
             return
-        if lane.is_draining:
-            self.close = True
-        self.output = lane.serialised(reply, self.request_id, self.close)
+        close = b"connection: close\r\n" if self.close or lane.is_draining else b""
+        self.close = bool(close)
+        head = service.head(lane.server_state.default_headers, reply)
+        more = b"".join(b"%b: %b\r\n" % header for header in reply.headers) if reply.headers else b""
+        body = reply.body
+        self.output = b"%b%b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
+            head,
+            self.request_id,
+            more,
+            len(body),
+            close,
+            body,
+        )
         if lane.turns[0] is self:
             lane.flush()
 
@@ -92,6 +108,7 @@ class Lane(HttpToolsProtocol):
         self.turn: Turn | None = None  # the hot request that is being received
         self.body = b""
         self.parts: list[bytes] | None = None  # of a body that came in pieces
+        self.passed: list[tuple[bytes, bytes]] | None = None  # headers that were looked at, and are fine
         self.header_bytes = self.body_bytes = 0
         self.receiving_since = 0.0  # a request began and is not complete; 0: none
         self.has_headers = False
@@ -131,15 +148,20 @@ class Lane(HttpToolsProtocol):
         self.turn = None
         self.has_headers = False
         self.header_bytes = 0
-        self.receiving_since = perf_counter()
+        self.receiving_since = self.service.now
 
     def on_headers_complete(self) -> None:
         self.has_headers = True
         if self.is_refusing:
             return
-        hot = self.service.hot.get(self.url)
+        service = self.service
+        hot = service.hot.get(self.url)
         if hot is None or not self._is_hot():
             self._to_application()
+            return
+        if self.headers == self.passed:  # the same as the last request's
+            turn = Turn(self, *hot, service.request_id(None), close=not self.parser.should_keep_alive())
+            self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
             return
         host = authorization = given_id = origin = None
         length = 0
@@ -157,24 +179,16 @@ class Lane(HttpToolsProtocol):
             elif name in APPLICATION_HEADERS:
                 self._to_application()
                 return
-        exchange, live = hot
-        service = self.service
-        turn = Turn(
-            self,
-            exchange,
-            live,
-            service.request_id(given_id),
-            self.receiving_since,
-            not self.parser.should_keep_alive(),
-        )
+        turn = Turn(self, *hot, service.request_id(given_id), close=not self.parser.should_keep_alive())
         error = service.gate.check(self.url, host, authorization, origin)
         if error is None and length > service.limits.max_body_bytes:
             error = service.too_large()
         if error is not None:
             self.refuse(error, turn)
             return
-        self.turn = turn
-        self.body, self.parts, self.body_bytes = b"", None, 0
+        if given_id is None:
+            self.passed = self.headers
+        self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
 
     def on_body(self, body: bytes) -> None:
         turn = self.turn
@@ -203,16 +217,7 @@ class Lane(HttpToolsProtocol):
         self.turn = None
         self.turns.append(turn)
         body = self.body if self.parts is None else b"".join(self.parts)
-        live = turn.live
-        assert live is not None
-        try:
-            asked = turn.exchange.read(live, Request(b"POST", self.url, b"", self.headers, body, turn.request_id))
-            turn.asked = asked
-            live.submit(asked.rows, turn.request_id, turn.done)
-        except RequestError as error:
-            turn.reply(turn.exchange.refuse(error))
-        except Exception as error:  # noqa: BLE001 - a bug of ours: this caller is told its id, the others go on
-            turn.reply(turn.exchange.refuse(self.service.bug(error)))
+        turn.ask(Request(b"POST", self.url, b"", self.headers, body, turn.request_id))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """A client that has sent all it will may still wait for its answers."""
@@ -254,15 +259,6 @@ class Lane(HttpToolsProtocol):
 
     # What leaves
 
-    def serialised(self, reply: Reply, request_id: bytes, close: bool) -> bytes:
-        parts = [STATUS_LINE[reply.status], self.service.default_headers(self.server_state.default_headers)]
-        parts.append(b"content-type: %b\r\nx-request-id: %b\r\n" % (reply.content_type, request_id))
-        for name, value in reply.headers:
-            parts.append(b"%b: %b\r\n" % (name, value))
-        end = b"connection: close\r\n\r\n" if close else b"\r\n"
-        parts.append(b"content-length: %d\r\n%b%b" % (len(reply.body), end, reply.body))
-        return b"".join(parts)
-
     def flush(self) -> None:
         """Write the replies whose turn it is."""
         turns = self.turns
@@ -273,7 +269,6 @@ class Lane(HttpToolsProtocol):
             if turn.output is None:
                 return
             turns.popleft()
-            self.server_state.total_requests += 1
             transport.write(turn.output)
             if turn.close:
                 turns.clear()
@@ -292,8 +287,8 @@ class Lane(HttpToolsProtocol):
         self.receiving_since = 0.0
         service = self.service
         if turn is None:
-            turn = Turn(self, service.fallback, None, service.request_id(None), perf_counter(), True)
-        turn.close = True
+            turn = Turn(self, service.fallback, None, service.request_id(None), close=True)
+        turn.since, turn.close = perf_counter(), True
         self.turns.append(turn)
         if self._is_with_application():  # its answer comes first, and is the last
             self.turns.clear()

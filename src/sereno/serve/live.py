@@ -14,7 +14,7 @@ import msgspec
 from sereno.exceptions import ModelFileError
 from sereno.rows import UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
 from sereno.scoring import RowScorer, Scorer
-from sereno.serve.batcher import Batcher, Done, Recorder
+from sereno.serve.batcher import Batcher, Recorder, Waiting
 from sereno.serve.wire import Answer, Mistake, RequestError
 from sereno.values import Door, Refused, admit_row
 
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 
 STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 NO_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
+
+
+class _Asking(Waiting):
+    """A coroutine that waits."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, rows: Sequence[Row], request_id: bytes, since: float) -> None:
+        super().__init__(rows, request_id, since)
+        self.future: asyncio.Future[Sequence[Any]] = asyncio.get_running_loop().create_future()
+
+    def tell(self, answers: Sequence[Any]) -> None:
+        if not self.future.done():  # the caller may have gone
+            self.future.set_result(answers)
 
 
 class Live:
@@ -116,7 +130,7 @@ class Live:
             except Refused as refused:
                 mistakes += [Mistake(position, column, expected) for column, expected in refused.mistakes]
         if mistakes and collect is None:
-            raise self._unfit(mistakes)
+            raise self.unfit(mistakes)
         return rows
 
     def check_json(self, body: bytes) -> None:
@@ -139,9 +153,9 @@ class Live:
     def _told(self, refused: Refused) -> RequestError:
         if isinstance(refused, NotJsonError):
             return RequestError(400, "The body is not JSON.")
-        return self._unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
+        return self.unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
 
-    def _unfit(self, mistakes: Sequence[Mistake]) -> RequestError:
+    def unfit(self, mistakes: Sequence[Mistake]) -> RequestError:
         rows = len({m.row for m in mistakes})
         self._metrics.rejected(self.name, rows)
         what = "A row does" if rows == 1 else f"{rows:,} rows do"
@@ -149,26 +163,20 @@ class Live:
 
     # Answers out
 
-    def submit(self, rows: list[Row], request_id: bytes, done: Done) -> None:
-        """Have rows answered; `done` gets an Answer or a RequestError for each, on the loop. Raises RequestError (503)."""
-        if not rows:
-            asyncio.get_running_loop().call_soon(done, [])
-            return
-        if self.fetcher is not None and any(row[i] is UNSET for row in rows for i in self.fetched):
-            self.fetcher.submit(rows, request_id, done)
-            return
-        self.batcher.submit(rows, request_id, done, perf_counter())
+    def submit(self, waiting: Waiting) -> None:
+        """Have rows answered: `waiting.tell` is called on the loop, later. Raises RequestError (503)."""
+        if self.fetcher is not None and any(row[i] is UNSET for row in waiting.rows for i in self.fetched):
+            self.fetcher.submit(waiting)
+        elif waiting.rows:
+            self.batcher.submit(waiting)
+        else:
+            asyncio.get_running_loop().call_soon(waiting.tell, ())
 
-    async def ask(self, rows: list[Row], request_id: bytes) -> list[Any]:
+    async def ask(self, rows: list[Row], request_id: bytes) -> Sequence[Any]:
         """An Answer or a RequestError for each row, in order. Raises RequestError (503)."""
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-
-        def done(answers: list[Any]) -> None:
-            if not future.done():  # the caller may have gone
-                future.set_result(answers)
-
-        self.submit(rows, request_id, done)
-        return await future
+        waiting = _Asking(rows, request_id, perf_counter())
+        self.submit(waiting)
+        return await waiting.future
 
     def answer_dict(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON has it: dates and decimals are texts."""

@@ -10,6 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
+from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from sereno.scoring import open_scorer
 from sereno.serve.gate import Gate
 from sereno.serve.live import Live
 from sereno.serve.options import Options
-from sereno.serve.wire import Exchange, RequestError, Route
+from sereno.serve.wire import Exchange, Reply, RequestError, Route
 
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
@@ -32,6 +33,10 @@ LOG = logging.getLogger("sereno.serve")
 
 TICK_SECONDS = 0.25  # how often late requests, hung models and quiet connections are looked for
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+def status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
 
 
 class Service:
@@ -65,9 +70,10 @@ class Service:
         }
         self.now = perf_counter()  # as of the last tick
         self.connections: set[Any] = set()  # uvicorn's, of which the lane's are looked at
-        self._prefix = os.urandom(5).hex()
+        self._prefix = os.urandom(5).hex().encode() + b"-"
         self._count = itertools.count()
-        self._defaults: tuple[Any, bytes] = (None, b"")
+        self._defaults: Any = None
+        self._heads: dict[tuple[int, bytes], bytes] = {}
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     def live(self, name: str) -> Live:
@@ -85,7 +91,7 @@ class Service:
         """The caller's, where it is one that can stand in a log; else a new one."""
         if given is not None and REQUEST_ID.fullmatch(given):
             return given
-        return b"%b-%x" % (self._prefix.encode(), next(self._count))
+        return b"%b%x" % (self._prefix, next(self._count))
 
     def too_large(self) -> RequestError:
         return RequestError(413, f"The body is larger than {self.limits.max_body_bytes:,} bytes.")
@@ -96,11 +102,18 @@ class Service:
         LOG.error("error %s", error_id, exc_info=error)
         return RequestError(500, f"An error of the server. Its log tells more under {error_id}.", error_id=error_id)
 
-    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """uvicorn's headers of every reply (the date), as bytes; it makes a new list once a second."""
-        if self._defaults[0] is not headers:
-            self._defaults = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
-        return self._defaults[1]
+    def head(self, defaults: list[tuple[bytes, bytes]], reply: Reply) -> bytes:
+        """The start of a reply: its status, uvicorn's headers (the date; a new list each second) and its type."""
+        if self._defaults is not defaults:
+            self._defaults = defaults
+            self._heads.clear()
+        key = (reply.status, reply.content_type)
+        head = self._heads.get(key)
+        if head is None:
+            lines = [*defaults, (b"content-type", reply.content_type)]
+            head = status_line(reply.status) + b"".join(b"%b: %b\r\n" % line for line in lines) + b"x-request-id: "
+            self._heads[key] = head
+        return head
 
     def finished(self, protocol: str, model: str, status: int, seconds: float, request: Any) -> None:
         """A request was answered."""
@@ -174,6 +187,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
     # what was loaded stays: full collections over it are the tail of the answer times
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a request makes a dozen objects that die with it, and no cycles
     return service
 
 

@@ -7,7 +7,7 @@ give the same answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class Asked:
     rows: list[Row]
     context: Any = None  # what `write` needs to know beside the answers
     one_by_one: bool = False  # `write` is given RequestErrors in place of answers; else one of them fails the request
-    mistakes: list[Mistake] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
