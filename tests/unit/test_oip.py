@@ -26,6 +26,7 @@ from sereno.serve.live import Live
 from sereno.serve.metrics import Metrics
 from sereno.serve.protocols import oip
 from sereno.serve.protocols.compression import compress, decompress
+from sereno.serve.protocols.infer import Translation
 from sereno.serve.wire import Asked, Reply, Request, RequestError
 from sereno.settings import ModelSettings, ServeSettings
 
@@ -87,7 +88,7 @@ def live_of(inputs: Any, outputs: Any, **limits: int) -> Live:
 
 EVERYTHING = live_of(Everything, Answers, max_text_bytes=100)
 NUMBERS = live_of(Numbers, One)
-TRANSLATIONS = {id(live): oip.Translation(live) for live in (EVERYTHING, NUMBERS)}
+TRANSLATIONS = {id(live): Translation(live) for live in (EVERYTHING, NUMBERS)}
 
 COLUMNS: dict[str, tuple[str, list[Any]]] = {
     "id": ("INT64", [7, None]),
@@ -305,6 +306,7 @@ class TestJsonInputs:
         assert refused(EVERYTHING, {"inputs": tensors(0, 1, purpose=("BYTES", ["x" * 101]))}).status == 413
         assert refused(EVERYTHING, {"inputs": tensors(0, 1, purpose=("BYTES", ["é" * 60]))}).status == 413
         assert refused(EVERYTHING, {"inputs": tensors(0, 1, purpose=("BYTES", ["é" * 50]))}).status == 422
+        assert refused(EVERYTHING, {"inputs": tensors(0, 1), "id": "x" * 101}).status == 413
 
 
 FLAG = [tensor("flag", "BOOL", [True])]
@@ -346,7 +348,7 @@ class TestMatrix:
             x: float
 
         live = live_of(Single, One)
-        translation = oip.Translation(live)
+        translation = Translation(live)
         for shape in ([2], [2, 1]):
             asked = translation.read(live, request_of({"inputs": [tensor("anything", "FP64", [1, 2], shape)]}))
             assert asked.rows == [(None, 1.0), (None, 2.0)]
