@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sereno.serve import health
-from sereno.serve.protocols import native
+from sereno.serve.protocols import invocations, mlflow, native, sagemaker, vertex
 from sereno.serve.wire import Reply, RequestError, Route
 
 if TYPE_CHECKING:
@@ -15,12 +15,26 @@ if TYPE_CHECKING:
     from sereno.serve.service import Service
 
 fallback = native.NATIVE
-SHAPES: dict[str, Callable[[RequestError], Reply]] = {}  # first segment of a path → how errors below it look
+# first segment of a path → how errors below it look
+SHAPES: dict[str, Callable[[RequestError], Reply]] = dict.fromkeys(
+    ("invocations", "ping", "health", "version", "execution-parameters"), mlflow.refuse
+)
 
 
 def all_routes(service: Service) -> list[Route]:
     """Those of every protocol, for the models that are served."""
-    return [*native.routes(service), *health.routes(service)]
+    found = [
+        *vertex.routes(service),  # first: the platform may choose a path that is one of ours
+        *native.routes(service),
+        *health.routes(service),
+        *invocations.routes(service),
+        *mlflow.routes(service),
+        *sagemaker.routes(service),
+    ]
+    first: dict[tuple[str, str], Route] = {}
+    for route in found:
+        first.setdefault((route.method, route.path), route)
+    return list(first.values())
 
 
 def refuse_at(service: Service, path: str) -> Callable[[RequestError], Reply]:

@@ -1,0 +1,94 @@
+"""What a platform's environment says about the server that it starts: Amazon SageMaker, Google Vertex AI.
+
+Both start the image themselves, and can give no options. What they want stands in variables of theirs, and becomes
+settings here, as the `SERENO_…` variables that would say the same. Those that are set count more. What these variables
+cannot say is that the server may be open: that is for whoever builds the image to say (`docs/protocols.md`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sereno.exceptions import SettingsError
+
+SAGEMAKER_MODEL = Path("/opt/ml/model")  # where SageMaker unpacks a model's artefacts
+# Studio, notebooks and training jobs have other variables of SageMaker's: those do not ask for a server
+SAGEMAKER_VARIABLES = ("SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_BATCH")
+SAGEMAKER_PAYLOAD_MB = 6  # what it sends at most, unless told otherwise
+SAGEMAKER_LARGEST_MB = 100  # what it can be told; 0 means no limit, which no server can give
+SAGEMAKER_BATCH_SECONDS = 600  # how long it waits for the answer to one request of a batch transform job
+VERTEX_PAYLOAD_MB = 2  # it sends at most 1.5
+DECLARES_MODEL = re.compile(rb"^\w+\s*=\s*(?:\w+\.)?Model\(", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platform:
+    """Where the server runs, and what follows from it."""
+
+    name: str  # "sagemaker" or "vertex"
+    said_by: str  # the variable or folder that told
+    variables: Mapping[str, str]  # SERENO_…; put those of the environment over them
+    folder: Path | None = None  # where its model files are, if no other is named
+
+
+def platform_of(environ: Mapping[str, str], model_folder: Path = SAGEMAKER_MODEL) -> Platform | None:
+    """The platform that started this process, if one did. Raises SettingsError for a variable that makes no sense."""
+    if "AIP_HTTP_PORT" in environ:
+        return Platform(
+            name="vertex",
+            said_by="AIP_HTTP_PORT",
+            variables=_open_at(_port(environ, "AIP_HTTP_PORT"), VERTEX_PAYLOAD_MB),
+        )
+    said_by = next((name for name in SAGEMAKER_VARIABLES if environ.get(name)), None)
+    if said_by is None and model_folder.is_dir() and "TRAINING_JOB_NAME" not in environ:
+        said_by = str(model_folder)
+    if said_by is None:
+        return None
+    payload = _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB", SAGEMAKER_PAYLOAD_MB) or SAGEMAKER_LARGEST_MB
+    variables = _open_at(_port(environ, "SAGEMAKER_BIND_TO_PORT"), payload)
+    if environ.get("SAGEMAKER_BATCH", "").lower() == "true":
+        # a request is as many lines as fit into the payload, and none of them is short of a character and its end
+        variables["SERENO_SERVE__MAX_ROWS"] = str(payload << 19)
+        variables["SERENO_SERVE__REQUEST_TIMEOUT_SECONDS"] = str(SAGEMAKER_BATCH_SECONDS)
+    folder = model_folder if model_folder.is_dir() else None
+    if folder is not None and not os.access(folder, os.W_OK):
+        variables["SERENO_HOME"] = "/tmp/sereno"
+    return Platform(name="sagemaker", said_by=said_by, variables=variables, folder=folder)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The model file of a folder without `sereno.toml`; none where there is one, which names them. Raises SettingsError."""
+    if (folder / "sereno.toml").is_file():
+        return []
+    files = sorted(folder.glob("*.py"))
+    found = files if len(files) == 1 else [f for f in files if DECLARES_MODEL.search(f.read_bytes())]
+    if len(found) == 1:
+        return found
+    what = f"{len(found)} model files ({', '.join(f.name for f in found)})" if found else "no model file"
+    raise SettingsError(
+        f"{folder} has {what}. Put one there, with its artefacts beside it; or several, and a sereno.toml that names them."
+    )
+
+
+def _open_at(port: int, payload_mb: int) -> dict[str, str]:
+    return {
+        "SERENO_SERVE__HOST": "0.0.0.0",
+        "SERENO_SERVE__PORT": str(port),
+        "SERENO_SERVE__ALLOWED_HOSTS": "*",  # under what name the platform calls is its own affair
+        "SERENO_SERVE__MAX_BODY_BYTES": str(payload_mb << 20),
+    }
+
+
+def _port(environ: Mapping[str, str], variable: str) -> int:
+    return _number(environ, variable, 8080)
+
+
+def _number(environ: Mapping[str, str], variable: str, default: int) -> int:
+    text = environ.get(variable) or str(default)
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise SettingsError(f"The variable {variable} is {text!r}. It must be a whole number, 0 to 65535.")
+    return int(text)

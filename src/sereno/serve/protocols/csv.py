@@ -1,0 +1,104 @@
+"""CSV bodies, in and out (RFC 4180): every value is text here, and an empty field differs from an empty text in quotes.
+
+Python's own reader takes both for the same, and Arrow's is made for files; the dialect is that of a run's CSV files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from sereno.schema import Column
+from sereno.serve.wire import RequestError
+
+Cells = list[str | None]  # of one line; None: nothing stands between the commas
+
+FIELD = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"([^,\r\n]*)|([^",\r\n][^,\r\n]*)|)(,|\r\n|\r|\n|\Z)')
+LINE_END = re.compile(r"\r\n|\r|\n")
+
+_encode = msgspec.json.Encoder(decimal_format="string").encode
+
+
+class BrokenLineError(ValueError):
+    """What is wrong with a line. `line` counts from 0."""
+
+    def __init__(self, line: int, says: str) -> None:
+        super().__init__(says)
+        self.line = line
+
+
+def parse(text: str) -> list[Cells]:
+    """The cells of each line that is not blank. Raises BrokenLineError."""
+    if '"' not in text:
+        return [[cell or None for cell in line.split(",")] for line in LINE_END.split(text) if line]
+    lines: list[Cells] = []
+    cells: Cells = []
+    at = 0
+    while at < len(text):
+        found = FIELD.match(text, at)
+        if found is None:
+            raise BrokenLineError(len(lines), "has a quote that never closes")
+        quoted, rest, bare, end = found.groups()
+        cells.append(bare if quoted is None else quoted.replace('""', '"') + rest)
+        at = found.end()
+        if end != ",":
+            if cells != [None]:
+                lines.append(cells)
+            cells = []
+    if cells:  # the text ends with a comma
+        lines.append([*cells, None])
+    return lines
+
+
+def parse_line(line: str) -> Cells:
+    """The cells of a text that is one line, blank or not. Raises BrokenLineError."""
+    parsed = parse(line)
+    if len(parsed) > 1:
+        raise BrokenLineError(0, "has a line break inside")
+    return parsed[0] if parsed else [None]
+
+
+def text_of(body: bytes) -> str:
+    """The text of a body. Raises RequestError (400)."""
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise RequestError(400, "The body is no text in UTF-8.") from None
+
+
+def check_cells(lines: Sequence[Cells], most: int) -> None:
+    """Refuse a text that is longer than so many bytes (413)."""
+    if any(
+        cell is not None and len(cell) > most // 4 and len(cell.encode()) > most for cells in lines for cell in cells
+    ):
+        raise RequestError(413, f"A text in the request is longer than {most:,} bytes.")
+
+
+def line_of(columns: Sequence[Column], answer: Sequence[Any]) -> str:
+    """An answer as a line without its end: texts in quotes, nothing for null, as in exports."""
+    line = ",".join([_cell(column, value) for column, value in zip(columns, answer, strict=True)])
+    return line or '""'  # readers pass over blank lines
+
+
+def blank_line(columns: Sequence[Column]) -> str:
+    """A line with every cell empty."""
+    return line_of(columns, [None] * len(columns))
+
+
+def _cell(column: Column, value: Any) -> str:
+    if value is None:
+        return ""
+    kind = column.kind
+    if kind == "str":
+        return _quoted(value)
+    if kind in ("list", "row"):
+        return _quoted(_encode(value).decode())
+    text = _encode(value).decode()
+    return text[1:-1] if text[0] == '"' else text  # dates and decimals need no quotes
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'

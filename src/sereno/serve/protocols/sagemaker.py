@@ -1,0 +1,155 @@
+"""What SageMaker's container contract has beside MLflow's: batch transform, and the parameters it asks for.
+
+A batch transform job cuts files into records, sends some at a time to `/invocations`, and puts what comes back in their
+place. So a request is lines, and so is its reply: one for each that came, in order. A record that cannot be answered
+gets a placeholder; a line that were missing would shift all that follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from sereno.serve.protocols import csv
+from sereno.serve.protocols.mlflow import explained
+from sereno.serve.protocols.positional import Positions
+from sereno.serve.wire import Reply, Request, RequestError, Route, Row
+
+if TYPE_CHECKING:
+    from sereno.serve.live import Live
+    from sereno.serve.service import Service
+
+LOG = logging.getLogger("sereno.serve")
+
+Form = Literal["json", "csv", "jsonlines"]
+CONTENT_TYPES: dict[Form, bytes] = {
+    "json": b"application/json",
+    "csv": b"text/csv; charset=utf-8",
+    "jsonlines": b"application/jsonlines",
+}
+RETRIED = (503, 504)  # the job sends the same records again, so these need no placeholders
+SHOWN = 5  # placeholders of a request whose reasons are logged
+
+_encode = msgspec.json.Encoder().encode
+
+
+def routes(service: Service) -> list[Route]:
+    return [Route("GET", "/execution-parameters", answer=_execution_parameters)]
+
+
+def is_batch(environ: Mapping[str, str]) -> bool:
+    """Whether this is the container of a batch transform job (which writes `true`; its local mode writes `True`)."""
+    return environ.get("SAGEMAKER_BATCH", "").lower() == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The lines of a request, and of its reply."""
+
+    form: Form  # of the reply
+    problems: Sequence[str | None]  # for each line: why it has no row; None: it has one
+    request_id: bytes
+
+
+def read_lines(live: Live, positions: Positions, body: bytes, form: Form) -> list[Row | RequestError]:
+    """The row of each line, or why it has none. Raises RequestError (413) where there are too many."""
+    lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not lines[-1]:
+        lines.pop()  # the last line has an end too
+    live.check_count(len(lines))
+    read = _csv_row if form == "csv" else _json_row
+    found: list[Row | RequestError] = []
+    for line in lines:
+        try:
+            found.append(read(live, positions, line.removesuffix(b"\r")))
+        except RequestError as error:
+            found.append(error)
+    return found
+
+
+def problem(error: RequestError) -> str:
+    """What is wrong with one record."""
+    if not error.mistakes:
+        return error.says
+    return "; ".join(m.expected if m.column == "row" else f"{m.column}: {m.expected}" for m in error.mistakes)
+
+
+def write(live: Live, records: Records, answers: Sequence[Any]) -> Reply:
+    """A line for each record. Raises RequestError where the job should send them all again."""
+    columns = live.outputs.columns
+    given = iter(answers)
+    lines: list[bytes] = []
+    failed: list[str] = []
+    for number, wrong in enumerate(records.problems, start=1):
+        if wrong is None:
+            answer = next(given)
+            if type(answer) is tuple:
+                if records.form != "csv":
+                    lines.append(live.encode(answer))
+                    continue
+                line = csv.line_of(columns, answer)
+                if "\n" not in line and "\r" not in line:
+                    lines.append(line.encode())
+                    continue
+                wrong = "the answer has a line break, which a line of CSV cannot hold; ask for application/jsonlines"
+            elif answer.status in RETRIED:
+                raise answer
+            else:
+                wrong = explained(answer)
+        failed.append(f"line {number}: {wrong}")
+        lines.append(csv.blank_line(columns).encode() if records.form == "csv" else _encode({"error": wrong}))
+    if failed:
+        more = "" if len(failed) <= SHOWN else f"; and {len(failed) - SHOWN} more"
+        LOG.warning(
+            "request %s: %d of %d records got a placeholder: %s%s",
+            records.request_id.decode("latin-1"), len(failed), len(lines), "; ".join(failed[:SHOWN]), more,
+        )  # fmt: skip
+    return Reply(200, b"".join([line + b"\n" for line in lines]), CONTENT_TYPES[records.form])
+
+
+def _csv_row(live: Live, positions: Positions, line: bytes) -> Row:
+    text = csv.text_of(line)
+    try:
+        cells = csv.parse_line(text)
+    except csv.BrokenLineError as error:
+        raise RequestError(400, f"The line {error}.") from None
+    csv.check_cells([cells], live.limits.max_text_bytes)
+    return live.rows_of(positions.mappings(None, [cells]), "text")[0]
+
+
+def _json_row(live: Live, positions: Positions, line: bytes) -> Row:
+    if line.lstrip().startswith(b"["):
+        live.check_json(line)
+        try:
+            values = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise RequestError(400, "The line is not JSON.") from None
+        return live.rows_of(positions.mappings(None, [values]))[0]
+    try:
+        return live.decode(line)
+    except RequestError as error:
+        raise RequestError(400, "The line is not JSON.") if error.status == 400 else error from None
+
+
+def _execution_parameters(service: Service, request: Request, params: dict[str, str]) -> Reply:
+    """What the job is advised to do; what its owner chose stands in the environment, and counts more anyway."""
+    environ = os.environ
+    return Reply(
+        200,
+        _encode(
+            {
+                "MaxConcurrentTransforms": int(
+                    environ.get("SAGEMAKER_MAX_CONCURRENT_TRANSFORMS") or service.settings.workers or 1
+                ),
+                "BatchStrategy": environ.get("SAGEMAKER_BATCH_STRATEGY") or "MULTI_RECORD",
+                "MaxPayloadInMB": int(
+                    environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB") or max(1, service.limits.max_body_bytes >> 20)
+                ),
+            }
+        ),
+    )
