@@ -18,14 +18,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from annotated_types import Ge
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 
 from sereno import Digits, Key, Model
 from sereno.scoring import Scorer
 from sereno.serve.live import Live
 from sereno.serve.metrics import Metrics
 from sereno.serve.protocols import oip
-from sereno.serve.protocols.compression import compress, decompress
+from sereno.serve.protocols.compression import compress
 from sereno.serve.protocols.infer import Translation
 from sereno.serve.wire import Asked, Reply, Request, RequestError
 from sereno.settings import ModelSettings, ServeSettings
@@ -562,47 +562,6 @@ def unpacked(reply: Reply) -> tuple[list[dict[str, Any]], list[bytes]]:
 
 
 class TestCompression:
-    BODY = json.dumps({"inputs": tensors()}).encode()
-
-    @pytest.mark.parametrize(
-        ("encoding", "made"),
-        [
-            ("gzip", gzip.compress), ("GZIP", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress),
-            ("deflate", lambda body: zlib.compress(body, wbits=-15)), ("identity", bytes),
-        ],
-    )  # fmt: skip
-    def test_requests(self, encoding: str, made: Any) -> None:
-        assert read(EVERYTHING, made(self.BODY), content_encoding=encoding).rows == ROWS
-
-    def test_with_binary_tensors_the_length_is_that_of_the_json_itself(self) -> None:
-        body, length = binary(("predict", "FP64", [1, 3], in_bytes("FP64", [1, 2, 1])))
-        asked = read(NUMBERS, gzip.compress(body), content_encoding="gzip", inference_header_content_length=length)
-        assert asked.rows == [(None, 1.0, 2, True)]
-
-    @pytest.mark.parametrize(
-        ("body", "encoding", "status"),
-        [
-            (BODY, "gzip", 400),
-            (BODY, "deflate", 400),
-            (b"", "gzip", 400),
-            (gzip.compress(BODY)[:-1], "gzip", 400),
-            (gzip.compress(BODY) + b"x", "gzip", 400),
-            (gzip.compress(BODY) * 2, "gzip", 400),
-            (gzip.compress(BODY)[:-8] + b"\0" * 8, "gzip", 400),
-            (gzip.compress(b" " * 2_000_000), "gzip", 413),
-            (zlib.compress(b" " * 2_000_000), "deflate", 413),
-            (BODY, "br", 415),
-            (BODY, "gzip, gzip", 415),
-        ],
-    )
-    def test_requests_that_are_refused(self, body: bytes, encoding: str, status: int) -> None:
-        assert refused(EVERYTHING, body, content_encoding=encoding).status == status
-
-    def test_a_bomb_is_never_unpacked(self) -> None:
-        with pytest.raises(RequestError, match="more than 1000 bytes"):
-            decompress(b"gzip", gzip.compress(b"\0" * 50_000_000), 1000)
-        assert decompress(b"gzip", gzip.compress(b"\0" * 1000), 1000) == b"\0" * 1000
-
     @pytest.mark.parametrize(
         ("accepts", "encoding"),
         [
@@ -615,7 +574,7 @@ class TestCompression:
         out, headers = compress(accepts, body)
         assert dict(headers).get(b"content-encoding") == encoding
         if encoding is not None:
-            assert decompress(encoding, out, 5000) == body
+            assert (gzip if encoding == b"gzip" else zlib).decompress(out) == body
             assert out == compress(accepts, body)[0]
             assert (b"vary", b"accept-encoding") in headers
 
@@ -774,9 +733,6 @@ def hostile_requests(draw: st.DrawFn, live: Live) -> Request:
             )
         )
     if draw(st.integers(0, 7)) == 0:
-        headers["content-encoding"] = draw(st.sampled_from(["gzip", "deflate"]))
-        body = draw(st.sampled_from([gzip.compress(body), zlib.compress(body), body]))
-    if draw(st.integers(0, 7)) == 0:
         at = draw(st.integers(0, len(body)))
         body = body[:at] + draw(st.binary(max_size=3)) + body[at + draw(st.integers(0, 3)) :]
     return request_of(body, headers)
@@ -829,23 +785,10 @@ def test_every_request_is_read_or_refused(live: Live, kind: Any) -> None:
         else:
             assert all(len(row) == len(live.inputs.columns) for row in asked.rows)
             reply = translation.write(live, asked, answers)
-        assert reply.status in (200, 400, 413, 415, 422)
+        assert reply.status in (200, 400, 413, 422)
         assert reply.status == 200 or list(json.loads(reply.body)) == ["error"]
 
     check()
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=40), st.sampled_from([b"gzip", b"deflate"]), st.booleans())
-@example(b"", b"deflate", False)
-def test_every_compressed_body_is_unpacked_or_refused(body: bytes, encoding: bytes, is_real: bool) -> None:
-    if is_real:
-        body = (gzip.compress if encoding == b"gzip" else zlib.compress)(body)[: len(body) + 6]
-    try:
-        size = len(decompress(encoding, body, 20))
-    except RequestError as error:
-        size = 0 if error.status in (400, 413) else 21
-    assert size <= 20
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from sereno.schema import Column
-from sereno.serve.protocols.compression import compress, decompress
+from sereno.serve.protocols.compression import compress
 from sereno.serve.protocols.positional import Positions
 from sereno.serve.protocols.tensors import (
     JSON_TYPES,
@@ -114,18 +114,14 @@ class Translation:
 
     def read(self, live: Live, request: Request) -> Asked:
         body = request.body
-        encoding = length = None
+        length = None
         accepts = b""
         for name, value in request.headers:
-            if name == b"content-encoding":
-                encoding = value
-            elif name == HEADER_LENGTH:
+            if name == HEADER_LENGTH:
                 length = value
             elif name == b"accept-encoding":
                 accepts = value
         limits = self._live.limits
-        if encoding is not None:
-            body = decompress(encoding, body, limits.max_body_bytes)
         binary = memoryview(b"")
         if length is not None:
             if not (length.isdigit() and len(length) < 12 and int(length) <= len(body)):
