@@ -29,7 +29,20 @@ Puts a trained model into production: one plain Python file, scored by night, pu
   sereno run churn.py                   read, score, check, publish the last interval that ended
   sereno versions churn                 what was published, what is in service
   sereno rollback churn                 the version before, back in service
+  sereno serve churn.py                 predictions over HTTP
 """
+SERVE_OPTIONS = (
+    ("host", "ADDRESS", "the address to listen on (127.0.0.1)"),
+    ("port", "P", "the port (8000); 0 takes a free one"),
+    ("unix", "PATH", "a Unix socket to listen on instead"),
+    ("tls_certificate", "FILE", "speak TLS, with this certificate"),
+    ("tls_key", "FILE", "and this key"),
+    ("keys_file", "FILE", "who asks needs a key whose hash is in there; `sereno key` makes one"),
+)
+SERVE_SWITCHES = (
+    ("no_auth", "an open address without keys: whoever reaches it may ask"),
+    ("tls_terminated_upstream", "an open address without TLS: something in front of it speaks TLS with the callers"),
+)
 AFTER = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by a gate. `sereno COMMAND --help` tells more."
 
 
@@ -48,7 +61,9 @@ def _start(parser: argparse.ArgumentParser, arguments: Sequence[str], model: Mod
     if not arguments:
         parser.print_help()
         return USAGE
-    return _run(parser.parse_args(arguments), model)
+    options = parser.parse_args(arguments)
+    options.given = list(arguments)
+    return _run(options, model)
 
 
 def _run(options: argparse.Namespace, model: Model | None) -> int:
@@ -145,6 +160,22 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
     )
     one.add_argument("--workers", type=_positive, metavar="N", help="processes; as many as cores if not given")
     one.add_argument("--source", metavar="S", help="read from here instead")
+    one = command(
+        "serve",
+        _serve,
+        "the online API: predictions over HTTP",
+        "Without FILE it serves the models of sereno.toml. SIGTERM drains it, SIGHUP has it read its files again.",
+    )
+    if own is None:
+        one.add_argument("file", metavar="FILE", nargs="*", help="model files, or names of models in sereno.toml")
+    one.add_argument("--workers", type=_positive, metavar="N", help="processes that answer (1)")
+    for name, placeholder, about in SERVE_OPTIONS:
+        one.add_argument(f"--{name.replace('_', '-')}", dest=f"serve_{name}", metavar=placeholder, help=about)
+    for name, about in SERVE_SWITCHES:
+        one.add_argument(
+            f"--{name.replace('_', '-')}", dest=f"serve_{name}", action="store_const", const="true", help=about
+        )
+    one.add_argument("--watch", action="store_true", help="read the files again when one of them changes")
     one = command("runs", _runs, "the runs of a model, newest last")
     takes_model(one, optional=True)
     one = command("show", _show, "the report of a run: rows, rejects, gates, predictions, times")
@@ -195,6 +226,11 @@ def _positive(text: str) -> int:
 def _settings(options: argparse.Namespace, start: Path, model: str | None = None) -> Settings:
     from sereno.config import load_settings
 
+    return load_settings(start, home=options.home, env=options.env, overrides=_overrides(options, model))
+
+
+def _overrides(options: argparse.Namespace, model: str | None = None) -> dict[str, str]:
+    """Dotted keys and texts of what the command line sets."""
     overrides = {}
     for item in options.set:
         key, equals, value = item.partition("=")
@@ -205,7 +241,10 @@ def _settings(options: argparse.Namespace, start: Path, model: str | None = None
         overrides["workers"] = str(options.workers)
     if model is not None and getattr(options, "source", None) is not None:
         overrides[f"models.{model}.source"] = options.source
-    return load_settings(start, home=options.home, env=options.env, overrides=overrides)
+    for name, *_ in (*SERVE_OPTIONS, *SERVE_SWITCHES):
+        if (text := getattr(options, f"serve_{name}", None)) is not None:
+            overrides[f"serve.{name}"] = text
+    return overrides
 
 
 def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
@@ -227,18 +266,17 @@ def _model(options: argparse.Namespace) -> tuple[Model, Settings]:
     return model, settings
 
 
-def _model_file(options: argparse.Namespace) -> Path:
+def _model_file(options: argparse.Namespace, named: str | None = None) -> Path:
     """FILE is a path, or the name of a model that sereno.toml knows."""
-    path = Path(options.file)
+    named = named or str(options.file)
+    path = Path(named)
     if path.suffix or path.exists():
         return path
     models = _settings(options, Path.cwd()).models
-    if options.file in models and models[options.file].file is not None:
-        return models[options.file].file  # type: ignore[return-value]
+    if named in models and models[named].file is not None:
+        return models[named].file  # type: ignore[return-value]
     known = ", ".join(models) or "none"
-    raise NotFoundError(
-        f"There is no file {options.file}, and sereno.toml knows no model of that name (it knows: {known})."
-    )
+    raise NotFoundError(f"There is no file {named}, and sereno.toml knows no model of that name (it knows: {known}).")
 
 
 def _home(options: argparse.Namespace) -> Home:
@@ -334,6 +372,27 @@ def _run_batch(options: argparse.Namespace) -> int:
     else:
         _print(options, "\n".join(run_lines(report)))
     return HELD if report.state == "held" else DONE
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from sereno.serve.command import replace_process, serve
+    from sereno.serve.options import Options
+
+    if options.model_itself is not None:
+        replace_process(options.model_itself.file, options.given[options.given.index("serve") + 1 :])
+    served = Options(
+        files=[_model_file(options, named).absolute() for named in options.file],
+        home=options.home,
+        env=options.env,
+        overrides=_overrides(options),
+    )
+    return serve(
+        served,
+        watch=options.watch,
+        verbose=options.verbose,
+        as_json=options.json,
+        tell=lambda line: _print(options, line),
+    )
 
 
 @contextlib.contextmanager

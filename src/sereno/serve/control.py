@@ -16,12 +16,12 @@ class Job(msgspec.Struct, tag=True, kw_only=True):
     """To a new worker: what it serves. With the board's descriptor."""
 
     files: list[str]  # model files
-    start: str  # where the settings are looked for, and `home`, `env` and `overrides`, as on the command line
     home: str | None
     env: str | None
     overrides: dict[str, str]
     slot: int  # of the board
     workers: int
+    verbose: bool  # tell tracebacks too
 
 
 class Accept(msgspec.Struct, tag=True):

@@ -29,9 +29,9 @@ class Options:
         return load_settings(start or self.start, home=self.home, env=self.env, overrides=self.overrides)
 
     def model_files(self) -> list[Path]:
-        """The files to serve. Raises SettingsError where there is none."""
+        """The files to serve, as absolute paths. Raises SettingsError where there is none."""
         if self.files:
-            return list(self.files)
+            return [file.absolute() for file in self.files]
         settings = self.settings()
         found = [model.file for model in settings.models.values() if model.file is not None]
         if not found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 SECONDS = 0.5  # between two looks
@@ -35,10 +36,11 @@ class Watcher(threading.Thread):
                 if as_before:
                     self._known = looks(more)
 
-    def serve(self, paths: Iterable[str], seen: str) -> None:
-        """These are in service as they looked then; look at no others."""
+    def serve(self, paths: Iterable[str], seen: str | None) -> None:
+        """These are in service as they looked then (None: as they look now); look at no others."""
         with self._lock:
-            self._paths, self._known = frozenset(paths), seen
+            self._paths = frozenset(paths)
+            self._known = looks(self._paths) if seen is None else seen
 
     def run(self) -> None:
         pause = threading.Event()
@@ -70,11 +72,12 @@ def looks(paths: Iterable[str]) -> str:
 
 
 def changed_since(paths: Iterable[str], start_ns: int) -> bool:
-    """Whether one of them was written at or after that time."""
+    """Whether one of them was written since that time."""
+    now = time.time_ns()  # a time to come is that of another machine's clock, and says nothing
     for path in paths:
         for file in _files(path):
             try:
-                if os.stat(file).st_mtime_ns >= start_ns:
+                if start_ns <= os.stat(file).st_mtime_ns <= now:
                     return True
             except OSError:
                 continue

@@ -1,0 +1,93 @@
+"""`sereno serve`: from what was typed to a supervisor that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sereno.serve.control import Ready
+from sereno.serve.options import Options
+from sereno.serve.sockets import Listening, is_open, listen, refuse_openness
+from sereno.serve.supervisor import Supervisor, Worker, start_worker
+from sereno.settings import Settings
+
+
+def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: Callable[[str], None]) -> int:
+    """Serve until a signal ends it; the exit code. `tell` prints for whoever started it. Raises SerenoError."""
+    first = start_worker()  # imports what it needs while this process reads settings
+    try:
+        options.model_files()
+        settings = options.settings()
+        check_openness(settings)
+        listening = listen(settings.serve, settings.workers or 1)
+    except BaseException:
+        _let_go(first)
+        raise
+
+    def announce(ready: Ready) -> None:
+        for line in [json.dumps(_data(listening, ready, settings))] if as_json else _lines(listening, ready, settings):
+            tell(line)
+
+    supervisor = Supervisor(
+        options, settings, listening, first=first, watch=watch, verbose=verbose, announce=announce, note=note
+    )
+    return supervisor.run()
+
+
+def note(text: str) -> None:
+    """A line of the log."""
+    sys.stderr.write(f"sereno: {text}\n")
+    sys.stderr.flush()
+
+
+def check_openness(settings: Settings) -> None:
+    """Raise SettingsError where a network could reach the server, and neither keys and TLS nor a word of the operator's
+    say who may ask."""
+    if is_open(settings.serve):
+        from sereno.serve.gate import read_keys
+
+        refuse_openness(settings.serve, has_keys=bool(read_keys(settings)))
+
+
+def replace_process(file: Path, arguments: Sequence[str]) -> NoReturn:
+    """Become `sereno serve FILE`, of a process that has run the model file: it would keep all that the file imported."""
+    flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
+    if flags[-1:] == ["-m"]:  # python -m credit_scoring serve
+        flags.pop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *flags, "-P", "-m", "sereno", "serve", str(file), *arguments])
+
+
+def _let_go(worker: Worker) -> None:
+    worker.process.kill()
+    worker.process.wait()
+    worker.control.close()
+
+
+def _data(listening: Listening, ready: Ready, settings: Settings) -> Mapping[str, Any]:
+    return {
+        "url": listening.url,
+        "unix": str(listening.unix) if listening.unix is not None else None,
+        "docs": f"{listening.url}/docs",
+        "pid": os.getpid(),
+        "workers": settings.workers or 1,
+        "models": [{"name": model.name, "fingerprint": model.fingerprint} for model in ready.models],
+    }
+
+
+def _lines(listening: Listening, ready: Ready, settings: Settings) -> list[str]:
+    url, count = listening.url, settings.workers or 1
+    names = ", ".join(model.name for model in ready.models)
+    unix = f" (Unix socket {listening.unix})" if listening.unix is not None else ""
+    with_unix = f"--unix-socket {listening.unix} " if listening.unix is not None else ""
+    lines = [
+        f"Serving {names} on {url}{unix}, {count} worker{'s' if count > 1 else ''}. Ctrl-C ends it.",
+        f"Docs: {url}/docs",
+    ]
+    lines += [f"Try:  {model.tries.replace('URL', with_unix + url)}" for model in ready.models[:3] if model.tries]
+    return lines

@@ -1,0 +1,537 @@
+"""The process that was started: it holds the sockets, and keeps workers behind them.
+
+It imports nothing that a model needs, so it is small, starts the first worker at once, and dies of nothing that a model
+does. Workers are new interpreters, never forks. Each is in one of these states:
+
+    starting ──ready──► ready ──drain──► draining ──► gone
+        └──failed, died──► gone ◄──died, killed──┘
+
+A *generation* is the set of workers that were started together. A reload starts the next generation beside the one in
+service, which drains once every worker of the next is ready. Connections that no worker takes wait in the sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import msgspec
+
+from sereno import exceptions
+from sereno.exceptions import SerenoError, WorkerError
+from sereno.serve.board import Board, State
+from sereno.serve.compacting import Compacting
+from sereno.serve.control import (
+    Accept,
+    Belongs,
+    Control,
+    Drain,
+    Failed,
+    Job,
+    Ready,
+    Release,
+    ToWorker,
+    close_all,
+    from_worker,
+)
+from sereno.serve.options import Options
+from sereno.serve.sockets import Listening
+from sereno.serve.watching import Watcher
+from sereno.settings import Settings
+
+PATIENCE = 0.5  # seconds between two looks at the heartbeats
+BEAT_GRACE = 2.0  # on top of what predict may take; the loop beats several times a second
+QUICK = 10.0  # a worker that dies within so many seconds after it was ready counts as failing
+LONGEST_PAUSE = 30.0  # before a worker that fails again and again is started once more
+RESERVE = 1.0  # of the time to drain, so that a worker ends by itself before it is killed
+CHANGED = 0  # what the watcher writes among the numbers of signals
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+class Phase(Enum):
+    """Of a worker."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process, from its start to its end."""
+
+    process: subprocess.Popen[bytes]
+    control: Control
+    place: int = 0  # whose sockets it takes connections from
+    generation: int = 0
+    slot: int = 0  # of the board
+    phase: Phase = Phase.STARTING
+    ready_at: float = 0.0
+    ready: Ready | None = None
+    failed: Failed | None = None
+    belongs: list[str] = field(default_factory=list)  # what it reads, for the watcher
+    accepts: set[int] = field(default_factory=set)  # places
+    kill_at: float | None = None
+    is_hung: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, message: ToWorker, descriptors: list[int] | None = None) -> None:
+        with contextlib.suppress(OSError):  # it is gone, or hangs: both are seen elsewhere
+            self.control.send(message, descriptors or ())
+
+
+def start_worker() -> Worker:
+    """A new interpreter, which waits for its job. The first one starts before there are settings."""
+    control, theirs = Control.pair()
+    warnings = [f"-W{option}" for option in sys.warnoptions]
+    with theirs:
+        # -P: a module in the folder where the server was started is not taken for one of ours
+        process = subprocess.Popen(
+            [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what a model prints is log; stdout is for what scripts read
+            process_group=0,  # Ctrl-C at a terminal is the supervisor's affair
+        )
+    return Worker(process, control)
+
+
+class Supervisor:
+    """Runs until it is told to end. One thread, which waits for signals, messages and times."""
+
+    def __init__(
+        self,
+        options: Options,
+        settings: Settings,
+        listening: Listening,
+        *,
+        first: Worker | None = None,
+        watch: bool = False,
+        verbose: bool = False,
+        announce: Callable[[Ready], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._options, self._settings = options, settings
+        self._listening = listening
+        self._announce, self._note = announce, note
+        self._verbose = verbose
+        self._count = len(listening.places) if not listening.is_shared else settings.workers or 1
+        # two generations, two that drain, and workers that hung
+        self._board = Board.create(8 + 8 * self._count)
+        self._workers: list[Worker] = []
+        self._first = first
+        self._generation = 1
+        self._next: int | None = None  # the generation that starts beside the one in service
+        self._next_settings = settings
+        self._again = False  # a reload was asked for while one was under way
+        self._reload_since = 0.0
+        self._models: dict[str, str] = {}  # name → fingerprint, in service
+        self._is_announced = False
+        self._failures = [0] * self._count  # of each place, one after the other
+        self._due: dict[int, float] = {}  # place → when its next worker starts
+        self._ends_at: float | None = None  # when whoever is left is killed
+        self._error: SerenoError | None = None
+        self._was_killed = False
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = socket.socketpair()
+        self._watcher = Watcher(self._has_changed) if watch else None
+        self._compacting = Compacting(note)
+
+    def run(self) -> int:
+        """Serve until a signal ends it: 0, or 1 where workers had to be killed. Raises what kept the first from starting."""
+        with self._signals():
+            try:
+                for place in range(self._count):
+                    self._start(place, self._generation)
+                while self._ends_at is None or self._workers:
+                    for key, _ in self._selector.select(self._pause()):
+                        key.data()
+                    self._look()
+            finally:
+                self._end()
+        if self._error is not None:
+            raise self._error
+        return 1 if self._was_killed else 0
+
+    # Workers come
+
+    def _start(self, place: int, generation: int) -> None:
+        taken = {worker.slot for worker in self._workers}
+        slot = next((slot for slot in range(1, self._board.slots) if slot not in taken), None)
+        if slot is None:  # many hang, and have not ended yet
+            self._due[place] = time.monotonic() + 1.0
+            return
+        worker, self._first = self._first or start_worker(), None
+        worker.place, worker.generation, worker.slot = place, generation, slot
+        self._workers.append(worker)
+        self._board.set_state(worker.slot, State.STARTING)
+        self._board.set_pid(worker.slot, worker.pid)
+        self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._hear(worker))
+        options = self._options
+        job = Job(
+            files=[str(file) for file in options.files],
+            home=str(options.home) if options.home is not None else None,
+            env=options.env,
+            overrides=dict(options.overrides),
+            slot=worker.slot,
+            workers=self._count,
+            verbose=self._verbose,
+        )
+        worker.send(job, [self._board.descriptor])
+
+    def _hear(self, worker: Worker) -> None:
+        """Every message that waits from a worker."""
+        while worker in self._workers:
+            try:
+                content, descriptors = worker.control.receive()
+            except BlockingIOError:
+                return
+            close_all(descriptors)
+            if not content:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(worker.control)
+                return
+            try:
+                message = from_worker(content)
+            except msgspec.DecodeError:  # no word of ours: what runs there is not what was started
+                self._note(f"worker {worker.pid} sent what is no message; it is killed.")
+                worker.process.kill()
+                return
+            if isinstance(message, Belongs):
+                self._belongs(worker, message)
+            elif isinstance(message, Ready):
+                self._is_ready(worker, message)
+            else:
+                worker.failed = message
+
+    def _belongs(self, worker: Worker, message: Belongs) -> None:
+        worker.belongs = message.paths
+        if self._watcher is not None:
+            self._watcher.belong(message.paths)
+
+    def _is_ready(self, worker: Worker, ready: Ready) -> None:
+        if worker.phase is not Phase.STARTING or self._ends_at is not None:
+            return
+        worker.phase, worker.ready, worker.ready_at = Phase.READY, ready, time.monotonic()
+        if worker.generation == self._next:
+            if len(self._of(self._next, Phase.READY)) == self._count:
+                self._switch()
+            return
+        models = {model.name: model.fingerprint for model in ready.models}
+        if not self._is_announced:
+            self._listening.open()
+        self._spread()
+        if not self._is_announced:
+            self._is_announced = True
+            self._serves(worker, models)
+            self._announce(ready)
+            if self._watcher is not None:
+                self._watcher.start()
+        elif models != self._models:
+            self._note(f"worker {worker.pid} has read files that were changed since the others read them.")
+            self._reload()
+
+    def _serves(self, worker: Worker, models: dict[str, str]) -> None:
+        """What a worker read is in service."""
+        assert worker.ready is not None
+        if self._watcher is not None:
+            # A load that writes among its own files must not be told to load again for ever.
+            seen = None if models == self._models and not worker.ready.seen else worker.ready.seen
+            self._watcher.serve(worker.belongs, seen)
+        self._models = models
+        if any(model.is_logged for model in worker.ready.models):
+            self._compacting.start(self._settings.home)
+
+    def _spread(self) -> None:
+        """Have the sockets of every place looked after: by its own worker, else by another one."""
+        ready = self._of(self._generation, Phase.READY)
+        if not ready or self._ends_at is not None:
+            return
+        own = {worker.place: worker for worker in ready}
+        places = self._listening.places
+        wanted: dict[Worker, set[int]] = {worker: set() for worker in ready}
+        for place in range(len(places)):
+            if self._listening.is_shared:
+                for worker in ready:
+                    wanted[worker].add(place)
+            else:
+                wanted[own.get(place) or ready[place % len(ready)]].add(place)
+        for worker in ready:
+            for place in wanted[worker] - worker.accepts:
+                worker.send(Accept(place), [sock.fileno() for sock in places[place]])
+        for worker in ready:
+            for place in worker.accepts - wanted[worker]:
+                worker.send(Release(place))
+            worker.accepts = wanted[worker]
+
+    def _of(self, generation: int | None, *phases: Phase) -> list[Worker]:
+        return [w for w in self._workers if w.generation == generation and w.phase in phases]
+
+    # Reload
+
+    def _reload(self) -> None:
+        """Start the next generation; once, however often it is asked for."""
+        if self._ends_at is not None:
+            return
+        draining = sum(worker.phase is Phase.DRAINING for worker in self._workers)
+        if self._next is not None or not self._is_announced or draining > self._count:
+            self._again = True  # when that is over
+            return
+        self._again = False
+        self._reload_since = time.monotonic()
+        self._next = self._generation + 1
+        try:
+            self._next_settings = self._options.settings()
+        except SerenoError as error:
+            self._refuse(str(error))
+            return
+        for place in range(self._count):
+            self._start(place, self._next)
+
+    def _switch(self) -> None:
+        """The next generation is the one in service; the old one finishes what it has."""
+        old = self._of(self._generation, Phase.READY, Phase.STARTING)
+        assert self._next is not None
+        self._generation, self._next = self._next, None
+        before, self._settings = self._settings, self._next_settings
+        self._due.clear()
+        self._failures = [0] * self._count
+        self._spread()
+        for worker in old:
+            if worker.phase is Phase.READY:
+                self._drain(worker, hand_over=True)
+            else:
+                worker.process.kill()
+        new = self._of(self._generation, Phase.READY)[0]
+        assert new.ready is not None
+        models = {model.name: model.fingerprint for model in new.ready.models}
+        changed = [f"{name} {print_[:12]}" for name, print_ in models.items() if self._models.get(name) != print_]
+        self._note(
+            f"reloaded in {time.monotonic() - self._reload_since:.1f} s: {', '.join(changed) or 'the same models'}."
+        )
+        fixed = [
+            name
+            for name in ("host", "port", "unix", "unix_mode")
+            if getattr(before.serve, name) != getattr(self._settings.serve, name)
+        ]
+        if (self._settings.workers or 1) != self._count:
+            fixed.append("workers")
+        if fixed:
+            self._note(f"what is new in {', '.join(fixed)} needs a restart.")
+        self._serves(new, models)
+        if self._again:
+            self._reload()
+
+    def _refuse(self, why: str) -> None:
+        """The next generation cannot be; the one in service goes on."""
+        generation, self._next = self._next, None
+        for worker in self._workers:
+            if worker.generation == generation:
+                worker.process.kill()
+        serving = ", ".join(f"{name} {print_[:12]}" for name, print_ in self._models.items())
+        self._note(f"the reload was refused, {serving} stays in service: {why}")
+        if self._again:
+            self._reload()
+
+    # Workers go
+
+    def _drain(self, worker: Worker, *, hand_over: bool) -> None:
+        seconds = self._settings.serve.drain_seconds
+        worker.phase = Phase.DRAINING
+        worker.kill_at = time.monotonic() + seconds
+        worker.send(Drain(seconds=max(0.0, seconds - RESERVE), hand_over=hand_over))
+
+    def _bury(self) -> None:
+        """Take leave of the processes that have ended."""
+        for worker in [w for w in self._workers if w.process.poll() is not None]:
+            self._hear(worker)  # its last word
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(worker.control)
+            worker.control.close()
+            self._workers.remove(worker)
+            self._fold(worker)
+            self._is_gone(worker)
+        if self._again:
+            self._reload()
+
+    def _is_gone(self, worker: Worker) -> None:
+        code = worker.process.returncode
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if self._ends_at is not None or worker.is_hung:
+            return
+        if worker.phase is Phase.DRAINING:
+            if code:
+                self._note(f"worker {worker.pid} {how} while it drained.")
+            return
+        why = worker.failed.says if worker.failed is not None else f"A worker {how} while it loaded."
+        if worker.phase is Phase.STARTING and worker.generation == self._next:
+            self._refuse(why)
+        elif worker.generation == self._generation:
+            if not self._is_announced and not self._of(self._generation, Phase.STARTING):
+                self._error = _error(worker.failed, why)
+                self._stop()
+                return
+            self._spread()
+            pause = self._start_again(worker)
+            what = why if worker.phase is Phase.STARTING else f"worker {worker.pid} {how}."
+            when = f"in {pause:g} s" if pause else "now"
+            self._note(f"{what} Another one starts {when}.")
+
+    def _start_again(self, worker: Worker) -> float:
+        """Have another worker started in its place, later if it has failed before. Returns the pause."""
+        lived = worker.phase is Phase.READY and time.monotonic() - worker.ready_at > QUICK
+        failures = 0 if lived else self._failures[worker.place]
+        self._failures[worker.place] = failures + 1
+        if worker.phase is Phase.READY and not failures:
+            pause = 0.0
+        else:
+            pause = min(LONGEST_PAUSE, 2.0 ** min(10, max(0, failures - (worker.phase is Phase.READY))))
+        self._due[worker.place] = time.monotonic() + pause
+        return pause
+
+    def _fold(self, worker: Worker) -> None:
+        """Keep what it has counted, and free its slot."""
+        from sereno.serve.metrics import Ended, fold
+
+        ended: Ended = "hung" if worker.is_hung else "died" if worker.process.returncode else "drained"
+        try:
+            fold(self._board, worker.slot, ended)
+        except msgspec.MsgspecError as error:
+            self._note(f"what worker {worker.pid} has counted is lost: {error}.")
+        self._board.clear(worker.slot)
+
+    def _replace_hung(self, worker: Worker, why: str) -> None:
+        """Another worker in its place, then an end to it: at once if nothing of it moves, else when its callers know."""
+        self._note(f"worker {worker.pid} hangs: {why} It is replaced.")
+        worker.is_hung = True
+        can_answer = self._board.state(worker.slot) is State.HUNG
+        if can_answer:
+            self._drain(worker, hand_over=True)
+        else:
+            worker.phase = Phase.DRAINING
+            worker.kill_at = time.monotonic()
+        self._board.set_state(worker.slot, State.HUNG)
+        self._spread()
+        self._start(worker.place, worker.generation)
+
+    # Times and signals
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        times = [worker.kill_at for worker in self._workers if worker.kill_at is not None]
+        if self._is_announced:
+            times += self._due.values()
+        return max(0.0, min(PATIENCE, min(times, default=now + PATIENCE) - now))
+
+    def _look(self) -> None:
+        """What has come due, and who does not move."""
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.kill_at is not None and worker.kill_at <= now:
+                worker.kill_at = None
+                self._was_killed |= self._ends_at is not None
+                worker.process.kill()
+        if self._is_announced:  # if none ever gets ready, none is started again
+            for place in [place for place, due in self._due.items() if due <= now]:
+                del self._due[place]
+                self._start(place, self._generation)
+        if self._ends_at is None:
+            for worker in [w for w in self._workers if w.phase is Phase.READY]:
+                self._look_at(worker)
+            self._compacting.look()
+
+    def _look_at(self, worker: Worker) -> None:
+        assert worker.ready is not None
+        seconds = worker.ready.hang_seconds
+        if self._board.state(worker.slot) is State.HUNG:
+            self._replace_hung(worker, f"predict has not returned for {seconds:g} s (predict_timeout_seconds).")
+        elif self._board.age(worker.slot) > seconds + BEAT_GRACE:
+            self._replace_hung(worker, f"it has not moved for {seconds + BEAT_GRACE:g} s.")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Signals arrive as bytes in a socket, between two other events and never within one."""
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
+        wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+            signal.set_wakeup_fd(wakeup)
+
+    def _has_changed(self) -> None:
+        """In the watcher's thread."""
+        with contextlib.suppress(OSError):  # it is full of such words, or the server ends
+            self._waker.send(bytes([CHANGED]))
+
+    def _on_signals(self) -> None:
+        numbers = set(self._wake.recv(4096))
+        if signal.SIGCHLD in numbers:
+            self._bury()
+        if {signal.SIGTERM, signal.SIGINT} & numbers:
+            self._stop()
+        if {signal.SIGHUP, CHANGED} & numbers:
+            self._reload()
+
+    # The end
+
+    def _stop(self) -> None:
+        """Drain all that serve; the second time, kill whoever is left."""
+        now = time.monotonic()
+        if self._ends_at is not None:
+            for worker in self._workers:
+                worker.kill_at = now
+            return
+        self._ends_at = now + self._settings.serve.drain_seconds
+        self._due.clear()
+        # Only those who take connections from a socket hold it now: what waits in it is theirs, to the last one.
+        self._listening.close()
+        for worker in self._workers:
+            if worker.phase is Phase.STARTING:
+                worker.process.kill()
+            elif worker.phase is Phase.READY and worker.generation == self._generation:
+                self._drain(worker, hand_over=False)
+            elif worker.phase is Phase.READY:
+                worker.process.kill()
+            else:
+                worker.kill_at = min(worker.kill_at or self._ends_at, self._ends_at)
+        self._compacting.stop()
+
+    def _end(self) -> None:
+        """Nothing that was started is left, whatever ended us."""
+        self._listening.close()
+        if self._first is not None:
+            self._first.process.kill()
+            self._first.process.wait()
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.wait()
+            worker.control.close()
+        self._compacting.stop()
+        self._compacting.wait()
+        self._selector.close()
+        self._wake.close()
+        self._waker.close()
+        self._board.close()
+        self._listening.held.close()
+
+
+def _error(failed: Failed | None, why: str) -> SerenoError:
+    kind = getattr(exceptions, failed.kind, WorkerError) if failed is not None else WorkerError
+    return kind(why) if issubclass(kind, SerenoError) else WorkerError(why)
