@@ -1,0 +1,51 @@
+"""Asks Sereno for recommendations, as a web developer's code would.
+
+    python ask.py 1104                     for customer 1104, with an empty basket
+    python ask.py 1104 101 1010            with two products in the basket
+    python ask.py 1104 --again 500         500 times over one connection, and how long that takes
+
+101 is cheese from the counter and 1010 Italian wine: data/products.csv has all numbers.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import sereno
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Ask Sereno for recommendations.")
+    parser.add_argument("customer", type=int)
+    parser.add_argument("basket", type=int, nargs="*", help="numbers of products")
+    parser.add_argument("--again", type=int, default=0, metavar="N", help="ask N times more, and say how long it takes")
+    parser.add_argument("--sereno", default="http://127.0.0.1:8000", metavar="ADDRESS")
+    options = parser.parse_args()
+    visit = {"customer_id": options.customer, "basket": options.basket}
+
+    with sereno.Client(options.sereno, model="recommender") as client:
+        try:
+            answer = client.predict(visit)
+        except sereno.SerenoError as error:
+            print(error, file=sys.stderr)
+            return 1
+        print(f"POST {options.sereno}/models/recommender/predict  {json.dumps(visit)}")
+        for product in answer["products"]:
+            known = "bought before" if product["bought_before"] else ""
+            print(f"{product['product_id']:>6}  {product['name']:<40} {product['score']:>6.1%}  {known}".rstrip())
+
+        seconds = []
+        for _ in range(options.again):
+            started = time.perf_counter()
+            client.predict(visit)
+            seconds.append(time.perf_counter() - started)
+    if seconds:
+        seconds.sort()
+        half, most = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
+        print(f"{len(seconds)} times more: half within {1000 * half:.2f} ms, 99 % within {1000 * most:.2f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
