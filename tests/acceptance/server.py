@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -30,7 +31,7 @@ class Server:
     def __init__(self, folder: Path, *arguments: str, ready: bool = True, **variables: str) -> None:
         self.folder = folder
         self.arguments = list(arguments)
-        if not {"--port", "--unix"} & set(arguments):
+        if not {"--port", "--unix"} & set(arguments) and "AIP_HTTP_PORT" not in variables:
             self.arguments += ["--port", "0"]
         self.variables = variables
         self.told: dict[str, Any] = {}  # what it printed when it was ready
@@ -49,11 +50,12 @@ class Server:
             text=True,
             process_group=0,  # Ctrl-C ends the tests, not the server in their middle
         )
+        self._open = 2  # of its streams
         self._threads = [threading.Thread(target=self._read, args=[name]) for name in ("stdout", "stderr")]
         for thread in self._threads:
             thread.start()
         if self._ready:
-            self._until(lambda: bool(self.told) or not self._is_alive(), "be ready")
+            self._until(lambda: bool(self.told) or not self._open, "be ready")
             if not self.told:
                 self._end()
                 raise AssertionError(f"`sereno serve` ended with {self.process.returncode}:\n{self.log}")
@@ -115,7 +117,7 @@ class Server:
         def matching() -> list[str]:
             return [line.rstrip("\n") for line in self._lines if re.search(pattern, line)]
 
-        self._until(lambda: len(matching()) >= times or not self._is_alive(), f"log {pattern!r}")
+        self._until(lambda: len(matching()) >= times or not self._open, f"log {pattern!r}")
         with self._news:
             found = matching()
         assert len(found) >= times, f"{pattern!r} is not in the log:\n{self.log}"
@@ -134,13 +136,14 @@ class Server:
         self.send(signal.SIGHUP)
         self.wait_for(_RELOADED.pattern, before + 1)
 
+    def kill_worker(self, pid: int) -> None:
+        """As the kernel does when memory runs out."""
+        os.kill(pid, signal.SIGKILL)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Its exit code, after that signal."""
         self.send(number)
         return self.process.wait(PATIENCE)
-
-    def _is_alive(self) -> bool:
-        return any(thread.is_alive() for thread in self._threads)
 
     def _until(self, true: Callable[[], bool], what: str) -> None:
         with self._news:
@@ -152,18 +155,20 @@ class Server:
             with self._news:
                 if name == "stderr":
                     self._lines.append(line)
-                elif not self.told:
+                elif self.told:
+                    raise AssertionError(f"stdout is for one line of JSON, not for {line!r}")
+                else:
                     self.told = json.loads(line)
                 self._news.notify_all()
         with self._news:
+            self._open -= 1
             self._news.notify_all()
 
     def _end(self) -> None:
         """No process of it is left, and nothing that it said is lost."""
         for pid in self.workers():
-            with_pid = psutil.Process(pid) if psutil.pid_exists(pid) else None
-            if with_pid is not None:
-                with_pid.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         for thread in self._threads:
