@@ -31,7 +31,7 @@ MOST_WAITING = 64  # chunks that wait for a slow reader; what comes then is drop
 MOST_ERRORS = 1_000  # lines a second in mode `errors`: a flood of refused requests does not fill the disk
 PATIENCE = 2.0  # seconds that `close` waits for a slow reader
 
-_LONGEST = 512  # characters of a path or method
+_LONGEST = 512  # bytes of a path that are shown: with all else, a line is then shorter than PIPE_BUF
 _KEY = re.compile(r"sereno_[A-Za-z0-9_-]{20,}")
 _NEVER = 1_000  # no status is as high
 
@@ -98,9 +98,9 @@ class AccessLog:
                 return
         line = Line(
             self._now(),
-            _printable(request_id),
+            _printable(request_id[:64]),
             client,
-            _printable(method),
+            _printable(method[:16]),
             _printable(path.partition(b"?")[0]),
             protocol,
             model,
