@@ -14,6 +14,7 @@ from sereno.scoring import Scorer
 from sereno.serve.live import Live
 from sereno.serve.metrics import Metrics
 from sereno.serve.protocols import kserve
+from sereno.serve.protocols.vertex import Instances
 from sereno.serve.wire import Request, RequestError
 from sereno.settings import ModelSettings, ServeSettings
 
@@ -81,18 +82,18 @@ def answer_of(service: Any, method: str, path: str, request: Request | None = No
 )
 def test_instances_are_rows(live: Live, instances: Any, rows: Any) -> None:
     request = request_of({"instances": instances, "parameters": {"a": 1}})
-    assert kserve.Translation(live).read(live, request).rows == rows
+    assert Instances(live).read(live, request).rows == rows
 
 
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        (b"", 400, "The body is not"),
-        (b"[]", 400, "Expected `object`, got `array`"),
-        ({}, 400, "missing required field `instances`"),
-        ({"instances": {}}, 400, "Expected `array`, got `object`"),
+        (b"", 400, "The body must be"),
+        (b"[]", 400, "The body must be"),
+        ({}, 400, "The body must be"),
+        ({"instances": {}}, 400, "must be a list"),
         (b'{"instances":' + b"[" * 100_000, 400, "nests deeper than 32 levels"),
-        ({"instances": [[1, 2, 3, 4]]}, 422, "3 (id, age, city), or 2 without id"),
+        ({"instances": [[1, 2, 3, 4]]}, 422, "3 values (id, age, city), or 2 without id"),
         ({"instances": [{"age": "x"}]}, 422, "row 0: age: must be a whole number; row 0: city: is absent"),
         ({"instances": [{"age": 18, "city": "a"}] * 5}, 413, "at most 4"),
         ({"instances": [{"age": 18, "city": "x" * 70_000}]}, 413, "65,536 bytes"),
@@ -100,14 +101,14 @@ def test_instances_are_rows(live: Live, instances: Any, rows: Any) -> None:
 )
 def test_what_is_refused(live: Live, body: Any, status: int, says: str) -> None:
     with pytest.raises(RequestError) as caught:
-        kserve.Translation(live).read(live, request_of(body))
+        Instances(live).read(live, request_of(body))
     reply = kserve.refuse(caught.value)
     assert reply.status == status
     assert says in json.loads(reply.body)["error"]
 
 
 def test_predictions_are_objects_in_order(live: Live) -> None:
-    translation = kserve.Translation(live)
+    translation = Instances(live)
     asked = translation.read(live, request_of({"instances": [[18, "a"], [19, None]]}))
     reply = translation.write(live, asked, [(0.5, "ä"), (1.0, None)])
     assert json.loads(reply.body) == {"predictions": [{"score": 0.5, "band": "ä"}, {"score": 1.0, "band": None}]}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sereno.serve import health
-from sereno.serve.protocols import invocations, mlflow, native, sagemaker, vertex
+from sereno.serve.protocols import invocations, kserve, mlflow, native, oip, sagemaker, vertex
 from sereno.serve.wire import Reply, RequestError, Route
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 fallback = native.NATIVE
 # first segment of a path → how errors below it look
-SHAPES: dict[str, Callable[[RequestError], Reply]] = dict.fromkeys(
-    ("invocations", "ping", "health", "version", "execution-parameters"), mlflow.refuse
-)
+SHAPES: dict[str, Callable[[RequestError], Reply]] = {
+    **dict.fromkeys(("invocations", "ping", "health", "version", "execution-parameters"), mlflow.refuse),
+    **dict.fromkeys(("v1", "v2"), oip.refuse),
+}
 
 
 def all_routes(service: Service) -> list[Route]:
@@ -27,6 +28,8 @@ def all_routes(service: Service) -> list[Route]:
         *vertex.routes(service),  # first: the platform may choose a path that is one of ours
         *native.routes(service),
         *health.routes(service),
+        *oip.routes(service),
+        *kserve.routes(service),
         *invocations.routes(service),
         *mlflow.routes(service),
         *sagemaker.routes(service),

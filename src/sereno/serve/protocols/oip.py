@@ -11,6 +11,7 @@ import msgspec
 
 from sereno.schema import Column
 from sereno.serve.protocols.infer import Translation
+from sereno.serve.protocols.mlflow import explained
 from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.tensors import datatype_of
 from sereno.serve.wire import Exchange, Reply, Request, RequestError, Route
@@ -49,9 +50,7 @@ def routes(service: Service) -> list[Route]:
 
 def refuse(error: RequestError) -> Reply:
     """`{"error": …}`, with every mistake of every row in it."""
-    says = error.says
-    if error.mistakes:
-        says += " " + "; ".join(f"row {m.row}: {m.column}: {m.expected}" for m in error.mistakes)
+    says = explained(error)
     if error.error_id is not None and error.error_id not in says:
         says += f" (error {error.error_id})"
     return Reply(error.status, _encode({"error": says}), headers=extra_headers(error))
