@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pyarrow as pa
 
+from sereno.checks import check_table
 from sereno.schema import Column
-from sereno.serve.wire import RequestError
+from sereno.serve.protocols.positional import Names
+from sereno.serve.wire import RequestError, Row
+
+if TYPE_CHECKING:
+    from sereno.serve.live import Live
 
 Cells = list[str | None]  # of one line; None: nothing stands between the commas
 
 FIELD = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"([^,\r\n]*)|([^",\r\n][^,\r\n]*)|)(,|\r\n|\r|\n|\Z)')
+MANY = 32  # lines that are worth being checked by column
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
@@ -75,6 +82,31 @@ def check_cells(lines: Sequence[Cells], most: int) -> None:
         cell is not None and len(cell) > most // 4 and len(cell.encode()) > most for cells in lines for cell in cells
     ):
         raise RequestError(413, f"A text in the request is longer than {most:,} bytes.")
+
+
+def rows_of(live: Live, names: Names, lines: Sequence[Cells]) -> list[Row | RequestError]:
+    """The row of each line, or why it has none; every line has as many cells as there are names."""
+    if len(lines) < MANY:
+        return [_row_of(live, names, line) for line in lines]
+    # by column, as a run does it: the same verdicts, and a tenth of the time, which is the event loop's
+    places = {name: i for i, name in enumerate(names)}
+    present = [column for column in live.row.columns if column.name in places]
+    texts = {c.name: pa.array([line[places[c.name]] for line in lines], pa.string()) for c in present}
+    checked = check_table(live.row, pa.table(texts), "text", columns=present, explain=lambda position: "")
+    values: list[Sequence[Any]] = []
+    for column in live.row.columns:
+        fits = checked.table.num_rows
+        values.append(checked.table[column.name].to_pylist() if column.name in places else [column.default] * fits)
+    rows = iter(zip(*values, strict=True))
+    refused = {position for position, _ in checked.refused}
+    return [_row_of(live, names, line) if i in refused else next(rows) for i, line in enumerate(lines)]
+
+
+def _row_of(live: Live, names: Names, line: Cells) -> Row | RequestError:
+    try:
+        return live.rows_of([dict(zip(names, line, strict=True))], "text")[0]
+    except RequestError as error:
+        return error
 
 
 def line_of(columns: Sequence[Column], answer: Sequence[Any]) -> str:

@@ -148,7 +148,7 @@ def read_csv(live: Live, positions: Positions, body: bytes) -> list[Row]:
     names = header_of(positions, lines[0]) if lines else None
     rows = lines if names is None else lines[1:]
     live.check_count(len(rows))
-    return live.rows_of(positions.mappings(names, rows), "text")
+    return _all_of(live, csv.rows_of(live, positions.names_of(names, rows), rows))
 
 
 def header_of(positions: Positions, cells: csv.Cells) -> Names | None:

@@ -35,6 +35,7 @@ class Positions:
             for names in dict.fromkeys((every, without_fetched, without_keys))
             if names and set(self.required) <= set(names)
         ]
+        self._widths = {len(names) for names in self.layouts}
 
     def described(self) -> str:
         """What would be valid, for messages."""
@@ -61,10 +62,12 @@ class Positions:
         if not all(type(name) is str for name in names):
             raise RequestError(400, "Column names must be texts.")
         found = tuple(names)
-        declared = [name for name in found if name in self.columns]
-        if twice := sorted({name for name in declared if declared.count(name) > 1}):
+        distinct = set(found)
+        if len(distinct) < len(found) and (
+            twice := sorted(n for n in distinct & set(self.columns) if found.count(n) > 1)
+        ):
             raise RequestError(400, f"Columns are there twice: {', '.join(twice)}.")
-        if absent := [name for name in self.required if name not in found]:
+        if absent := [name for name in self.required if name not in distinct]:
             mistakes = [Mistake(0, name, "is absent") for name in absent]
             raise RequestError(422, "Columns of the row type of this model are missing.", mistakes)
         return found
@@ -84,22 +87,31 @@ class Positions:
 
     def mappings(self, names: Names | None, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """Rows that are lists, with their names; None: by position. Raises RequestError (400, 422)."""
-        if names is not None:
-            widths = {len(names)}
-            expected = f"must be a list of {len(names)} values, one for each of the columns"
-        else:
-            widths = {len(names) for names in self.layouts}
-            expected = f"must be a list of {self.described()}"
-        mistakes = [
-            Mistake(i, "row", expected) for i, row in enumerate(rows) if type(row) is not list or len(row) not in widths
-        ]
-        if mistakes:
+        chosen = self.names_of(names, rows)
+        return [dict(zip(chosen, row, strict=True)) for row in rows]
+
+    def names_of(self, names: Names | None, rows: Sequence[Any]) -> Names:
+        """The columns of rows that are lists; None: by position. Raises RequestError (400, 422) where they are not that."""
+        misfits = [i for i, row in enumerate(rows) if not self.fits(names, row)]
+        if misfits:
+            expected = self.expected(names)
+            mistakes = [Mistake(i, "row", expected) for i in misfits]
             raise RequestError(422, "Rows do not have a value for each column.", mistakes)
+        if names is not None or not rows:
+            return names or ()
+        if len({len(row) for row in rows}) > 1:
+            raise RequestError(400, "Rows by position must all have the same number of values.")
+        return self.by_position(len(rows[0]))
+
+    def fits(self, names: Names | None, row: Any) -> bool:
+        """Whether this is a list that has a value for each of these columns; None: of some layout."""
+        return type(row) is list and (len(row) in self._widths if names is None else len(row) == len(names))
+
+    def expected(self, names: Names | None) -> str:
+        """What a row must be to fit."""
         if names is None:
-            if len({len(row) for row in rows}) > 1:
-                raise RequestError(400, "Rows by position must all have the same number of values.")
-            names = self.by_position(len(rows[0])) if rows else ()
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            return f"must be a list of {self.described()}"
+        return f"must be a list of {len(names)} values, one for each of the columns"
 
     def by_column(self, table: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a table by column, `{"age": [34, 61]}`; with single values in place of lists, the one row of them.

@@ -62,14 +62,8 @@ def read_lines(live: Live, positions: Positions, body: bytes, form: Form) -> lis
     if not lines[-1]:
         lines.pop()  # the last line has an end too
     live.check_count(len(lines))
-    read = _csv_row if form == "csv" else _json_row
-    found: list[Row | RequestError] = []
-    for line in lines:
-        try:
-            found.append(read(live, positions, line.removesuffix(b"\r")))
-        except RequestError as error:
-            found.append(error)
-    return found
+    lines = [line.removesuffix(b"\r") for line in lines]
+    return _csv_rows(live, positions, lines) if form == "csv" else [_json_row(live, positions, line) for line in lines]
 
 
 def problem(error: RequestError) -> str:
@@ -112,28 +106,44 @@ def write(live: Live, records: Records, answers: Sequence[Any]) -> Reply:
     return Reply(200, b"".join([line + b"\n" for line in lines]), CONTENT_TYPES[records.form])
 
 
-def _csv_row(live: Live, positions: Positions, line: bytes) -> Row:
-    text = csv.text_of(line)
-    try:
-        cells = csv.parse_line(text)
-    except csv.BrokenLineError as error:
-        raise RequestError(400, f"The line {error}.") from None
-    csv.check_cells([cells], live.limits.max_text_bytes)
-    return live.rows_of(positions.mappings(None, [cells]), "text")[0]
-
-
-def _json_row(live: Live, positions: Positions, line: bytes) -> Row:
-    if line.lstrip().startswith(b"["):
-        live.check_json(line)
+def _csv_rows(live: Live, positions: Positions, lines: Sequence[bytes]) -> list[Row | RequestError]:
+    found: list[Any] = [_cells(live, positions, line) for line in lines]
+    widths: dict[int, list[int]] = {}  # how many values → which lines
+    for i, cells in enumerate(found):
+        if not isinstance(cells, RequestError):
+            widths.setdefault(len(cells), []).append(i)
+    for width, places in widths.items():
         try:
-            values = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise RequestError(400, "The line is not JSON.") from None
-        return live.rows_of(positions.mappings(None, [values]))[0]
+            rows = csv.rows_of(live, positions.by_position(width), [found[i] for i in places])
+        except RequestError as error:
+            rows = [error] * len(places)
+        for i, row in zip(places, rows, strict=True):
+            found[i] = row
+    return found
+
+
+def _cells(live: Live, positions: Positions, line: bytes) -> csv.Cells | RequestError:
     try:
-        return live.decode(line)
+        cells = csv.parse_line(csv.text_of(line))
+        csv.check_cells([cells], live.limits.max_text_bytes)
+    except csv.BrokenLineError as error:
+        return RequestError(400, f"The line {error}.")
     except RequestError as error:
-        raise RequestError(400, "The line is not JSON.") if error.status == 400 else error from None
+        return error
+    return cells if positions.fits(None, cells) else RequestError(422, positions.expected(None))
+
+
+def _json_row(live: Live, positions: Positions, line: bytes) -> Row | RequestError:
+    try:
+        if not line.lstrip().startswith(b"["):
+            return live.decode(line)
+        live.check_json(line)
+        values = msgspec.json.decode(line)
+        return live.rows_of(positions.mappings(None, [values]))[0]
+    except RequestError as error:
+        return RequestError(error.status, error.says.replace("The body", "The line"), error.mistakes)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return RequestError(400, "The line is not JSON.")
 
 
 def _execution_parameters(service: Service, request: Request, params: dict[str, str]) -> Reply:
