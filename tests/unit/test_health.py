@@ -1,0 +1,153 @@
+"""Alive, ready, counted: what the three routes answer, and to whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sereno.serve.access import AccessLog
+from sereno.serve.board import Board, State
+from sereno.serve.gate import Gate, new_key
+from sereno.serve.health import routes, watch
+from sereno.serve.metrics import CONTENT_TYPE, Metrics
+from sereno.serve.wire import Reply, Request
+from sereno.settings import Settings
+
+KEY, LINE = new_key()
+LOCAL = (b"host", b"localhost")
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    board = Board.create(4)
+    yield board
+    board.close()
+
+
+@pytest.fixture
+def service(board: Board) -> Iterator[Any]:
+    """One of two workers, in slot 1, with two models and a key."""
+    settings = Settings(home=Path("/nowhere"), secrets_folder=Path("/nowhere"))
+    recorder = SimpleNamespace(lag_seconds=1.5, dropped=7)
+    service = SimpleNamespace(
+        board=board,
+        slot=1,
+        gate=Gate(settings, {"SERENO_SECRET_API_KEYS": LINE}),
+        metrics=Metrics(),
+        access=AccessLog("off"),
+        is_draining=False,
+        connections=set(),
+        lives={
+            "churn": SimpleNamespace(name="churn", is_ready=True, recorder=recorder),
+            "total": SimpleNamespace(name="total", is_ready=True, recorder=None),
+        },
+    )
+    for slot in (1, 2):
+        board.set_state(slot, State.READY)
+    yield service
+    service.metrics.close()
+
+
+def ask(service: Any, path: str, *headers: tuple[bytes, bytes]) -> Reply:
+    (route,) = [r for r in routes(service) if r.path == path]
+    assert route.method == "GET"
+    assert route.answer is not None
+    reply = route.answer(service, Request(b"GET", path.encode(), b"", headers, b"", b"1"), {})
+    assert (b"cache-control", b"no-store") in reply.headers
+    return reply
+
+
+def reasons(service: Any, *headers: tuple[bytes, bytes]) -> list[str]:
+    reply = ask(service, "/readyz", *headers)
+    told = json.loads(reply.body)
+    assert (reply.status, told["ready"]) == ((503, False) if told.get("because") else (200, True))
+    found: list[str] = told.get("because", [])
+    return found
+
+
+def test_alive_whatever_else(service: Any) -> None:
+    service.is_draining = True
+    service.lives["churn"].is_ready = False
+    reply = ask(service, "/livez")
+    assert (reply.status, reply.body) == (200, b'{"live":true}')
+
+
+def test_ready(service: Any) -> None:
+    assert reasons(service) == []
+
+
+def test_not_ready_while_it_drains(service: Any) -> None:
+    service.is_draining = True
+    assert reasons(service) == ["the worker drains"]
+
+
+def test_which_model_is_not_ready_is_told_to_those_who_may_ask(service: Any) -> None:
+    service.lives["churn"].is_ready = service.lives["total"].is_ready = False
+    for header in ((b"authorization", b"Bearer " + KEY.encode()), (b"x-api-key", KEY.encode())):
+        assert reasons(service, LOCAL, header) == ["not ready: churn, total"]
+        assert reasons(service, (b"host", b"evil.example"), header) == ["a model is not ready"]
+    for headers in ([], [LOCAL], [LOCAL, (b"authorization", b"Bearer wrong")]):
+        assert reasons(service, *headers) == ["a model is not ready"]
+    assert set(service.gate.refused.values()) == {0}  # who asks for health was not refused
+
+
+def test_not_ready_while_another_worker_hangs(service: Any, board: Board) -> None:
+    board.set_state(2, State.HUNG)
+    assert reasons(service) == ["worker 2 hangs"]
+    board.set_state(2, State.DRAINING)
+    assert reasons(service) == []
+
+
+def test_without_a_board_it_is_its_own_matter(service: Any) -> None:
+    service.board = None
+    assert reasons(service) == []
+    service.metrics.done("churn", "native", 200, 0.1)
+    reply = ask(service, "/metrics")
+    assert (reply.status, reply.content_type) == (200, CONTENT_TYPE)
+    assert b'sereno_requests_total{model="churn",protocol="native",status="200"} 1\n' in reply.body
+
+
+def test_the_metrics_of_the_worker_that_is_asked_are_not_a_second_old(service: Any, board: Board) -> None:
+    other = Metrics()
+    other.done("churn", "native", 200, 0.1)
+    other.flush(board, 2)
+    other.close()
+    for count in (2, 3):
+        service.metrics.done("churn", "native", 200, 0.1)
+        line = f'sereno_requests_total{{model="churn",protocol="native",status="200"}} {count}\n'
+        assert line.encode() in ask(service, "/metrics").body
+
+
+def test_what_others_keep_is_counted(service: Any) -> None:
+    turns, cycle = [1, 2], SimpleNamespace(response_complete=False)
+    service.connections = {
+        SimpleConnection(turns=turns, cycle=None, pipeline=[]),
+        SimpleConnection(turns=[], cycle=cycle, pipeline=[1]),
+        SimpleConnection(turns=[], cycle=SimpleNamespace(response_complete=True), pipeline=[]),
+        object(),  # a WebSocket
+    }
+    service.access.dropped = 3
+    watch(service)
+    service.gate.check(b"/predict", b"localhost", b"Bearer wrong")
+    text = ask(service, "/metrics").body.decode()
+    for line in (
+        'sereno_refused_requests_total{reason="key"} 1',
+        'sereno_refused_requests_total{reason="host"} 0',
+        "sereno_access_log_dropped_lines_total 3",
+        "sereno_connections 4",
+        "sereno_requests_in_flight 4",
+        'sereno_log_lag_seconds{model="churn"} 1.5',
+        'sereno_log_dropped_rows_total{model="churn"} 7',
+        'sereno_workers{state="ready"} 2',
+    ):
+        assert f"{line}\n" in text
+
+
+class SimpleConnection:
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
