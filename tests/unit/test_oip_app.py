@@ -1,0 +1,228 @@
+"""V2 and V1 through the application: paths, packed bodies, and the same predictions as on our own route."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sereno.serve.app import create_app
+
+MODEL = """
+from typing import Annotated, Literal, TypedDict
+
+from annotated_types import Ge
+from sereno import Key, Model
+
+
+class Customer(TypedDict):
+    id: Key[int]
+    age: Annotated[int, Ge(18)]
+    income: float | None
+    plan: Literal["basic", "gold"]
+    basket: list[str]
+
+
+class Offer(TypedDict):
+    score: float | None
+    plan: str
+    items: int
+    seen: list[str]
+
+
+model = Model("offers", inputs=Customer, outputs=Offer)
+
+
+@model.load
+def load():
+    return None
+
+
+@model.predict
+def predict(loaded, customers: list[Customer]) -> list[Offer]:
+    return [
+        {"score": c["income"] and c["income"] / c["age"], "plan": c["plan"], "items": len(c["basket"]), "seen": c["basket"]}
+        for c in customers
+    ]
+"""
+ROWS = [
+    {"age": 20, "income": 10.0, "plan": "gold", "basket": ["wine"]},
+    {"age": 40, "income": None, "plan": "basic", "basket": []},
+]
+
+
+def tensors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    texts = [json.dumps(row["basket"]) for row in rows]
+    return [
+        {"name": "age", "datatype": "INT64", "shape": [len(rows)], "data": [row["age"] for row in rows]},
+        {"name": "income", "datatype": "FP64", "shape": [len(rows)], "data": [row["income"] for row in rows]},
+        {"name": "plan", "datatype": "BYTES", "shape": [len(rows)], "data": [row["plan"] for row in rows]},
+        {"name": "basket", "datatype": "BYTES", "shape": [len(rows)], "data": texts},
+    ]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("oip") / "oip_offers.py"  # a module is loaded once in a process
+    file.write_text(MODEL)
+    return file
+
+
+@pytest.fixture
+def asked(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[httpx.AsyncClient], Awaitable[None]]], None]:
+    """Runs a conversation with the application on an event loop of its own."""
+    monkeypatch.chdir(model_file.parent)  # the application goes there, and the other tests come back
+
+    def run(talk: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
+        async def main() -> None:
+            app = create_app(model_file)
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                await talk(client)
+            await app.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+Asked = Callable[[Callable[[httpx.AsyncClient], Awaitable[None]]], None]
+
+
+def test_v2_predicts_as_our_own_route_does(asked: Asked) -> None:
+    async def talk(client: httpx.AsyncClient) -> None:
+        own = (await client.post("/models/offers/predict", json=ROWS)).json()
+        reply = await client.post("/v2/models/offers/infer", json={"id": "a", "inputs": tensors(ROWS)})
+        assert reply.status_code == 200
+        found = {o["name"]: o["data"] for o in reply.json()["outputs"]}
+        assert reply.json()["id"] == "a"
+        found["seen"] = [json.loads(text) for text in found["seen"]]
+        assert [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)] == own
+        version = (await client.get("/v2/models/offers")).json()["versions"][0]
+        assert reply.json()["model_version"] == version
+        again = await client.post(
+            f"/v2/models/offers/versions/{version}/infer", json={"id": "a", "inputs": tensors(ROWS)}
+        )
+        assert again.content == reply.content
+
+    asked(talk)
+
+
+def test_v1_predicts_as_our_own_route_does(asked: Asked) -> None:
+    async def talk(client: httpx.AsyncClient) -> None:
+        own = (await client.post("/models/offers/predict", json=ROWS)).json()
+        instances: list[Any]
+        for instances in (ROWS, [list(row.values()) for row in ROWS]):
+            reply = await client.post("/v1/models/offers:predict", json={"instances": instances})
+            assert reply.status_code == 200
+            assert reply.json() == {"predictions": own}
+        assert (await client.get("/v1/models")).json() == {"models": ["offers"]}
+        assert (await client.get("/v1/models/offers")).json() == {"name": "offers", "ready": True}
+        assert (await client.get("/")).json() == {"status": "alive"}
+
+    asked(talk)
+
+
+def test_verdicts_are_those_of_our_own_route(asked: Asked) -> None:
+    bad = [{"age": 17, "income": 1.0, "plan": "gold", "basket": ["wine"]}, {**ROWS[1], "plan": "silver"}]
+
+    async def talk(client: httpx.AsyncClient) -> None:
+        own = await client.post("/models/offers/predict", json=bad)
+        v2 = await client.post("/v2/models/offers/infer", json={"inputs": tensors(bad)})
+        v1 = await client.post("/v1/models/offers:predict", json={"instances": bad})
+        assert own.status_code == v2.status_code == v1.status_code == 422
+        for mistake in own.json()["errors"]:
+            for other in (v2, v1):
+                assert "row {row}: {column}: {expected}".format(**mistake) in other.json()["error"]
+
+    asked(talk)
+
+
+def test_paths_that_are_none(asked: Asked) -> None:
+    async def talk(client: httpx.AsyncClient) -> None:
+        for path in (
+            "/v2/models/none",
+            "/v2/models/none/ready",
+            "/v2/models/offers/versions/1",
+            "/v2/none",
+            "/v1/models/none",
+            "/v1/x",
+        ):
+            reply = await client.get(path)
+            assert (reply.status_code, list(reply.json())) == (404, ["error"]), path
+        for path in ("/v2/models/none/infer", "/v2/models/offers/versions/1/infer", "/v1/models/none:predict"):
+            reply = await client.post(path, json={"inputs": []})
+            assert (reply.status_code, list(reply.json())) == (404, ["error"]), path
+        reply = await client.get("/v2/models/offers/infer")
+        assert (reply.status_code, list(reply.json())) == (405, ["error"])
+
+    asked(talk)
+
+
+def test_plain_json_needs_no_content_type(asked: Asked) -> None:
+    async def talk(client: httpx.AsyncClient) -> None:
+        for path, body in (
+            ("/v2/models/offers/infer", {"inputs": tensors(ROWS)}),
+            ("/v1/models/offers:predict", {"instances": ROWS}),
+        ):
+            assert (await client.post(path, content=json.dumps(body))).status_code == 200
+            headers = {"content-type": "application/octet-stream"}
+            assert (await client.post(path, content=json.dumps(body), headers=headers)).status_code == 200
+
+    asked(talk)
+
+
+def test_packed_bodies_with_tensors_in_bytes(asked: Asked) -> None:
+    """The length of the JSON is that before packing, in the request and in the answer."""
+    names = {"age": ("INT32", "<i", 20), "income": ("FP32", "<f", 10.0)}
+    inputs = [
+        *(
+            {"name": n, "datatype": d, "shape": [1], "parameters": {"binary_data_size": 4}}
+            for n, (d, _, _) in names.items()
+        ),
+        *tensors(ROWS[:1])[2:],
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    body = head + b"".join(struct.pack(code, value) for _, code, value in names.values())
+
+    async def talk(client: httpx.AsyncClient) -> None:
+        for encoding, packed in (("gzip", gzip.compress(body)), ("deflate", zlib.compress(body)), ("identity", body)):
+            headers = {"content-encoding": encoding, "inference-header-content-length": str(len(head))}
+            reply = await client.post("/v2/models/offers/infer", content=packed, headers=headers)
+            assert reply.status_code == 200
+            length = int(reply.headers["inference-header-content-length"])
+            outputs = json.loads(reply.content[:length])["outputs"]
+            assert sum(o["parameters"]["binary_data_size"] for o in outputs) == len(reply.content) - length
+            assert struct.unpack("<d", reply.content[length : length + 8]) == (0.5,)
+        for packed, status in ((gzip.compress(b" " * (2 << 20)), 413), (body, 400), (gzip.compress(body)[:-4], 400)):
+            reply = await client.post("/v2/models/offers/infer", content=packed, headers={"content-encoding": "gzip"})
+            assert (reply.status_code, list(reply.json())) == (status, ["error"])
+        reply = await client.post("/v2/models/offers/infer", content=body, headers={"content-encoding": "br"})
+        assert (reply.status_code, list(reply.json())) == (415, ["error"])
+
+    asked(talk)
+
+
+def test_packed_answers(asked: Asked) -> None:
+    rows = ROWS * 200
+
+    async def talk(client: httpx.AsyncClient) -> None:
+        replies = []
+        for accepts in ("identity", "gzip", "deflate"):
+            body = {"inputs": tensors(rows)}
+            reply = await client.post("/v2/models/offers/infer", json=body, headers={"accept-encoding": accepts})
+            assert reply.headers.get("content-encoding", "identity") == accepts
+            replies.append(reply.json())
+        assert replies[0] == replies[1] == replies[2]
+
+    asked(talk)
