@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import astuple
 
 from sereno.checks import Checked, check_table
 from sereno.schema import ABSENT, Column, RowType
@@ -59,14 +60,15 @@ class RowDecoder:
     def decode(self, text: bytes | str) -> Row:
         """The row of one JSON object. Raises NotJsonError too."""
         try:
-            return self._finish(msgspec.structs.astuple(self._decode(text)))
+            row = astuple(self._decode(text))
+            return self._finish(row) if self._converted else row
         except (*NOT_DECODED, Refused):
             return tuple(admit_row(self.row, json_value(text), "json").values())
 
     def decode_list(self, text: bytes | str) -> list[Row] | None:
         """The rows of a JSON list of objects; None where the compiled decoder cannot tell, or a row does not fit."""
         try:
-            return [self._finish(msgspec.structs.astuple(row)) for row in self._decode_list(text)]
+            return [self._finish(astuple(row)) for row in self._decode_list(text)]
         except (*NOT_DECODED, Refused):
             return None
 
@@ -91,7 +93,7 @@ class RowDecoder:
 
         def decode_lists(text: bytes | str) -> list[Row] | None:
             try:
-                rows = [msgspec.structs.astuple(row) for row in decode(text)]
+                rows = [astuple(row) for row in decode(text)]
                 if not as_declared:
                     rows = [pick(row + defaults)[:-1] for row in rows]
                 return [self._finish(row) for row in rows] if self._converted else rows
@@ -103,7 +105,7 @@ class RowDecoder:
     def convert(self, value: Any) -> Row:
         """The row of a mapping whose values came as JSON has them."""
         try:
-            return self._finish(msgspec.structs.astuple(msgspec.convert(value, self._struct)))
+            return self._finish(astuple(msgspec.convert(value, self._struct)))
         except (*NOT_DECODED, Refused, TypeError):
             return tuple(admit_row(self.row, value, "json").values())
 

@@ -74,7 +74,7 @@ class App:
             await call.send_reply(send)
         else:
             await self._routed(scope, receive, send)
-        service.finished(call.protocol, call.model, call.status, perf_counter() - started, call)
+        call.finished(perf_counter() - started)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -110,6 +110,27 @@ class Call:
     @property
     def status(self) -> int:
         return self.reply.status if self.reply is not None else 0  # 0: the caller went away
+
+    def finished(self, seconds: float) -> None:
+        """Count it, and log it where it is to be logged."""
+        service, scope, status = self.service, self.scope, self.status
+        if not status:
+            return
+        service.done(self.model, self.protocol, status, seconds)
+        if status >= service.least_logged:
+            assert self.reply is not None
+            service.access.log(
+                status,
+                scope["method"].encode(),
+                (scope.get("raw_path") or scope["path"].encode()),
+                self.request_id,
+                scope["client"][0] if scope.get("client") else "unix",
+                seconds,
+                len(self.reply.body),
+                protocol=self.protocol,
+                model=self.model,
+                rows=self.rows,
+            )
 
     async def run(self, route: Route, parameters: dict[str, str]) -> Reply:
         """What the route answers, or its error in the route's own shape."""

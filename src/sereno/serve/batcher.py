@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from time import perf_counter
@@ -21,22 +22,21 @@ from sereno.serve.wire import Answer, RequestError, Row
 
 LOG = logging.getLogger("sereno.serve")
 
-LOOP_SECONDS = 0.0007  # a batch that takes longer, as a rule, goes to the thread; back at half of it
-WEIGHT = 0.2  # of the newest batch in the running mean
+LOOP_SECONDS = 0.0007  # where most batches take longer, they go to the thread; back at half of it
+WEIGHT = 0.2  # of the newest batch in the running mean of what a row takes
 
 
 class Waiting:
     """One request's rows on their way to `predict`. Whoever waits says by `tell` what becomes of the answers."""
 
-    __slots__ = ("is_told", "parts", "request_id", "rows", "sent", "since")
+    is_told = False
+    sent = 0  # how many of its rows went to predict
+    parts: dict[int, Sequence[Any]] | None = None  # position of the first → answers, of a request in pieces
 
     def __init__(self, rows: Sequence[Row], request_id: bytes, since: float) -> None:
         self.rows = rows
         self.request_id = request_id
         self.since = since  # time.perf_counter() of its arrival
-        self.is_told = False
-        self.sent = 0  # how many of its rows went to predict
-        self.parts: dict[int, Sequence[Any]] | None = None  # position of the first → answers, of a request in pieces
 
     def tell(self, answers: Sequence[Any]) -> None:
         """Gets an Answer or a RequestError for each row, in order; called once, on the loop."""
@@ -89,7 +89,7 @@ class Watcher(Protocol):
 
     def batch(self, model: str, rows: int, queue_seconds: float, predict_seconds: float) -> None: ...
 
-    def failed(self, model: str, rows: int = 1) -> None: ...
+    def failed(self, model: str, rows: int) -> None: ...
 
 
 class Recorder(Protocol):
@@ -129,7 +129,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._queue: list[Waiting] = []
         self._is_scheduled = self._is_busy = False
-        self._seconds = LOOP_SECONDS * 2  # a batch takes, running mean
+        self._recent = deque([2 * LOOP_SECONDS] * 5, maxlen=5)  # what the last batches took
         self._row_seconds = 0.0  # a row takes, running mean
         self._in_flight: list[Waiting] = []  # what predict is at, in its thread
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -250,9 +250,10 @@ class Batcher:
     def _finish(self, batch: Batch, answers: Sequence[Any], start: float, end: float) -> None:
         count = len(batch.rows)
         seconds = end - start
-        self._seconds += WEIGHT * (seconds - self._seconds)
+        self._recent.append(seconds)
         self._row_seconds += WEIGHT * (seconds / count - self._row_seconds)
-        self.is_on_loop = self._seconds < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
+        # the median, since a process that had to wait for its core once has not become slow
+        self.is_on_loop = sorted(self._recent)[2] < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
         self._watcher.batch(self.name, count, start - batch.requests[0].since, seconds)
         good = [i for i, a in enumerate(answers) if type(a) is tuple]
         if len(good) < count:

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,10 +22,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from sereno.serve.batcher import Waiting
 from sereno.serve.live import Live
 from sereno.serve.service import Service
-from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, settle
+from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, Row, settle
 
 LOG = logging.getLogger("sereno.serve")
 
+NEW = tuple.__new__  # of a NamedTuple, without the function in between
 MAX_HEADER_BYTES = 1 << 16
 DRAIN_IDLE_SECONDS = 5.0  # how long a draining connection may take to send the request that is its last
 # what the lane leaves to the application; the first three come here only where they come twice
@@ -35,10 +36,27 @@ APPLICATION_HEADERS = frozenset(
 ON_ITS_WAY: Any = type("OnItsWay", (), {"response_complete": False, "disconnected": False, "keep_alive": True})()
 
 
+class Head(NamedTuple):
+    """What a request's head came to: its first line and headers, byte for byte the same as one before.
+
+    Callers that keep a connection send few different heads. One that was parsed, let in and found plain is not parsed
+    again; only a head whose lines all end in CR LF is kept, so that where it ends is beyond doubt.
+    """
+
+    exchange: Exchange
+    live: Live
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    length: int  # of the body
+
+
 class Turn(Waiting):
     """A hot request, from its headers to its reply."""
 
-    __slots__ = ("asked", "close", "exchange", "lane", "live", "output")
+    rows: Sequence[Row] = ()
+    path = b""
+    output: bytes | None = None  # the reply, until it is its turn
+    asked: Asked
 
     def __init__(self, lane: Lane, exchange: Exchange, live: Live | None, request_id: bytes, *, close: bool) -> None:
         self.lane = lane
@@ -46,17 +64,15 @@ class Turn(Waiting):
         self.live = live
         self.request_id = request_id
         self.close = close  # the caller wants no further request on the connection
-        self.output: bytes | None = None
-        self.asked: Asked | None = None
 
     def ask(self, request: Request) -> None:
         """The request is there: have its rows answered, or refuse them."""
-        super().__init__((), self.request_id, perf_counter())
+        self.since, self.path = perf_counter(), request.path
         exchange, live = self.exchange, self.live
         assert live is not None
         try:
-            self.asked = exchange.read(live, request)
-            self.rows = self.asked.rows
+            self.asked = asked = exchange.read(live, request)
+            self.rows = asked.rows
             live.submit(self)
         except RequestError as error:
             self.reply(exchange.refuse(error))
@@ -64,9 +80,10 @@ class Turn(Waiting):
             self.reply(exchange.refuse(self.lane.service.bug(error)))
 
     def tell(self, answers: Sequence[Any]) -> None:
-        exchange = self.exchange
+        exchange, live = self.exchange, self.live
+        assert live is not None
         try:
-            reply = settle(exchange, self.live, self.asked, answers)  # type: ignore[arg-type]
+            reply = settle(exchange, live, self.asked, answers)
         except RequestError as error:
             reply = exchange.refuse(error)
         except Exception as error:  # noqa: BLE001 - one caller's reply must not cost the others of the batch theirs
@@ -75,19 +92,21 @@ class Turn(Waiting):
 
     def reply(self, reply: Reply) -> None:
         """Write the reply, when it is its turn."""
-        lane = self.lane
+        lane, live = self.lane, self.live
         service = lane.service
-        name = self.live.name if self.live is not None else ""
-        service.finished(self.exchange.name, name, reply.status, perf_counter() - self.since, self)
+        status, body, _, headers = reply
+        service.done(live.name if live is not None else "", self.exchange.name, status, perf_counter() - self.since)
+        if status >= service.least_logged:
+            self._log(status, len(body))
         if lane.is_lost:
             return
-        close = b"connection: close\r\n" if self.close or lane.is_draining else b""
-        self.close = bool(close)
-        head = service.head(lane.server_state.default_headers, reply)
-        more = b"".join(b"%b: %b\r\n" % header for header in reply.headers) if reply.headers else b""
-        body = reply.body
+        close = b""
+        if self.close or lane.is_draining:
+            self.close, close = True, b"connection: close\r\n"
+        more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
+        start = service.start(lane.server_state.default_headers, reply)
         self.output = b"%b%b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-            head,
+            start,
             self.request_id,
             more,
             len(body),
@@ -96,6 +115,24 @@ class Turn(Waiting):
         )
         if lane.turns[0] is self:
             lane.flush()
+
+    def _log(self, status: int, size: int) -> None:
+        lane = self.lane
+        client = lane.client[0] if lane.client else "unix"
+        name = self.live.name if self.live is not None else ""
+        seconds, protocol = perf_counter() - self.since, self.exchange.name
+        lane.service.access.log(
+            status,
+            b"POST",
+            self.path,
+            self.request_id,
+            client,
+            seconds,
+            size,
+            protocol=protocol,
+            model=name,
+            rows=len(self.rows),
+        )
 
 
 class Lane(HttpToolsProtocol):
@@ -108,7 +145,7 @@ class Lane(HttpToolsProtocol):
         self.turn: Turn | None = None  # the hot request that is being received
         self.body = b""
         self.parts: list[bytes] | None = None  # of a body that came in pieces
-        self.passed: list[tuple[bytes, bytes]] | None = None  # headers that were looked at, and are fine
+        self.head = b""  # what was received up to an empty line, where a request begins with it
         self.header_bytes = self.body_bytes = 0
         self.receiving_since = 0.0  # a request began and is not complete; 0: none
         self.has_headers = False
@@ -127,6 +164,16 @@ class Lane(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        self.head = b""
+        if not self.receiving_since:  # a request begins here
+            end = data.find(b"\r\n\r\n") + 4
+            self.head = data[:end]
+            known = self.service.heads.get(self.head)
+            if known is not None and len(data) == end + known.length and not self._is_with_application():
+                turn = Turn(self, known.exchange, known.live, self.service.request_id(None), close=False)
+                self.turns.append(turn)
+                turn.ask(NEW(Request, (b"POST", known.url, b"", known.headers, data[end:], turn.request_id)))
+                return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -152,16 +199,13 @@ class Lane(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self.has_headers = True
+        head, self.head = self.head, b""  # of the first request in what was received
         if self.is_refusing:
             return
         service = self.service
         hot = service.hot.get(self.url)
         if hot is None or not self._is_hot():
             self._to_application()
-            return
-        if self.headers == self.passed:  # the same as the last request's
-            turn = Turn(self, *hot, service.request_id(None), close=not self.parser.should_keep_alive())
-            self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
             return
         host = authorization = given_id = origin = None
         length = 0
@@ -176,6 +220,8 @@ class Lane(HttpToolsProtocol):
                 length = int(value)
             elif name == b"x-request-id":
                 given_id = value
+            elif name == b"transfer-encoding":
+                head = b""
             elif name in APPLICATION_HEADERS:
                 self._to_application()
                 return
@@ -186,8 +232,8 @@ class Lane(HttpToolsProtocol):
         if error is not None:
             self.refuse(error, turn)
             return
-        if given_id is None:
-            self.passed = self.headers
+        if given_id is None and length and not turn.close and head.count(b"\n") == len(self.headers) + 2:
+            service.remember(head, Head(*hot, self.url, self.headers, length))
         self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
 
     def on_body(self, body: bytes) -> None:

@@ -60,6 +60,7 @@ class Live:
         self.fingerprint, self.version = fingerprint, fingerprint[:12]
         self.inputs, self.outputs = model.inputs, model.outputs
         self.limits = limits
+        self._max_text, self._max_depth = limits.max_text_bytes, limits.max_depth
         self.fetched = [i for i, c in enumerate(model.inputs.columns) if c.role == "fetched"]
         if self.fetched and fetcher is None:
             raise ModelFileError(
@@ -93,7 +94,8 @@ class Live:
 
     def decode(self, body: bytes) -> Row:
         """The one row of a JSON object. Raises RequestError: 400 no JSON, 422 does not fit."""
-        self.check_json(body)
+        if len(body) > self._max_text or body.count(b"{") + body.count(b"[") > self._max_depth:
+            self.check_json(body)
         try:
             return self.decoder.decode(body)
         except Refused as refused:

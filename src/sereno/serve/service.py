@@ -27,11 +27,13 @@ from sereno.serve.wire import Exchange, Reply, RequestError, Route
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
     from sereno.serve.board import Board
+    from sereno.serve.lane import Head
     from sereno.serve.metrics import Metrics
 
 LOG = logging.getLogger("sereno.serve")
 
 TICK_SECONDS = 0.25  # how often late requests, hung models and quiet connections are looked for
+HEADS, HEAD_BYTES = 4096, 4096  # how many heads of requests are remembered, and how long one may be
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,6 +61,8 @@ class Service:
         self.only = lives[0] if len(lives) == 1 else None
         self.settings, self.limits = settings, settings.serve
         self.gate, self.metrics, self.access = gate, metrics, access
+        self.done = metrics.done  # hot: called for every request
+        self.least_logged = access.least_status
         self.board, self.slot = board, slot
         self.is_draining = False
         self.fallback: Exchange = fallback  # its `refuse` shapes the errors that belong to no route
@@ -73,7 +77,8 @@ class Service:
         self._prefix = os.urandom(5).hex().encode() + b"-"
         self._count = itertools.count()
         self._defaults: Any = None
-        self._heads: dict[tuple[int, bytes], bytes] = {}
+        self._starts: dict[tuple[int, bytes], bytes] = {}
+        self.heads: dict[bytes, Head] = {}  # of requests that were let in, as they came
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     def live(self, name: str) -> Live:
@@ -102,22 +107,25 @@ class Service:
         LOG.error("error %s", error_id, exc_info=error)
         return RequestError(500, f"An error of the server. Its log tells more under {error_id}.", error_id=error_id)
 
-    def head(self, defaults: list[tuple[bytes, bytes]], reply: Reply) -> bytes:
+    def start(self, defaults: list[tuple[bytes, bytes]], reply: Reply) -> bytes:
         """The start of a reply: its status, uvicorn's headers (the date; a new list each second) and its type."""
         if self._defaults is not defaults:
             self._defaults = defaults
-            self._heads.clear()
+            self._starts.clear()
         key = (reply.status, reply.content_type)
-        head = self._heads.get(key)
-        if head is None:
+        start = self._starts.get(key)
+        if start is None:
             lines = [*defaults, (b"content-type", reply.content_type)]
-            head = status_line(reply.status) + b"".join(b"%b: %b\r\n" % line for line in lines) + b"x-request-id: "
-            self._heads[key] = head
-        return head
+            start = status_line(reply.status) + b"".join(b"%b: %b\r\n" % line for line in lines) + b"x-request-id: "
+            self._starts[key] = start
+        return start
 
-    def finished(self, protocol: str, model: str, status: int, seconds: float, request: Any) -> None:
-        """A request was answered."""
-        self.metrics.done(model, protocol, status, seconds)
+    def remember(self, head: bytes, what: Head) -> None:
+        """Keep the head of a request that was let in: the same bytes mean the same again."""
+        if len(self.heads) >= HEADS:
+            self.heads.clear()
+        if len(head) <= HEAD_BYTES:
+            self.heads[head] = what
 
     async def _tick(self) -> None:
         from sereno.serve.lane import Lane

@@ -23,7 +23,7 @@ BLANKS = b" \t\n\r"
 
 def read(live: Live, request: Request) -> Asked:
     body = request.body
-    if body[:1] == b"{" or body.lstrip(BLANKS)[:1] != b"[":
+    if body.startswith(b"{") or not body.lstrip(BLANKS).startswith(b"["):
         return Asked([live.decode(body)])
     return Asked(live.decode_many(body), context=list)
 
