@@ -4,6 +4,7 @@ python -m benchmarks [batch]   Sereno, its peers and the limits on many rows, si
 python -m benchmarks memory    Sereno's peak memory on many rows and on four times as many
 python -m benchmarks small     what a run of 1,000 rows, an import and --help cost
 python -m benchmarks live      Sereno, its peers and the limit over HTTP
+python -m benchmarks load      campaigns against the server: too much to do, slow callers, killed workers, hostile requests
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from benchmarks import prepare, report
 from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, live
+from benchmarks.load import CAMPAIGNS, load
 from benchmarks.measure import CORES, CommandFailed, Cost, run
 from benchmarks.peers import PEERS, python_of
 from benchmarks.peers_live.known import PEERS as LIVE_PEERS
@@ -189,8 +191,14 @@ def main() -> None:
         "--concurrency", type=numbers, default=list(CONNECTIONS), help="connections, in the part `peers`"
     )
     options.epilog = ", ".join(LIVE_PEERS)
+    options = commands.add_parser("load", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.set_defaults(command=load)
+    every = ", ".join(CAMPAIGNS)
+    options.add_argument("campaigns", nargs="*", choices=[*CAMPAIGNS, []], metavar="CAMPAIGN", help=f"of {every} (all)")
+    options.add_argument("--seconds", type=int, help="shorter than the campaign is meant to be, for a try")
+    options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
     given = sys.argv[1:]
-    if not given or given[0] not in ("batch", "memory", "small", "live", "-h", "--help"):
+    if not given or given[0] not in ("batch", "memory", "small", "live", "load", "-h", "--help"):
         given = ["batch", *given]
     arguments = parser.parse_args(given)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that what runs is ended too

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -31,11 +31,17 @@ class Running:
     peer: Peer
     server: Server
     bodies: Path  # one request body a line
+    texts: Sequence[bytes]  # the same, apart
+    right: Sequence[float]  # the probabilities in their answers
     seconds: float  # from exec to the first right answer
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.port}{self.peer.path}"
+
+    def check(self) -> None:
+        """Raise WrongOutput if answers are not right."""
+        check_answers(self.server.port, self.peer.path, self.texts, self.right, self.peer.answer)
 
 
 @cache
@@ -44,7 +50,14 @@ def rows_and_answers() -> tuple[list[dict[str, float]], dict[str, list[float]]]:
 
 
 @contextmanager
-def running(name: str, model: str, *, workers: int = 1, on: Sequence[int] | None = None) -> Iterator[Running]:
+def running(
+    name: str,
+    model: str,
+    *,
+    workers: int = 1,
+    on: Sequence[int] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
     """Start one of PEERS for a model, on the core of servers if not said otherwise, and check its answers."""
     peer, port = PEERS[name], free_port()
     rows, right = rows_and_answers()
@@ -54,7 +67,7 @@ def running(name: str, model: str, *, workers: int = 1, on: Sequence[int] | None
         names = {"python": python, "bin": python.parent, "here": Path(__file__).parent / "peers_live", "port": port}
         names |= {"model": model, "name": FILES.get(model, model), "models": FOLDER / "models", "folder": folder}
         names |= {"workers": workers}
-        env = environments.variables(None if peer.kind == "sereno" else 1) | {"MODEL": model}
+        env = environments.variables(None if peer.kind == "sereno" else 1) | {"MODEL": model} | dict(environ or {})
         env |= {key: value.format(**names) for key, value in peer.environ.items()}
         env["PATH"] = os.pathsep.join([str(python.parent), env.get("PATH", "")])
         bodies = [json.dumps(peer.body(row)).encode() for row in rows]
@@ -69,8 +82,9 @@ def running(name: str, model: str, *, workers: int = 1, on: Sequence[int] | None
                 seconds, answer = server.until_answer(peer.path, bodies[0])
                 if not abs(peer.answer(answer) - right[model][0]) <= 1e-9:
                     raise WrongOutput(f"the first answer differs from direct prediction: {answer}")
-                check_answers(port, peer.path, bodies, right[model], peer.answer)
-                yield Running(peer=peer, server=server, bodies=file, seconds=seconds)
+                one = Running(peer=peer, server=server, bodies=file, texts=bodies, right=right[model], seconds=seconds)
+                one.check()
+                yield one
         finally:
             os.sched_setaffinity(0, {first, last})
 
@@ -92,6 +106,7 @@ class Entry:
     workers: int = 1
     on: tuple[int, ...] = ()  # the server's cores; none: the first
     load_on: tuple[int, ...] = ()  # the load's cores; none: the last
+    environ: tuple[tuple[str, str], ...] = ()
 
 
 class Campaign:
@@ -122,7 +137,9 @@ class Campaign:
     def _once(self, part: str, entry: Entry, model: str, connections: Sequence[int], seconds: int, number: int) -> None:
         first, last = cores()
         load_on = entry.load_on or (last,)
-        with running(entry.peer, model, workers=entry.workers, on=entry.on or (first,)) as one:
+        with running(
+            entry.peer, model, workers=entry.workers, on=entry.on or (first,), environ=dict(entry.environ)
+        ) as one:
             if not number:  # compiled modules and page cache are warm now
                 return
             wrk(one.url, one.bodies, 16, WARM_SECONDS, load_on)
@@ -172,8 +189,9 @@ def workers_part(campaign: Campaign, arguments: argparse.Namespace) -> None:
     expense of the two, and the ratio is rather too low.
     """
     both = cores()
-    one = Entry(name="1 worker", peer="sereno")
-    two = Entry(name="2 workers", peer="sereno", workers=2, on=both, load_on=both)
+    slow = (("MILLISECONDS", "0.25"),)
+    one = Entry(name="1 worker", peer="sereno", environ=slow)
+    two = Entry(name="2 workers", peer="sereno", workers=2, on=both, load_on=both, environ=slow)
     _rounds(campaign, "workers", [one, two], "slow", arguments, [32])
 
 

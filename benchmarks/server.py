@@ -120,6 +120,10 @@ class Server:
         """User and system time of all processes up to now, ended ones included if their parents waited for them."""
         return sum(map(_cpu_seconds, self.pids()))
 
+    def largest(self) -> int:
+        """The process with the most memory: the worker, or one of them."""
+        return max(self.pids(), key=_memory)
+
     def memory(self) -> Memory:
         each = sorted(map(_memory, self.pids()))
         largest = each[-1] if each else (0, 0)
