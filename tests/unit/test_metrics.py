@@ -97,6 +97,7 @@ def test_workers_add_up(board: Board) -> None:
     workers = [Metrics(), Metrics()]
     for slot, metrics in enumerate(workers, start=1):
         metrics.watch("sereno_queued_rows", lambda: 5, "churn")
+        metrics.watch("sereno_predict_in_thread", lambda: True, "churn")
         metrics.watch("sereno_log_lag_seconds", lambda slot=slot: 0.5 * slot, "churn")
         metrics.serve("churn", "abc" if slot == 1 else "def")
         busy(metrics, slot)
@@ -104,6 +105,7 @@ def test_workers_add_up(board: Board) -> None:
     samples = read(render(board))
     check_busy(samples, 3)
     assert value(samples, "sereno_queued_rows", model="churn") == 10
+    assert value(samples, "sereno_predict_in_thread", model="churn") == 2
     assert value(samples, "sereno_log_lag_seconds", model="churn") == 1.0
     for fingerprint in ("abc", "def"):
         assert value(samples, "sereno_model_info", model="churn", fingerprint=fingerprint) == 1

@@ -232,7 +232,7 @@ class Metrics:
             for name, numbers in series:
                 cells[name][(model,)] = numbers
         for name, labels, ask in self._watched:
-            _add(cells[name], labels, [ask()], worst=FAMILIES[name].worst)
+            _add(cells[name], labels, [float(ask())], worst=FAMILIES[name].worst)
         worker = (str(slot),)
         if self._memory is not None:
             pages = int(os.pread(self._memory, 100, 0).split()[1])
