@@ -158,10 +158,9 @@ class Live:
         return self.unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
 
     def unfit(self, mistakes: Sequence[Mistake]) -> RequestError:
-        rows = len({m.row for m in mistakes})
-        self._metrics.rejected(self.name, rows)
-        what = "A row does" if rows == 1 else f"{rows:,} rows do"
-        return RequestError(422, f"{what} not fit the row type of this model.", mistakes=mistakes)
+        """The 422 of rows that do not fit, counted."""
+        self._metrics.rejected(self.name, len({m.row for m in mistakes}))
+        return unfit(mistakes)
 
     # Answers out
 
@@ -213,6 +212,13 @@ class Live:
 
     def close(self) -> None:
         self.batcher.close()
+
+
+def unfit(mistakes: Sequence[Mistake]) -> RequestError:
+    """The 422 of rows that do not fit the row type."""
+    rows = len({m.row for m in mistakes})
+    what = "A row does" if rows == 1 else f"{rows:,} rows do"
+    return RequestError(422, f"{what} not fit the row type of this model.", mistakes=mistakes)
 
 
 def _depth_exceeds(body: bytes, most: int) -> bool:
