@@ -147,7 +147,7 @@ class Positions:
         raise RequestError(
             400,
             "Single values are rows of one column, but this model needs more. Write each row as an object, or as a list of "
-            f"{self.described()} values.",
+            f"{self.described()}.",
         )
 
     def _alone(self) -> Column | None:
