@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sereno.serve import health
+from sereno.serve import health, page
 from sereno.serve.protocols import invocations, kserve, mlflow, native, oip, sagemaker, vertex
 from sereno.serve.wire import Reply, RequestError, Route
 
@@ -33,6 +33,7 @@ def all_routes(service: Service) -> list[Route]:
         *invocations.routes(service),
         *mlflow.routes(service),
         *sagemaker.routes(service),
+        *page.routes(service),
     ]
     first: dict[tuple[str, str], Route] = {}
     for route in found:

@@ -1,0 +1,83 @@
+"""What the operations of the OpenAPI document have in common: responses and their schemas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Document = dict[str, Any]
+
+WHY = {
+    400: "The request is malformed, or names a host that is not this server's.",
+    401: "The API key is missing or unknown.",
+    403: "The request comes from the page of another site.",
+    404: "There is nothing under this path.",
+    406: "No type of answer that the caller accepts can be given.",
+    408: "The request did not arrive in time.",
+    413: "The body, a text in it or the number of rows is too large.",
+    415: "The body has a type or encoding that is not taken.",
+    422: "Rows do not fit the row type of the model; all their mistakes are told.",
+    500: "The model failed on a row, or the server has a bug; the log of the server has the cause under the error id.",
+    503: "There is too much to do. Try again after the seconds in Retry-After.",
+    504: "The answer was not ready in time.",
+}
+ANYWHERE = (400, 401, 403, 500)  # of the gate, and of bugs
+ASKING = (404, 408, 413, 415, 422, 503, 504)  # of requests for predictions
+
+PROBLEM = {
+    "type": "object",
+    "title": "Problem",
+    "description": "What went wrong, as problem details (RFC 9457).",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string", "description": "the status in words"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "what happened, and what would be valid"},
+        "errors": {
+            "type": "array",
+            "description": "of a 422: every mistake of every row",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "row": {"type": "integer", "minimum": 0, "description": "position in the request, from 0"},
+                    "column": {"type": "string", "description": "with its path in nested rows: items[2].price"},
+                    "expected": {"type": "string", "description": "what would be valid"},
+                },
+                "required": ["row", "column", "expected"],
+            },
+        },
+        "error_id": {"type": "string", "description": "of a 500: the server's log has the cause under it"},
+    },
+    "required": ["type", "title", "status", "detail"],
+}
+HEADERS = {
+    "X-Request-ID": {"schema": {"type": "string"}, "description": "the caller's, or a new one; the log knows it"},
+    "Retry-After": {"schema": {"type": "integer"}, "description": "seconds to wait"},
+}
+
+
+def ref(name: str) -> Document:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def errors(statuses: tuple[int, ...], schema: Document, content_type: str = "application/json") -> Document:
+    """Responses of those statuses, in a protocol's own shape."""
+    found: Document = {}
+    for status in sorted(statuses):
+        found[str(status)] = {
+            "description": WHY[status],
+            "headers": _headers("X-Request-ID", *(["Retry-After"] if status == 503 else [])),
+            "content": {content_type: {"schema": schema}},
+        }
+    return found
+
+
+def success(about: str, schema: Document, content_type: str = "application/json", **more: Any) -> Document:
+    return {
+        "description": about,
+        "headers": _headers("X-Request-ID"),
+        "content": {content_type: {"schema": schema, **more}},
+    }
+
+
+def _headers(*names: str) -> Document:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -1,0 +1,15 @@
+// The page knows best under which address it was reached: behind a proxy, the server does not.
+const here = new URL(".", location.href).href.replace(/\/$/, "");
+for (const code of document.querySelectorAll("main code")) {
+  code.textContent = code.textContent.replaceAll(document.body.dataset.address, here);
+}
+
+SwaggerUIBundle({
+  url: "openapi.json",
+  domNode: document.getElementById("swagger-ui"),
+  validatorUrl: null, // else it would send the document to a server on the internet
+  deepLinking: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
+  requestSnippetsEnabled: false,
+});
