@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pytest
 
-from sereno import Key, Model
-from sereno.scoring import Scorer
+from sereno import Key
 from sereno.serve.live import Live
-from sereno.serve.metrics import Metrics
 from sereno.serve.protocols import kserve
 from sereno.serve.protocols.vertex import Instances
 from sereno.serve.wire import Request, RequestError
-from sereno.settings import ModelSettings, ServeSettings
+from tests.lives import live_of, request_of
 
 
 class Customer(TypedDict):
@@ -32,17 +29,7 @@ class Score(TypedDict):
 
 @pytest.fixture(scope="module")
 def live() -> Live:
-    model = Model("m", inputs=Customer, outputs=Score)
-    model.load(lambda: None)
-
-    @model.predict
-    def predict(loaded: None, rows: list) -> Any:  # type: ignore[type-arg]
-        raise AssertionError("these tests do not predict")
-
-    async def make() -> Live:
-        return Live(Scorer(model, None), "0" * 64, ModelSettings(), ServeSettings(max_rows=4), metrics=Metrics())
-
-    return asyncio.run(make())
+    return live_of(Customer, Score, max_rows=4)
 
 
 @pytest.fixture
@@ -53,11 +40,6 @@ def service(live: Live) -> Any:
         return live
 
     return SimpleNamespace(lives={"m": live}, live=named, is_ready=True)
-
-
-def request_of(body: Any, **headers: str) -> Request:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Request(b"POST", b"/", b"", [(k.encode(), v.encode()) for k, v in headers.items()], raw, b"id")
 
 
 def answer_of(service: Any, method: str, path: str, request: Request | None = None, **params: str) -> tuple[int, Any]:
@@ -127,6 +109,6 @@ def test_routes(service: Any) -> None:
 
 def test_a_client_asks_whether_the_server_lives_and_a_browser_for_a_page(service: Any) -> None:
     assert answer_of(service, "GET", "/") == (200, {"status": "alive"})
-    assert answer_of(service, "GET", "/", request_of(b"", accept="*/*")) == (200, {"status": "alive"})
-    browser = request_of(b"", accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    assert answer_of(service, "GET", "/", request_of(b"", {"accept": "*/*"})) == (200, {"status": "alive"})
+    browser = request_of(b"", {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert answer_of(service, "GET", "/", browser) == (307, {b"location": b"/docs"})

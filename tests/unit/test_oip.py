@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import math
@@ -20,15 +19,13 @@ import pytest
 from annotated_types import Ge
 from hypothesis import given, settings
 
-from sereno import Digits, Key, Model
-from sereno.scoring import Scorer
+from sereno import Digits, Key
 from sereno.serve.live import Live
-from sereno.serve.metrics import Metrics
 from sereno.serve.protocols import oip
 from sereno.serve.protocols.compression import compress
 from sereno.serve.protocols.infer import Translation
 from sereno.serve.wire import Asked, Reply, Request, RequestError
-from sereno.settings import ModelSettings, ServeSettings
+from tests.lives import live_of, request_of
 
 
 class Part(TypedDict):
@@ -71,23 +68,8 @@ class One(TypedDict):
     y: float
 
 
-def live_of(inputs: Any, outputs: Any, **limits: int) -> Live:
-    model = Model("m", inputs=inputs, outputs=outputs)
-    model.load(lambda: None)
-
-    @model.predict
-    def predict(loaded: None, rows: list) -> Any:  # type: ignore[type-arg]
-        raise AssertionError("these tests do not predict")
-
-    async def make() -> Live:
-        limit = ServeSettings(**{"max_rows": 4, **limits})  # type: ignore[arg-type]
-        return Live(Scorer(model, None), "0123456789abcdef" * 4, ModelSettings(), limit, metrics=Metrics())
-
-    return asyncio.run(make())
-
-
-EVERYTHING = live_of(Everything, Answers, max_text_bytes=100)
-NUMBERS = live_of(Numbers, One)
+EVERYTHING = live_of(Everything, Answers, max_rows=4, max_text_bytes=100)
+NUMBERS = live_of(Numbers, One, max_rows=4)
 TRANSLATIONS = {id(live): Translation(live) for live in (EVERYTHING, NUMBERS)}
 
 COLUMNS: dict[str, tuple[str, list[Any]]] = {
@@ -118,12 +100,6 @@ NUMPY = {
     },
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
 }
-
-
-def request_of(body: bytes | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Request:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    sent = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
-    return Request(b"POST", b"/v2/models/m/infer", b"", sent, raw, b"id")
 
 
 def read(live: Live, body: bytes | Mapping[str, Any], **headers: str) -> Asked:

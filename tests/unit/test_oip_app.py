@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import struct
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from sereno.serve.app import create_app
+from tests.lives import Served, served
 
 MODEL = """
 from typing import Annotated, Literal, TypedDict
@@ -77,112 +75,76 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asked(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[httpx.AsyncClient], Awaitable[None]]], None]:
-    """Runs a conversation with the application on an event loop of its own."""
-    monkeypatch.chdir(model_file.parent)  # the application goes there, and the other tests come back
-
-    def run(talk: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
-        async def main() -> None:
-            app = create_app(model_file)
-            transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                await talk(client)
-            await app.close()
-
-        asyncio.run(main())
-
-    return run
+def api(model_file: Path) -> Iterator[Served]:
+    with served(model_file) as one:
+        yield one
 
 
-Asked = Callable[[Callable[[httpx.AsyncClient], Awaitable[None]]], None]
+def test_v2_predicts_as_our_own_route_does(api: Served) -> None:
+    own = api.ask("POST", "/models/offers/predict", ROWS).json()
+    reply = api.ask("POST", "/v2/models/offers/infer", {"id": "a", "inputs": tensors(ROWS)})
+    assert reply.status_code == 200
+    found = {o["name"]: o["data"] for o in reply.json()["outputs"]}
+    assert reply.json()["id"] == "a"
+    found["seen"] = [json.loads(text) for text in found["seen"]]
+    assert [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)] == own
+    version = api.ask("GET", "/v2/models/offers").json()["versions"][0]
+    assert reply.json()["model_version"] == version
+    again = api.ask("POST", f"/v2/models/offers/versions/{version}/infer", {"id": "a", "inputs": tensors(ROWS)})
+    assert again.content == reply.content
 
 
-def test_v2_predicts_as_our_own_route_does(asked: Asked) -> None:
-    async def talk(client: httpx.AsyncClient) -> None:
-        own = (await client.post("/models/offers/predict", json=ROWS)).json()
-        reply = await client.post("/v2/models/offers/infer", json={"id": "a", "inputs": tensors(ROWS)})
+def test_v1_predicts_as_our_own_route_does(api: Served) -> None:
+    own = api.ask("POST", "/models/offers/predict", ROWS).json()
+    instances: list[Any]
+    for instances in (ROWS, [list(row.values()) for row in ROWS]):
+        reply = api.ask("POST", "/v1/models/offers:predict", {"instances": instances})
         assert reply.status_code == 200
-        found = {o["name"]: o["data"] for o in reply.json()["outputs"]}
-        assert reply.json()["id"] == "a"
-        found["seen"] = [json.loads(text) for text in found["seen"]]
-        assert [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)] == own
-        version = (await client.get("/v2/models/offers")).json()["versions"][0]
-        assert reply.json()["model_version"] == version
-        again = await client.post(
-            f"/v2/models/offers/versions/{version}/infer", json={"id": "a", "inputs": tensors(ROWS)}
-        )
-        assert again.content == reply.content
-
-    asked(talk)
+        assert reply.json() == {"predictions": own}
+    assert api.ask("GET", "/v1/models").json() == {"models": ["offers"]}
+    assert api.ask("GET", "/v1/models/offers").json() == {"name": "offers", "ready": True}
+    assert api.ask("GET", "/").json() == {"status": "alive"}
 
 
-def test_v1_predicts_as_our_own_route_does(asked: Asked) -> None:
-    async def talk(client: httpx.AsyncClient) -> None:
-        own = (await client.post("/models/offers/predict", json=ROWS)).json()
-        instances: list[Any]
-        for instances in (ROWS, [list(row.values()) for row in ROWS]):
-            reply = await client.post("/v1/models/offers:predict", json={"instances": instances})
-            assert reply.status_code == 200
-            assert reply.json() == {"predictions": own}
-        assert (await client.get("/v1/models")).json() == {"models": ["offers"]}
-        assert (await client.get("/v1/models/offers")).json() == {"name": "offers", "ready": True}
-        assert (await client.get("/")).json() == {"status": "alive"}
-
-    asked(talk)
-
-
-def test_verdicts_are_those_of_our_own_route(asked: Asked) -> None:
+def test_verdicts_are_those_of_our_own_route(api: Served) -> None:
     bad = [{"age": 17, "income": 1.0, "plan": "gold", "basket": ["wine"]}, {**ROWS[1], "plan": "silver"}]
-
-    async def talk(client: httpx.AsyncClient) -> None:
-        own = await client.post("/models/offers/predict", json=bad)
-        v2 = await client.post("/v2/models/offers/infer", json={"inputs": tensors(bad)})
-        v1 = await client.post("/v1/models/offers:predict", json={"instances": bad})
-        assert own.status_code == v2.status_code == v1.status_code == 422
-        for mistake in own.json()["errors"]:
-            for other in (v2, v1):
-                assert "row {row}: {column}: {expected}".format(**mistake) in other.json()["error"]
-
-    asked(talk)
+    own = api.ask("POST", "/models/offers/predict", bad)
+    v2 = api.ask("POST", "/v2/models/offers/infer", {"inputs": tensors(bad)})
+    v1 = api.ask("POST", "/v1/models/offers:predict", {"instances": bad})
+    assert own.status_code == v2.status_code == v1.status_code == 422
+    for mistake in own.json()["errors"]:
+        for other in (v2, v1):
+            assert "row {row}: {column}: {expected}".format(**mistake) in other.json()["error"]
 
 
-def test_paths_that_are_none(asked: Asked) -> None:
-    async def talk(client: httpx.AsyncClient) -> None:
-        for path in (
-            "/v2/models/none",
-            "/v2/models/none/ready",
-            "/v2/models/offers/versions/1",
-            "/v2/none",
-            "/v1/models/none",
-            "/v1/x",
-        ):
-            reply = await client.get(path)
-            assert (reply.status_code, list(reply.json())) == (404, ["error"]), path
-        for path in ("/v2/models/none/infer", "/v2/models/offers/versions/1/infer", "/v1/models/none:predict"):
-            reply = await client.post(path, json={"inputs": []})
-            assert (reply.status_code, list(reply.json())) == (404, ["error"]), path
-        reply = await client.get("/v2/models/offers/infer")
-        assert (reply.status_code, list(reply.json())) == (405, ["error"])
-
-    asked(talk)
+def test_paths_that_are_none(api: Served) -> None:
+    for path in (
+        "/v2/models/none",
+        "/v2/models/none/ready",
+        "/v2/models/offers/versions/1",
+        "/v2/none",
+        "/v1/models/none",
+        "/v1/x",
+    ):
+        reply = api.ask("GET", path)
+        assert (reply.status_code, list(reply.json())) == (404, ["error"]), path
+    for path in ("/v2/models/none/infer", "/v2/models/offers/versions/1/infer", "/v1/models/none:predict"):
+        reply = api.ask("POST", path, {"inputs": []})
+        assert (reply.status_code, list(reply.json())) == (404, ["error"]), path
+    reply = api.ask("GET", "/v2/models/offers/infer")
+    assert (reply.status_code, list(reply.json())) == (405, ["error"])
 
 
-def test_plain_json_needs_no_content_type(asked: Asked) -> None:
-    async def talk(client: httpx.AsyncClient) -> None:
-        for path, body in (
-            ("/v2/models/offers/infer", {"inputs": tensors(ROWS)}),
-            ("/v1/models/offers:predict", {"instances": ROWS}),
-        ):
-            assert (await client.post(path, content=json.dumps(body))).status_code == 200
-            headers = {"content-type": "application/octet-stream"}
-            assert (await client.post(path, content=json.dumps(body), headers=headers)).status_code == 200
-
-    asked(talk)
+def test_plain_json_needs_no_content_type(api: Served) -> None:
+    for path, body in (
+        ("/v2/models/offers/infer", {"inputs": tensors(ROWS)}),
+        ("/v1/models/offers:predict", {"instances": ROWS}),
+    ):
+        assert api.ask("POST", path, body).status_code == 200
+        assert api.ask("POST", path, body, content_type="application/octet-stream").status_code == 200
 
 
-def test_packed_bodies_with_tensors_in_bytes(asked: Asked) -> None:
+def test_packed_bodies_with_tensors_in_bytes(api: Served) -> None:
     """The length of the JSON is that before packing, in the request and in the answer."""
     names = {"age": ("INT32", "<i", 20), "income": ("FP32", "<f", 10.0)}
     inputs = [
@@ -195,34 +157,27 @@ def test_packed_bodies_with_tensors_in_bytes(asked: Asked) -> None:
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     body = head + b"".join(struct.pack(code, value) for _, code, value in names.values())
 
-    async def talk(client: httpx.AsyncClient) -> None:
-        for encoding, packed in (("gzip", gzip.compress(body)), ("deflate", zlib.compress(body)), ("identity", body)):
-            headers = {"content-encoding": encoding, "inference-header-content-length": str(len(head))}
-            reply = await client.post("/v2/models/offers/infer", content=packed, headers=headers)
-            assert reply.status_code == 200
-            length = int(reply.headers["inference-header-content-length"])
-            outputs = json.loads(reply.content[:length])["outputs"]
-            assert sum(o["parameters"]["binary_data_size"] for o in outputs) == len(reply.content) - length
-            assert struct.unpack("<d", reply.content[length : length + 8]) == (0.5,)
-        for packed, status in ((gzip.compress(b" " * (2 << 20)), 413), (body, 400), (gzip.compress(body)[:-4], 400)):
-            reply = await client.post("/v2/models/offers/infer", content=packed, headers={"content-encoding": "gzip"})
-            assert (reply.status_code, list(reply.json())) == (status, ["error"])
-        reply = await client.post("/v2/models/offers/infer", content=body, headers={"content-encoding": "br"})
-        assert (reply.status_code, list(reply.json())) == (415, ["error"])
-
-    asked(talk)
+    for encoding, packed in (("gzip", gzip.compress(body)), ("deflate", zlib.compress(body)), ("identity", body)):
+        headers = {"content-encoding": encoding, "inference-header-content-length": str(len(head))}
+        reply = api.ask("POST", "/v2/models/offers/infer", packed, **headers)
+        assert reply.status_code == 200
+        length = int(reply.headers["inference-header-content-length"])
+        outputs = json.loads(reply.content[:length])["outputs"]
+        assert sum(o["parameters"]["binary_data_size"] for o in outputs) == len(reply.content) - length
+        assert struct.unpack("<d", reply.content[length : length + 8]) == (0.5,)
+    for packed, status in ((gzip.compress(b" " * (2 << 20)), 413), (body, 400), (gzip.compress(body)[:-4], 400)):
+        reply = api.ask("POST", "/v2/models/offers/infer", packed, content_encoding="gzip")
+        assert (reply.status_code, list(reply.json())) == (status, ["error"])
+    reply = api.ask("POST", "/v2/models/offers/infer", body, content_encoding="br")
+    assert (reply.status_code, list(reply.json())) == (415, ["error"])
 
 
-def test_packed_answers(asked: Asked) -> None:
+def test_packed_answers(api: Served) -> None:
     rows = ROWS * 200
-
-    async def talk(client: httpx.AsyncClient) -> None:
-        replies = []
-        for accepts in ("identity", "gzip", "deflate"):
-            body = {"inputs": tensors(rows)}
-            reply = await client.post("/v2/models/offers/infer", json=body, headers={"accept-encoding": accepts})
-            assert reply.headers.get("content-encoding", "identity") == accepts
-            replies.append(reply.json())
-        assert replies[0] == replies[1] == replies[2]
-
-    asked(talk)
+    replies = []
+    for accepts in ("identity", "gzip", "deflate"):
+        body = {"inputs": tensors(rows)}
+        reply = api.ask("POST", "/v2/models/offers/infer", body, accept_encoding=accepts)
+        assert reply.headers.get("content-encoding", "identity") == accepts
+        replies.append(reply.json())
+    assert replies[0] == replies[1] == replies[2]
