@@ -38,6 +38,10 @@ class Waiting:
         self.request_id = request_id
         self.since = since  # time.perf_counter() of its arrival
 
+    def ids(self, first: int, count: int) -> list[bytes]:
+        """The request ids of these rows."""
+        return [self.request_id] * count
+
     def tell(self, answers: Sequence[Any]) -> None:
         """Gets an Answer or a RequestError for each row, in order; called once, on the loop."""
         raise NotImplementedError
@@ -55,10 +59,8 @@ class Batch:
 
     def ids(self) -> list[bytes]:
         """The request of each row."""
-        if len(self.requests) == len(self.rows):
-            return [w.request_id for w in self.requests]
-        counts = [len(w.rows) for w in self.requests] if self.spans is None else [count for _, count in self.spans]
-        return [w.request_id for w, count in zip(self.requests, counts, strict=True) for _ in range(count)]
+        spans = self.spans or [(0, len(w.rows)) for w in self.requests]
+        return [one for w, span in zip(self.requests, spans, strict=True) for one in w.ids(*span)]
 
     def tell(self, answers: Sequence[Any]) -> None:
         """Give each request its own answers, and nobody else's."""
@@ -117,6 +119,7 @@ class Batcher:
     ) -> None:
         self.name = name
         self.queued_rows = 0
+        self.gather: Callable[[], None] | None = None  # hands in (by `submit`) what has arrived and is not decoded yet
         self.is_on_loop = False  # until predict has shown that it is fast, it cannot hold up the loop
         self.predicting_since: float | None = None
         self._score = score
@@ -142,9 +145,23 @@ class Batcher:
             raise self.busy()
         self.queued_rows = queued
         self._queue.append(waiting)
+        self.wake()
+
+    def wake(self) -> None:
+        """Take the next batch as soon as everything that is there has arrived."""
         if not self._is_scheduled and not self._is_busy:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
+
+    @property
+    def is_at_once(self) -> bool:
+        """Whether what arrives now is predicted in this turn of the loop."""
+        return self.is_on_loop and not self._is_busy
+
+    @property
+    def room(self) -> int:
+        """How many rows may still be submitted."""
+        return max(0, self._queue_rows - self.queued_rows)
 
     def busy(self) -> RequestError:
         seconds = max(1, min(60, round(self.queued_rows * self._row_seconds)))
@@ -189,6 +206,8 @@ class Batcher:
         return Batch(requests, rows, spans)
 
     def _flush(self) -> None:
+        if self.gather is not None:
+            self.gather()
         self._is_scheduled = False
         start = perf_counter()
         if self._queue and start - self._queue[0].since > self._timeout:

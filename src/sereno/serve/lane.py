@@ -20,6 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sereno.serve.batcher import Waiting
+from sereno.serve.burst import Bursts
 from sereno.serve.live import Live
 from sereno.serve.service import Service
 from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, Row, settle
@@ -48,6 +49,7 @@ class Head(NamedTuple):
     url: bytes
     headers: list[tuple[bytes, bytes]]
     length: int  # of the body
+    bursts: Bursts | None  # takes it where it is plain
 
 
 class Turn(Waiting):
@@ -94,7 +96,7 @@ class Turn(Waiting):
         """Write the reply, when it is its turn."""
         lane, live = self.lane, self.live
         service = lane.service
-        status, body, _, headers = reply
+        status, body, content_type, headers = reply
         service.done(live.name if live is not None else "", self.exchange.name, status, perf_counter() - self.since)
         if status >= service.least_logged:
             self._log(status, len(body))
@@ -104,7 +106,7 @@ class Turn(Waiting):
         if self.close or lane.is_draining:
             self.close, close = True, b"connection: close\r\n"
         more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
-        start = service.start(lane.server_state.default_headers, reply)
+        start = service.start(lane.server_state.default_headers, status, content_type)
         self.output = b"%b%b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
             start,
             self.request_id,
@@ -133,6 +135,10 @@ class Turn(Waiting):
             model=name,
             rows=len(self.rows),
         )
+
+
+IN_BURST: Any = type("InBurst", (), {"output": None})()  # keeps a plain request's place among the turns
+OBJECT = ord("{")
 
 
 class Lane(HttpToolsProtocol):
@@ -170,6 +176,12 @@ class Lane(HttpToolsProtocol):
             self.head = data[:end]
             known = self.service.heads.get(self.head)
             if known is not None and len(data) == end + known.length and not self._is_with_application():
+                bursts = known.bursts
+                if bursts is not None and not self.turns and bursts.is_open and data[end] == OBJECT:
+                    self.url = known.url
+                    self.turns.append(IN_BURST)
+                    bursts.add(self, data[end:])
+                    return
                 turn = Turn(self, known.exchange, known.live, self.service.request_id(None), close=False)
                 self.turns.append(turn)
                 turn.ask(NEW(Request, (b"POST", known.url, b"", known.headers, data[end:], turn.request_id)))
@@ -233,7 +245,8 @@ class Lane(HttpToolsProtocol):
             self.refuse(error, turn)
             return
         if given_id is None and length and not turn.close and head.count(b"\n") == len(self.headers) + 2:
-            service.remember(head, Head(*hot, self.url, self.headers, length))
+            bursts = service.bursts[hot[1].name] if hot[0].is_plain and service.least_logged > 200 else None
+            service.remember(head, Head(*hot, self.url, self.headers, length, bursts))
         self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
 
     def on_body(self, body: bytes) -> None:
@@ -304,6 +317,14 @@ class Lane(HttpToolsProtocol):
         super().on_response_complete()
 
     # What leaves
+
+    def write(self, exchange: Exchange, live: Live, reply: Reply, request_id: bytes, since: float) -> None:
+        """The reply to a request that was in a burst."""
+        if self.is_lost:
+            return
+        turn = self.turns[0] = Turn(self, exchange, live, request_id, close=False)
+        turn.since, turn.path = since, self.url
+        turn.reply(reply)
 
     def flush(self) -> None:
         """Write the replies whose turn it is."""

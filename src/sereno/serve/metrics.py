@@ -46,7 +46,7 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = {
     "sereno_requests_total": Family(
-        "counter", "Requests that ended; status 0: the caller had gone.", ("model", "protocol", "status")
+        "counter", "Requests that were answered.", ("model", "protocol", "status")
     ),
     "sereno_request_duration_seconds": Family(
         "histogram",
@@ -149,11 +149,11 @@ class Metrics:
 
     # What happens
 
-    def done(self, model: str, protocol: str, status: int, seconds: float) -> None:
-        """An answer was sent. `model` is empty where the request was for none."""
+    def done(self, model: str, protocol: str, status: int, seconds: float, count: int = 1) -> None:
+        """So many answers were sent, each after that time. `model` is empty where the request was for none."""
         cell = self._requests[model, protocol, status]
-        cell[bisect_left(_SECONDS, seconds)] += 1
-        cell[-1] += seconds
+        cell[bisect_left(_SECONDS, seconds)] += count
+        cell[-1] += seconds * count
 
     def batch(self, model: str, rows: int, queue_seconds: float, predict_seconds: float) -> None:
         """predict was called once; `queue_seconds`: how long the first of the rows had waited."""

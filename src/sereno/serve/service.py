@@ -19,10 +19,11 @@ from sereno.exceptions import ModelFileError
 from sereno.loader import fingerprint, load_model
 from sereno.model import Model
 from sereno.scoring import open_scorer
+from sereno.serve.burst import Bursts
 from sereno.serve.gate import Gate
 from sereno.serve.live import Live
 from sereno.serve.options import Options
-from sereno.serve.wire import Exchange, Reply, RequestError, Route
+from sereno.serve.wire import Exchange, RequestError, Route
 
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
@@ -72,6 +73,9 @@ class Service:
             for route in self.routes
             if route.exchange is not None and route.live is not None
         }
+        self.bursts = {
+            live.name: Bursts(self, exchange, live) for exchange, live in self.hot.values() if exchange.is_plain
+        }
         self.now = perf_counter()  # as of the last tick
         self.connections: set[Any] = set()  # uvicorn's, of which the lane's are looked at
         self._prefix = os.urandom(5).hex().encode() + b"-"
@@ -107,16 +111,16 @@ class Service:
         LOG.error("error %s", error_id, exc_info=error)
         return RequestError(500, f"An error of the server. Its log tells more under {error_id}.", error_id=error_id)
 
-    def start(self, defaults: list[tuple[bytes, bytes]], reply: Reply) -> bytes:
+    def start(self, defaults: list[tuple[bytes, bytes]], status: int, content_type: bytes) -> bytes:
         """The start of a reply: its status, uvicorn's headers (the date; a new list each second) and its type."""
         if self._defaults is not defaults:
             self._defaults = defaults
             self._starts.clear()
-        key = (reply.status, reply.content_type)
+        key = (status, content_type)
         start = self._starts.get(key)
         if start is None:
-            lines = [*defaults, (b"content-type", reply.content_type)]
-            start = status_line(reply.status) + b"".join(b"%b: %b\r\n" % line for line in lines) + b"x-request-id: "
+            lines = [*defaults, (b"content-type", content_type)]
+            start = status_line(status) + b"".join(b"%b: %b\r\n" % line for line in lines) + b"x-request-id: "
             self._starts[key] = start
         return start
 

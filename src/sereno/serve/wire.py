@@ -88,6 +88,7 @@ class Exchange:
     read: Callable[[Live, Request], Asked]  # raises RequestError
     write: Callable[[Live, Asked, Sequence[Any]], Reply]  # Answers in the order of the rows (RequestErrors: see Asked)
     refuse: Callable[[RequestError], Reply]  # the protocol's own error shape
+    is_plain: bool = False  # a JSON object is one row (`live.decode`), and its answer (`live.encode`) the whole reply
 
 
 @dataclass(frozen=True, slots=True)

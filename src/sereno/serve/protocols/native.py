@@ -58,7 +58,7 @@ def extra_headers(error: RequestError) -> tuple[tuple[bytes, bytes], ...]:
     return ()
 
 
-NATIVE = Exchange("native", read, write, refuse)
+NATIVE = Exchange("native", read, write, refuse, is_plain=True)
 
 
 def routes(service: Service) -> list[Route]:
