@@ -7,6 +7,7 @@ about is kept from the first byte on: `page.requests`, `page.complaints`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -50,11 +51,12 @@ class Browser:
                 break
         else:
             raise AssertionError("Chromium did not start:\n" + "".join(said))
-        self._connection = connect(self.address, max_size=None, compression=None)
+        self._open = contextlib.ExitStack()
+        self._connection = self._open.enter_context(connect(self.address, max_size=None, compression=None))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._connection.close()
+        self._open.close()
         self.process.terminate()
         try:
             self.process.communicate(timeout=PATIENCE)
