@@ -1,0 +1,199 @@
+"""The OpenAPI document is valid, complete, and says what the server does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from sereno.serve import openapi
+from sereno.serve.gate import new_key
+from sereno.serve.openapi.parts import PROBLEM
+from sereno.serve.protocols import native
+from sereno.serve.wire import Mistake, RequestError
+from tests.lives import Served
+from tests.lives import served as served_of
+
+MODELS = Path(__file__).parents[1] / "models"
+PROBLEM_TYPE = "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Served]:
+    """One model, open to all."""
+    with served_of(MODELS / "plain.py") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[Served]:
+    """Two models, which want keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SERENO_SECRET_API_KEYS", new_key().line)
+        with served_of(MODELS / "plain.py", MODELS / "everything.py") as served:
+            yield served
+
+
+@pytest.fixture(params=["plain", "both"])
+def served(request: pytest.FixtureRequest) -> Served:
+    served: Served = request.getfixturevalue(request.param)
+    return served
+
+
+def document(served: Served) -> Any:
+    return json.loads(openapi.encode(served.service))
+
+
+def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
+    for path, found in document["paths"].items():
+        for method, operation in found.items():
+            yield method, path, operation
+
+
+def test_it_is_valid(served: Served) -> None:
+    OpenAPIV31SpecValidator(document(served)).validate()
+
+
+def test_it_has_every_route(served: Served) -> None:
+    told = {(method.upper(), path) for method, path, _ in operations(document(served))}
+    left_out = {"/docs/{name}"}  # what the page loads
+    for route in served.service.routes:
+        path = openapi.template(route.path)
+        for live in served.service.lives.values():  # of other protocols, one path stands for all models
+            if (route.method, path) not in told:
+                path = path.replace(f"/models/{live.name}", "/models/{model}")
+                path = path.replace(f"/versions/{live.version}", "/versions/{version}")
+        is_told = (route.method, path) in told
+        # without a model of its own, this path only says so
+        assert is_told != (path in left_out or (path == "/invocations" and route.live is None)), route.path
+
+
+def test_every_operation_has_its_name(served: Served) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(document(served))]
+    assert len(names) == len(set(names))
+
+
+def test_every_error_of_our_own_routes_is_told(both: Served, plain: Served) -> None:
+    said = document(both)["paths"]["/models/plain/predict"]["post"]["responses"]
+    assert sorted(said) == ["200", "400", "401", "404", "408", "413", "415", "422", "500", "503", "504"]
+    assert all(said[status]["content"].keys() == {PROBLEM_TYPE} for status in said if status != "200")
+    assert said["503"]["headers"].keys() == {"X-Request-ID", "Retry-After"}
+    open_to_all = document(plain)["paths"]["/predict"]["post"]["responses"]
+    assert "403" in open_to_all
+    assert "401" not in open_to_all
+
+
+def test_problems_are_as_told() -> None:
+    mistakes = [Mistake(0, "age", "must be at least 18")]
+    for error in (RequestError(422, "No.", mistakes), RequestError(500, "No.", error_id="e")):
+        problem = json.loads(native.refuse(error).body)
+        jsonschema.validate(problem, {**PROBLEM, "additionalProperties": False})
+
+
+def test_keys_are_told_where_there_are_some(both: Served, plain: Served) -> None:
+    with_keys, without = document(both), document(plain)
+    assert with_keys["security"] == [{"key": []}]
+    assert with_keys["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    free = {path for _, path, operation in operations(with_keys) if operation.get("security") == []}
+    assert free == {"/livez", "/readyz", "/ping"}
+    assert "security" not in without
+    assert "securitySchemes" not in without["components"]
+
+
+def test_one_model_has_the_short_path(both: Served, plain: Served) -> None:
+    assert next(iter(document(plain)["paths"])) == "/predict"
+    assert "/predict" not in document(both)["paths"]
+    assert "/models/everything/predict" in document(both)["paths"]
+
+
+def test_rows_and_lists_of_rows(plain: Served) -> None:
+    body = document(plain)["paths"]["/predict"]["post"]["requestBody"]
+    row = {"$ref": "#/components/schemas/plain.row"}
+    assert body["required"] is True
+    assert body["content"]["application/json"]["schema"] == {
+        "oneOf": [row, {"type": "array", "items": row, "maxItems": 1000}]
+    }
+    schemas = document(plain)["components"]["schemas"]
+    assert schemas["plain.row"]["required"] == ["age", "plan", "monthly_spend"]
+    assert schemas["plain.prediction"]["required"] == ["probability"]
+
+
+def examples(found: Any) -> list[Any]:
+    content = found["content"].values()
+    return [one["value"] for media in content for one in media.get("examples", {}).values()]
+
+
+def test_examples_fit(served: Served) -> None:
+    """Of requests and answers, in the schemas that stand beside them."""
+    told = document(served)
+    seen = 0
+    for _, _, operation in operations(told):
+        for part in (operation.get("requestBody", {"content": {}}), operation["responses"]["200"]):
+            for media in part["content"].values():
+                schema = {**media.get("schema", {}), "components": told["components"]}
+                for example in media.get("examples", {}).values():
+                    jsonschema.Draft202012Validator(schema).validate(example["value"])
+                    seen += 1
+    assert seen >= 8
+
+
+def test_the_server_takes_the_examples(plain: Served) -> None:
+    for method, path, operation in operations(document(plain)):
+        for example in examples(operation.get("requestBody", {"content": {}})):
+            place = path.replace("{model}", "plain").replace("{version}", plain.service.live("plain").version)
+            answer = plain.ask(method.upper(), place, example)
+            assert answer.status_code == 200, (path, answer.text)
+
+
+def test_the_example_of_a_422_is_what_is_said(plain: Served) -> None:
+    said = document(plain)["paths"]["/predict"]["post"]["responses"]["422"]["content"][PROBLEM_TYPE]["example"]
+    assert plain.ask("POST", "/predict", dict.fromkeys(("age", "plan", "monthly_spend"))).json()["errors"] == [
+        {"row": 0, "column": "age", "expected": "is missing (null)"},
+        {"row": 0, "column": "plan", "expected": "is missing (null)"},
+    ]
+    assert said == plain.ask("POST", "/predict", dict.fromkeys(("age", "plan", "monthly_spend"))).json()
+
+
+def test_it_is_served(plain: Served) -> None:
+    answer = plain.ask("GET", "/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == document(plain)
+    assert plain.ask("GET", "/openapi.json").content == answer.content
+
+
+def snippet(served: Served, language: str, path: str) -> str:
+    description = document(served)["paths"][path]["post"]["description"]
+    found = re.search(rf"^```{language}\n(.*?)^```$", description, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_a_curl_line_for_each_model(both: Served, plain: Served) -> None:
+    words = shlex.split(snippet(plain, "sh", "/predict"))
+    assert words[:2] == ["curl", "http://127.0.0.1:8000/predict"]
+    assert words[2:5] == ["-H", "Content-Type: application/json", "-d"]
+    assert plain.ask("POST", "/predict", words[5]).status_code == 200
+    line = snippet(both, "sh", "/models/everything/predict")
+    assert line.startswith(
+        'curl http://127.0.0.1:8000/models/everything/predict -H "Authorization: Bearer $SERENO_KEY" '
+    )
+    assert '"bought"' not in line  # it is fetched
+
+
+def test_a_python_program_for_each_model(both: Served, plain: Served, tmp_path: Path) -> None:
+    assert snippet(plain, "python", "/predict") == (
+        "import sereno\n\n"
+        'client = sereno.Client("http://127.0.0.1:8000")\n'
+        "row = {'customer_id': 2, 'age': 110, 'plan': 'basic', 'monthly_spend': 0.5}\n"
+        "print(client.predict(row))\n"
+    )
+    program = snippet(both, "python", "/models/everything/predict")
+    assert 'sereno.Client("http://127.0.0.1:8000", model="everything", key=os.environ["SERENO_KEY"])' in program
+    compile(program, "snippet", "exec")
