@@ -22,6 +22,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from sereno import __version__
 from sereno.serve.platforms import platform_of
+from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Names, Positions
 from sereno.serve.wire import Reply, Request, RequestError, Route, Row
 
@@ -162,8 +163,7 @@ def refuse(error: RequestError) -> Reply:
         return Reply(415, says.encode(), TEXT)
     status = 400 if error.status == 422 else error.status
     code = ERROR_CODES.get(error.status, "BAD_REQUEST" if error.status < 500 else "INTERNAL_ERROR")
-    headers = () if error.retry_after is None else ((b"retry-after", b"%d" % error.retry_after),)
-    return Reply(status, _encode({"error_code": code, "message": says}), headers=headers)
+    return Reply(status, _encode({"error_code": code, "message": says}), headers=extra_headers(error))
 
 
 def explained(error: RequestError) -> str:

@@ -14,6 +14,7 @@ import msgspec
 
 from sereno.exceptions import SettingsError
 from sereno.serve.protocols.mlflow import explained
+from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Positions
 from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, Route
 
@@ -76,8 +77,7 @@ class Instances:
 
 def refuse(error: RequestError) -> Reply:
     """`{"error": …}`, with every mistake of every instance in it. Vertex AI hands it on as it is."""
-    headers = () if error.retry_after is None else ((b"retry-after", b"%d" % error.retry_after),)
-    return Reply(error.status, _encode({"error": explained(error)}), headers=headers)
+    return Reply(error.status, _encode({"error": explained(error)}), headers=extra_headers(error))
 
 
 def _path(variable: str) -> str:
