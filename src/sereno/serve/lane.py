@@ -355,6 +355,8 @@ class Lane(HttpToolsProtocol):
         service = self.service
         if turn is None:
             turn = Turn(self, service.fallback, None, service.request_id(None), close=True)
+        else:
+            turn.path = self.url
         turn.since, turn.close = perf_counter(), True
         self.turns.append(turn)
         if self._is_with_application():  # its answer comes first, and is the last

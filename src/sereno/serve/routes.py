@@ -44,7 +44,7 @@ def all_routes(service: Service) -> list[Route]:
 def refuse_at(service: Service, path: str) -> Callable[[RequestError], Reply]:
     """The error shape of whatever protocol a path belongs to."""
     hot = service.hot.get(path.encode("utf-8", "surrogateescape"))
-    return hot[0].refuse if hot is not None else SHAPES.get(path.split("/")[1], fallback.refuse)
+    return hot[0].refuse if hot is not None else SHAPES.get(path.lstrip("/").partition("/")[0], fallback.refuse)
 
 
 def socket_routes(service: Service) -> list[BaseRoute]:
