@@ -1,5 +1,5 @@
 # Every target sets itself up from python3 and make alone; a second call finds its stamps and starts at once.
-#   make setup | demo | test | lint | format | bench | soak | build | lock | clean
+#   make setup | demo | shop | test | lint | format | bench | soak | build | lock | clean
 #   ARGS goes on to the tool:  make test ARGS="tests/unit -x"    make bench ARGS="--rows 1000000"
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup demo test lint format bench soak build lock clean
+.PHONY: setup demo shop test lint format bench soak build lock clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -28,7 +28,12 @@ setup: .venv/.ready
 	@touch $@
 
 demo: setup
-	$(BIN)/python examples/credit_scoring/demo.py $(ARGS)
+	$(BIN)/python -m examples.credit_scoring.demo $(ARGS)
+	$(BIN)/python -m examples.recommender.demo
+
+# The recommender's shop, to browse in: prints its address, and goes on until Ctrl-C.
+shop: setup
+	$(BIN)/python -m examples.recommender.demo --keep $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

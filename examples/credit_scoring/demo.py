@@ -5,69 +5,13 @@ left as it is at the end, to go on from. Every step must end as the story says; 
 """
 
 import argparse
-import os
-import re
-import shutil
-import subprocess
-import sys
 import time
-from itertools import count
 from pathlib import Path
 
+from examples.terminal import Terminal, copy_files, find, fresh_folder, heading, how_to_get_there, say
+
 EXAMPLE = Path(__file__).resolve().parent
-REPOSITORY = EXAMPLE.parents[1]
 FILES = ["README.md", "credit_scoring.py", "marketing.py", "prepare_nights.py", "sereno.toml", "train.py", "data"]
-
-
-def fresh_folder() -> Path:
-    names = (REPOSITORY / (f"demo-{number}" if number > 1 else "demo") for number in count(1))
-    return next(folder for folder in names if not folder.exists())
-
-
-def heading(text: str) -> None:
-    print(f"\n\n── {text} " + "─" * max(3, 100 - len(text)), flush=True)
-
-
-def say(text: str) -> None:
-    print(f"\n{text}", flush=True)
-
-
-class Terminal:
-    """Runs commands in one folder, showing each as a user would type it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        # The story needs the settings of this folder, not of whoever runs it.
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("SERENO_")}
-        self.environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": str(shutil.get_terminal_size((120, 24)).columns)}
-
-    def run(self, *command: str, expect: int = 0) -> str:
-        """What the command printed, which is also shown as it comes. Ends the demo if the exit code is another."""
-        program, *rest = command
-        quoted = (f'"{argument}"' if " " in argument else argument for argument in command)
-        print(f"\n$ {' '.join(quoted)}", flush=True)
-        arguments = [sys.executable, "-m", "sereno", *rest] if program == "sereno" else [sys.executable, *rest]
-        lines = []
-        with subprocess.Popen(
-            arguments, cwd=self.folder, env=self.environment, text=True, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(f"  {line}", end="", flush=True)
-                lines.append(line)
-        if process.returncode != expect:
-            sys.exit(f"\nThe demo stops: the last command should end with {expect}, not {process.returncode}.")
-        if expect:
-            print(f"  (exit code {expect})", flush=True)
-        return "".join(lines)
-
-
-def find(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
-        sys.exit(f"\nThe demo stops: the last command should have printed something like {pattern}.")
-    return found[1]
 
 
 def tell(terminal: Terminal) -> None:
@@ -111,7 +55,7 @@ def tell(terminal: Terminal) -> None:
 NEXT = """
 Everything is still there. Go on from it:
 
-  cd {folder}{activate}
+  {there}
   sereno run credit_scoring.py --date 2026-05-02   # the same night again: nothing to do, and it says so
   sereno runs credit-scoring                       # every run; `sereno show RUN` for one of them
   python prepare_nights.py --repair                # the third night arrives whole …
@@ -129,22 +73,17 @@ Everything is still there. Go on from it:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tell the story of the credit scoring example, with real commands.")
     parser.add_argument("--folder", type=Path, help="a folder that does not exist yet (default: demo)")
-    folder = (parser.parse_args().folder or fresh_folder()).absolute()
+    folder = (parser.parse_args().folder or fresh_folder("demo")).absolute()
     if folder.exists():
         parser.error(f"{folder} is there already; name a folder that is not")
 
     started = time.monotonic()
-    folder.mkdir(parents=True)
-    for name in FILES:
-        source = EXAMPLE / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    copy_files(EXAMPLE, FILES, folder)
     print(f"Working in {folder}")
     tell(Terminal(folder))
 
     heading(f"Done in {time.monotonic() - started:.0f} seconds. What to try next")
-    in_venv = sys.prefix != sys.base_prefix
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(NEXT.format(folder=shown, activate=f"\n  source {sys.prefix}/bin/activate" if in_venv else ""))
+    print(NEXT.format(there=how_to_get_there(folder)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from annotated_types import Ge, Le, MaxLen
 from sereno import Fetched, Key, Model
 
 ANSWERS = 10
+BASKET = 100  # products at most
 HISTORY = 200  # purchases that count, the newest
 HALF_LIFE = 60  # purchases after which one counts half
 # Exact in binary, as are the weights that train.py saves. Sums of them are exact too, in whatever order they are made,
@@ -29,7 +30,7 @@ class Visit(TypedDict):
     """A customer who looks at the shop's page."""
 
     customer_id: Key[int]
-    basket: Annotated[list[int], MaxLen(100)]  # numbers of products
+    basket: Annotated[list[int], MaxLen(BASKET)]  # numbers of products
     bought: Fetched[list[int]]  # numbers of products, the newest purchase first
 
 
@@ -114,7 +115,7 @@ def predict(learned: Weights, visits: list[Visit]) -> list[Suggestions]:
 
 def features(visits: Sequence[Visit], numbers: Any) -> tuple[Any, Any]:
     """Visits × products: whether each is in the basket, and how often it was bought, lately above all."""
-    basket = count([visit["basket"] for visit in visits], numbers, np.ones(100))
+    basket = count([visit["basket"] for visit in visits], numbers, np.ones(BASKET))
     history = count([visit["bought"][:HISTORY] for visit in visits], numbers, RECENCY)
     return np.minimum(basket, 1), history
 

@@ -62,9 +62,9 @@ class Shop:
         try:
             products = (await self.client.predict(visit))["products"]
             by = "model"
-        except sereno.InvalidRowsError as error:
-            return JSONResponse({"error": str(error)}, status_code=422)
-        except sereno.SerenoError as error:
+        except sereno.ServerError as error:
+            if error.status == 422:  # what the page sent makes no sense to the model: its mistake, or an attack
+                return JSONResponse({"error": str(error)}, status_code=422)
             print(f"Bestsellers are shown instead of recommendations: {error}", file=sys.stderr)
             products = await asyncio.to_thread(self.bestsellers, visit["basket"])
             by = "bestsellers"

@@ -132,6 +132,20 @@ def report(learned: Weights, before: list[Basket], december: list[Basket]) -> No
         print(f"{situation:<34}{found}   {len(visits):,} visits")
 
 
+def report_scores(learned: Weights, cuts: list[tuple[Visit, list[int]]]) -> None:
+    """Whether scores are what they say they are: how likely it is."""
+    answers = predict(learned, [visit for visit, _ in cuts])
+    shown = [
+        (p["score"], p["product_id"] in rest)
+        for row, (_, rest) in zip(answers, cuts, strict=True)
+        for p in row["products"]
+    ]
+    score, bought = np.mean(shown, axis=0)
+    print(
+        f"\nAt a random moment of a visit: ten products with a score of {score:.1%} on average, {bought:.1%} were bought."
+    )
+
+
 def main() -> None:
     products = pd.read_csv(HERE / "data" / "products.csv")
     baskets = read_baskets()
@@ -141,7 +155,9 @@ def main() -> None:
 
     regression = Regression(products)
     regression.add(before)
-    report(regression.solve(), before, december)
+    learned = regression.solve()
+    report(learned, before, december)
+    report_scores(learned, [regression.cut(basket) for basket in december])
     regression.add(december)
     np.savez_compressed(HERE / "recommender.npz", **regression.solve()._asdict())
     print("\nSaved recommender.npz, learned from the whole year.")

@@ -52,7 +52,9 @@ class Browser:
         else:
             raise AssertionError("Chromium did not start:\n" + "".join(said))
         self._open = contextlib.ExitStack()
-        self._connection = self._open.enter_context(connect(self.address, max_size=None, compression=None))
+        self._connection = self._open.enter_context(
+            connect(self.address, max_size=None, compression=None, ping_interval=None)
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
