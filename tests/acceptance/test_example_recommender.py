@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -21,7 +20,7 @@ import pandas as pd
 import pytest
 
 from sereno.loader import load_model
-from tests.acceptance.browser import MISSING, Browser, Page, find_chromium
+from tests.acceptance.browser import Browser, Page
 from tests.acceptance.server import Server
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "recommender"
@@ -289,8 +288,6 @@ def test_ask_prints_ten_products(folder: Path, served: Server) -> None:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if find_chromium() is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     with Browser(tmp_path_factory.mktemp("chromium")) as opened:
         yield opened
 
