@@ -138,6 +138,25 @@ class Model:
         assert self.predict_function is not None
         return self._form_of(2) if len(_positional(self.predict_function)) > 2 else None
 
+    @property
+    def fetch_form(self) -> Form | None:
+        """How keys reach fetch; None: as a list, since its first parameter is not annotated."""
+        from sereno.frames import form_of
+
+        function = self.fetch_function
+        assert function is not None
+        first = next(iter(_positional(function)), None)
+        if first is None:
+            raise ModelFileError(f"{place(function)}: fetch takes no keys. Write `def fetch(keys: list[int], …): …`.")
+        annotation = _hints(function).get(first.name)
+        form = form_of(annotation)
+        if (form is None and annotation is not None) or form == "numpy":
+            raise ModelFileError(
+                f"{place(function)}: parameter {first.name!r} of fetch is annotated {annotation}; it says how keys arrive. "
+                "Valid are list[…], pandas.DataFrame, polars.DataFrame and pyarrow.Table."
+            )
+        return form
+
     def parameters(self, function: Callable[..., Any], *, given: int = 0) -> list[Parameter]:
         """The parameters of a user's function that are filled by name, after the first `given`."""
         hints = _hints(function)
@@ -190,7 +209,13 @@ class Model:
                 )
             self.parameters(self.read_function)
         if self.fetch_function is not None:
+            _ = self.fetch_form
             self.parameters(self.fetch_function, given=1)
+            if not any(c.role == "fetched" for c in self.inputs.columns):
+                raise ModelFileError(
+                    f"{place(self.fetch_function)}: {self.inputs.name} has no Fetched column, so there is nothing to fetch. "
+                    "Mark what a live request may leave out, e.g. `bought: Fetched[list[int]]`."
+                )
 
     def _register(self, what: str, function: F) -> F:
         given: object = function

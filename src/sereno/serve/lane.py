@@ -372,7 +372,7 @@ class Lane(HttpToolsProtocol):
         sends at this moment sees a reset; one that stays quiet is closed by `check`."""
         self.is_draining = True
         self.active = self.service.now
-        if self._is_with_application() and self.cycle is not ON_ITS_WAY:
+        if self._is_with_application():
             self.cycle.keep_alive = False
 
     def check(self, now: float) -> None:

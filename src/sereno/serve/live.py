@@ -15,11 +15,12 @@ from sereno.exceptions import ModelFileError
 from sereno.rows import UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
 from sereno.scoring import RowScorer, Scorer
 from sereno.serve.batcher import Batcher, Recorder, Waiting
+from sereno.serve.fetching import Fetcher
 from sereno.serve.wire import Answer, Mistake, RequestError
 from sereno.values import Door, Refused, admit_row
 
 if TYPE_CHECKING:
-    from sereno.serve.fetching import Fetcher
+    from sereno.fetching import Fetch
     from sereno.serve.metrics import Metrics
     from sereno.settings import ModelSettings, ServeSettings
 
@@ -53,7 +54,7 @@ class Live:
         *,
         metrics: Metrics,
         recorder: Recorder | None = None,
-        fetcher: Fetcher | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         model = scorer.model
         self.model, self.name = model, model.name
@@ -62,12 +63,11 @@ class Live:
         self.limits = limits
         self._max_text, self._max_depth = limits.max_text_bytes, limits.max_depth
         self.fetched = [i for i, c in enumerate(model.inputs.columns) if c.role == "fetched"]
-        if self.fetched and fetcher is None:
+        if self.fetched and fetch is None:
             raise ModelFileError(
                 f"{model.place}: {model.inputs.name} has a Fetched column, but model {model.name!r} has no fetch function. "
                 "Write one under `@model.fetch`, or leave Fetched out: then requests must bring the column."
             )
-        self.fetcher = fetcher
         self.recorder = recorder
         self.settings = settings
         # a model whose predict asks for keys was never asked about a row without one
@@ -86,6 +86,18 @@ class Live:
             recorder=recorder,
             clock=time.time,
         )
+        self.fetcher: Fetcher | None = None
+        if fetch is not None:
+            self.fetcher = Fetcher(
+                self.name,
+                fetch,
+                model.inputs,
+                then=self.batcher.submit,
+                queue_rows=settings.queue_rows,
+                timeout_seconds=settings.fetch_timeout_seconds,
+                request_timeout_seconds=limits.request_timeout_seconds,
+                watcher=metrics,
+            )
         metrics.serve(self.name, fingerprint)
         metrics.watch("sereno_queued_rows", lambda: self.batcher.queued_rows, self.name)
         metrics.watch("sereno_predict_in_thread", lambda: not self.batcher.is_on_loop, self.name)
@@ -195,9 +207,10 @@ class Live:
 
     @property
     def is_hung(self) -> bool:
-        """Whether predict has been at one batch for longer than it may."""
-        since = self.batcher.predicting_since
-        return since is not None and perf_counter() - since > self.settings.predict_timeout_seconds
+        """Whether predict, or fetch, has been at one call for longer than predict may."""
+        starts = (self.batcher.predicting_since, self.fetcher.fetching_since if self.fetcher is not None else None)
+        now = perf_counter()
+        return any(start is not None and now - start > self.settings.predict_timeout_seconds for start in starts)
 
     @property
     def is_ready(self) -> bool:
@@ -212,6 +225,8 @@ class Live:
 
     def close(self) -> None:
         self.batcher.close()
+        if self.fetcher is not None:
+            self.fetcher.close()
 
 
 def unfit(mistakes: Sequence[Mistake]) -> RequestError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sereno.config import Settings, find_home
 from sereno.exceptions import ModelFileError
+from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
 from sereno.model import Model
 from sereno.scoring import open_scorer
@@ -214,4 +215,5 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
         mine,
         server.serve,
         metrics=metrics,
+        fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )

@@ -1,0 +1,166 @@
+"""Fetched columns in live requests: greedy, as the batcher is. While `fetch` runs, rows queue; then all are fetched at once.
+
+One call at a time: an async `fetch` on the event loop, any other in a thread of its own, always the same one (a database
+connection may be tied to its thread).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
+from typing import Any, Protocol
+
+from sereno.fetching import Fetch, Key
+from sereno.rows import UNSET, Row
+from sereno.schema import RowType
+from sereno.serve.batcher import Waiting
+from sereno.serve.wire import Mistake, RequestError
+from sereno.values import Refused
+
+LOG = logging.getLogger("sereno.serve")
+
+
+class Watcher(Protocol):
+    """What is told about each call of fetch: `metrics.Metrics`."""
+
+    def fetched(self, model: str, seconds: float, *, failed: bool = False) -> None: ...
+
+
+class Fetcher:
+    """The queue in front of one model's `fetch`. All methods are called on the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        fetch: Fetch,
+        inputs: RowType,
+        *,
+        then: Callable[[Waiting], None],
+        queue_rows: int,
+        timeout_seconds: float,
+        request_timeout_seconds: float,
+        watcher: Watcher,
+    ) -> None:
+        self.name = name
+        self.fetching_since: float | None = None
+        self._fetch = fetch
+        self._then = then  # gets the requests whose rows are complete; raises RequestError (503)
+        self._queue_rows = queue_rows
+        self._timeout, self._request_timeout = timeout_seconds, request_timeout_seconds
+        self._watcher = watcher
+        self._keys = [i for i, c in enumerate(inputs.columns) if c.role == "key"]
+        self._fetched = [i for i, c in enumerate(inputs.columns) if c.role == "fetched"]
+        self._queue: list[Waiting] = []
+        self._in_flight: list[Waiting] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._stuck: Future[dict[Key, tuple[Any, ...]]] | None = None  # the call that the thread is at, or was last at
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def queued_rows(self) -> int:
+        return sum(len(w.rows) for w in (*self._queue, *self._in_flight))
+
+    def submit(self, waiting: Waiting) -> None:
+        """Have the missing columns of its rows fetched. Raises RequestError (503) where too many rows wait."""
+        if self._queue and self.queued_rows + len(waiting.rows) > self._queue_rows:
+            raise RequestError(503, "Too many rows wait for their features. Try again later.", retry_after=1)
+        self._queue.append(waiting)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+
+    def expire(self, now: float) -> None:
+        """Answer what has waited too long (504). Called every now and then."""
+        for waiting in (*self._in_flight, *self._queue):
+            if not waiting.is_told and now - waiting.since > self._request_timeout:
+                self._tell(waiting, RequestError(504, f"There was no answer within {self._request_timeout:g} seconds."))
+        self._queue = [w for w in self._queue if not w.is_told]
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+    async def _work(self) -> None:
+        while self._queue:
+            self._in_flight, self._queue = self._queue, []
+            keys = dict.fromkeys(
+                tuple(row[i] for i in self._keys)
+                for waiting in self._in_flight
+                for row in waiting.rows
+                if any(row[i] is UNSET for i in self._fetched)
+            )
+            start = perf_counter()
+            self.fetching_since = self.fetching_since or start
+            error: RequestError | None = None
+            found: dict[Key, tuple[Any, ...]] = {}
+            try:
+                found = await self._call(list(keys))
+            except TimeoutError:
+                error = RequestError(504, f"The row's features were not there within {self._timeout:g} seconds.")
+            except Exception as raised:
+                error_id = uuid.uuid4().hex[:12]
+                LOG.error("error %s: model %s: fetch: %s", error_id, self.name, raised, exc_info=raised)
+                error = RequestError(
+                    500,
+                    f"The row's features could not be fetched. The server's log tells why, under {error_id}.",
+                    error_id=error_id,
+                )
+            self._watcher.fetched(self.name, perf_counter() - start, failed=error is not None)
+            done, self._in_flight = self._in_flight, []
+            if self._stuck is None or self._stuck.done():
+                self.fetching_since = None
+            for waiting in done:
+                if not waiting.is_told:
+                    self._finish(waiting, found, error)
+        self._task = None
+
+    async def _call(self, keys: list[Key]) -> dict[Key, tuple[Any, ...]]:
+        fetch = self._fetch
+        if fetch.is_async:
+            async with asyncio.timeout(self._timeout):
+                return fetch.read(await fetch.call(keys))
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"fetch {self.name}")
+        if self._stuck is not None and not self._stuck.done():
+            raise TimeoutError  # the thread is still at a call that nobody waits for; `Live.is_hung` looks at how long
+        self._stuck = self._thread.submit(lambda: fetch.read(fetch.call(keys)))
+        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._stuck)), self._timeout)
+
+    def _finish(self, waiting: Waiting, found: dict[Key, tuple[Any, ...]], error: RequestError | None) -> None:
+        if error is not None:
+            self._tell(waiting, error)
+            return
+        rows: list[Row] = []
+        mistakes: list[Mistake] = []
+        for position, row in enumerate(waiting.rows):
+            try:
+                rows.append(self._filled(row, found))
+            except Refused as refused:
+                mistakes += [Mistake(position, column, expected) for column, expected in refused.mistakes]
+        if mistakes:
+            self._tell(waiting, RequestError(422, "A row lacks features, and none are known for its key.", mistakes))
+            return
+        waiting.rows = rows
+        try:
+            self._then(waiting)
+        except RequestError as busy:
+            self._tell(waiting, busy)
+
+    def _filled(self, row: Row, found: dict[Key, tuple[Any, ...]]) -> Row:
+        if not any(row[i] is UNSET for i in self._fetched):
+            return row
+        values = found.get(tuple(row[i] for i in self._keys))
+        if values is None:
+            values = self._fetch.unknown()
+        filled = list(row)
+        for i, value in zip(self._fetched, values, strict=True):
+            if filled[i] is UNSET:
+                filled[i] = value
+        return tuple(filled)
+
+    def _tell(self, waiting: Waiting, error: RequestError) -> None:
+        waiting.is_told = True
+        waiting.tell([error] * len(waiting.rows))
