@@ -55,14 +55,13 @@ def document(service: Service) -> Document:
             "summary": "Predictions of models, served by Sereno.",
             "description": _description(service),
         },
-        "servers": [{"url": "."}],
         "tags": [
             *({"name": live.name, "description": f"version {live.version}"} for live in lives),
             {"name": "server", "description": "about the server itself"},
             *({"name": name, "description": about} for name, about in _protocols(paths).items()),
         ],
         "paths": paths,
-        "components": {"schemas": schemas | other_schemas(lives), "headers": HEADERS},
+        "components": {"schemas": schemas | other_schemas(), "headers": HEADERS},
     }
     if service.gate.wants_keys:
         out["components"]["securitySchemes"] = {

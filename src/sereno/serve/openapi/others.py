@@ -22,6 +22,7 @@ TAGS = {
 JSON_LINES = "application/jsonlines"
 CSV = "text/csv"
 OBJECT: Document = {"type": "object"}
+MAYBE: Document = {"type": ["object", "null"]}
 TEXT: Document = {"type": "string"}
 
 ERROR = {"type": "object", "properties": {"error": TEXT}, "required": ["error"]}
@@ -40,22 +41,23 @@ TENSOR = {
             "enum": ["BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64",
                      "BYTES"]
         },
-        "data": {"type": "array", "description": "values, flat or nested, row by row", "items": {}},
-        "parameters": OBJECT,
+        "data": {"type": ["array", "null"], "description": "values, flat or nested, row by row", "items": {}},
+        "parameters": MAYBE,
     },
     "required": ["name", "shape", "datatype"],
 }  # fmt: skip
 INFER_REQUEST = {
     "type": "object",
     "properties": {
-        "id": TEXT,
-        "parameters": OBJECT,
+        "id": {"type": ["string", "null"]},
+        "parameters": MAYBE,
         "inputs": {"type": "array", "items": ref("v2.tensor")},
         "outputs": {
-            "type": "array",
+            "type": ["array", "null"],
+            "description": "those that are wanted; all, if there are none",
             "items": {
                 "type": "object",
-                "properties": {"name": TEXT, "parameters": OBJECT},
+                "properties": {"name": TEXT, "parameters": MAYBE},
                 "required": ["name"],
             },
         },
@@ -90,14 +92,8 @@ METADATA = {
 }
 
 
-def other_schemas(lives: Sequence[Live]) -> Document:
-    predictions = {"type": "array", "items": {"anyOf": [ref(f"{live.name}.prediction") for live in lives]}}
-    return {
-        "v2.tensor": TENSOR,
-        "v2.error": ERROR,
-        "predictions": {"type": "object", "properties": {"predictions": predictions}, "required": ["predictions"]},
-        "mlflow.error": MLFLOW_ERROR,
-    }
+def other_schemas() -> Document:
+    return {"v2.tensor": TENSOR, "v2.infer": INFER_REQUEST, "v2.error": ERROR, "mlflow.error": MLFLOW_ERROR}
 
 
 def other_paths(service: Service) -> Document:
@@ -126,43 +122,44 @@ def _parameters(names: Sequence[str], version: Sequence[str] = ()) -> list[Docum
 
 def _v2(lives: Sequence[Live]) -> Document:
     ready = {"type": "object", "properties": {"name": TEXT, "ready": {"type": "boolean"}}, "required": ["ready"]}
-    failures, asking = _errors(ANYWHERE), _errors((*ANYWHERE, *ASKING))
+    failures, missing = _errors(ANYWHERE), _errors((404,))
     unready = {"503": success("Not now.", ready)}
     server = {"type": "object", "properties": {"name": TEXT, "version": TEXT}, "required": ["name", "version"]}
     live = {"type": "object", "properties": {"live": {"const": True}}, "required": ["live"]}
-    paths = {
-        "/v2": _operation("v2", "v2_server", "About the server", success("Its name.", server), failures),
-        "/v2/health/live": _operation("v2", "v2_live", "Whether it lives", success("It does.", live), failures),
-        "/v2/health/ready": _operation(
-            "v2", "v2_ready", "Whether it is ready", success("It is.", ready), failures | unready
-        ),
+    found: Document = {
+        "/v2": {"get": _operation("v2", "v2_server", "About the server", success("Its name.", server), failures)},
+        "/v2/health/live": {
+            "get": _operation("v2", "v2_live", "Whether it lives", success("It does.", live), failures)
+        },
+        "/v2/health/ready": {
+            "get": _operation("v2", "v2_ready", "Whether it is ready", success("It is.", ready), failures | unready)
+        },
     }
-    found: Document = {path: {"get": operation} for path, operation in paths.items()}
-    versions = sorted({live.version for live in lives})
-    for suffix, name, about in (("", "", ""), ("/versions/{version}", "_version", ", if it is of this version")):
+    names, versions = [live.name for live in lives], sorted({live.version for live in lives})
+    for suffix, name, about in (("", "", ""), ("/versions/{version}", "_version", " of this version")):
         path = f"/v2/models/{{model}}{suffix}"
-        parameters = _parameters([live.name for live in lives], versions if suffix else ())
-        missing = _errors((404,))
-        found[path] = {
-            "get": _operation(
-                "v2", f"v2_model{name}", f"A model's tensors{about}", success("Them.", METADATA), failures | missing
-            )
-        }
-        found[f"{path}/ready"] = {
-            "get": _operation(
-                "v2", f"v2_model_ready{name}", f"Whether a model is ready{about}", success("It is.", ready),
-                failures | missing | unready,
-            )
-        }  # fmt: skip
-        body = {"application/json": {"schema": INFER_REQUEST, "examples": _infer_examples(lives)}}
-        found[f"{path}/infer"] = {
-            "post": _operation(
-                "v2", f"v2_infer{name}", f"Predictions of a model{about}", _inferred(), asking, body
-            )
-        }  # fmt: skip
-        for below in (path, f"{path}/ready", f"{path}/infer"):
-            for operation in found[below].values():
-                operation["parameters"] = parameters
+        parameters = {"parameters": _parameters(names, versions if suffix else ())}
+        tensors = _operation(
+            "v2", f"v2_model{name}", f"The tensors of a model{about}", success("Them.", METADATA), failures | missing
+        )
+        is_ready = _operation(
+            "v2", f"v2_model_ready{name}", f"Whether a model{about} is ready", success("It is.", ready),
+            failures | missing | unready,
+        )  # fmt: skip
+        found[path] = {"get": tensors | parameters}
+        found[f"{path}/ready"] = {"get": is_ready | parameters}
+    for one in lives:
+        for path, name in (
+            (f"/v2/models/{one.name}", "_"),
+            (f"/v2/models/{one.name}/versions/{one.version}", "_version_"),
+        ):
+            body = {"application/json": {"schema": ref("v2.infer"), "examples": _infer_example(one)}}
+            found[f"{path}/infer"] = {
+                "post": _operation(
+                    "v2", f"v2_infer{name}{one.name}", f"Predictions of {one.name}", _inferred(),
+                    _errors((*ANYWHERE, *ASKING)), body,
+                )
+            }  # fmt: skip
     return found
 
 
@@ -172,30 +169,24 @@ def _inferred() -> Document:
     return out
 
 
-def _infer_examples(lives: Sequence[Live]) -> Document:
-    """One row for each model; nested columns are JSON in text."""
-    found: Document = {}
-    for live in lives:
-        row = example_row(live)
-        if row is None:
+def _infer_example(live: Live) -> Document:
+    """One row as tensors; nested columns are JSON in text."""
+    row = example_row(live)
+    if row is None:
+        return {}
+    inputs = []
+    for column in live.inputs.columns:
+        if column.name not in row:
             continue
-        inputs = []
-        for column in live.inputs.columns:
-            if column.name not in row:
-                continue
-            value = row[column.name]
-            if column.kind in ("list", "row"):
-                value = json.dumps(value)
-            elif column.kind == "decimal":
-                value = float(value)
-            inputs.append({"name": column.name, "shape": [1], "datatype": datatype_of(column.kind), "data": [value]})
-        found[live.name] = {"value": {"inputs": inputs}}
-    return found
+        value = row[column.name]
+        if column.kind in ("list", "row"):
+            value = json.dumps(value)
+        inputs.append({"name": column.name, "shape": [1], "datatype": datatype_of(column.kind), "data": [value]})
+    return {"row": {"value": {"inputs": inputs}}}
 
 
 def _v1(lives: Sequence[Live]) -> Document:
-    names = [live.name for live in lives]
-    failures, asking, missing = _errors(ANYWHERE), _errors((*ANYWHERE, *ASKING)), _errors((404,))
+    failures, missing = _errors(ANYWHERE), _errors((404,))
     models = {"type": "object", "properties": {"models": {"type": "array", "items": TEXT}}, "required": ["models"]}
     ready = {
         "type": "object",
@@ -203,40 +194,43 @@ def _v1(lives: Sequence[Live]) -> Document:
         "required": ["name", "ready"],
     }
     alive = {"type": "object", "properties": {"status": {"const": "alive"}}, "required": ["status"]}
-    body = {"application/json": {"schema": _instances(lives), "examples": _instance_examples(lives)}}
     unready = {"503": success("Not now.", ready)}
-    return {
+    is_ready = _operation(
+        "v1", "v1_model", "Whether a model is ready", success("It is.", ready), failures | missing | unready
+    )
+    found: Document = {
         "/": {"get": _operation("v1", "v1_alive", "Whether the server lives", success("It does.", alive), failures)},
         "/v1/models": {"get": _operation("v1", "v1_models", "The models", success("Their names.", models), failures)},
-        "/v1/models/{model}": {
-            "get": _operation(
-                "v1", "v1_model", "Whether a model is ready", success("It is.", ready), failures | missing | unready
-            )
-            | {"parameters": _parameters(names)},
-        },
-        "/v1/models/{model}:predict": {
+        "/v1/models/{model}": {"get": is_ready | {"parameters": _parameters([live.name for live in lives])}},
+    }
+    for live in lives:
+        body = {"application/json": {"schema": _instances(live), "examples": _instance_example(live)}}
+        found[f"/v1/models/{live.name}:predict"] = {
             "post": _operation(
-                "v1", "v1_predict", "Predictions of a model", success("One for each instance.", ref("predictions")),
-                asking, body,
+                "v1", f"v1_predict_{live.name}", f"Predictions of {live.name}",
+                success("One for each instance.", _predictions(live)), _errors((*ANYWHERE, *ASKING)), body,
             )
-            | {"parameters": _parameters(names)},
-        },
-    }  # fmt: skip
+        }  # fmt: skip
+    return found
 
 
-def _instances(lives: Sequence[Live]) -> Document:
-    rows = [ref(f"{live.name}.row") for live in lives]
+def _instances(live: Live) -> Document:
     by_position = {"type": "array", "description": "the values of a row, in declared order", "items": {}}
     return {
         "type": "object",
-        "properties": {"instances": {"type": "array", "items": {"anyOf": [*rows, by_position]}}},
+        "properties": {"instances": {"type": "array", "items": {"anyOf": [ref(f"{live.name}.row"), by_position]}}},
         "required": ["instances"],
     }
 
 
-def _instance_examples(lives: Sequence[Live]) -> Document:
-    rows = {live.name: example_row(live) for live in lives}
-    return {name: {"value": {"instances": [row]}} for name, row in rows.items() if row is not None}
+def _instance_example(live: Live) -> Document:
+    row = example_row(live)
+    return {} if row is None else {"row": {"value": {"instances": [row]}}}
+
+
+def _predictions(live: Live) -> Document:
+    predictions = {"type": "array", "items": ref(f"{live.name}.prediction")}
+    return {"type": "object", "properties": {"predictions": predictions}, "required": ["predictions"]}
 
 
 def _invocations(service: Service) -> Document:
@@ -281,7 +275,7 @@ def _invoke(live: Live) -> Document:
         "properties": {
             "columns": {"type": "array", "items": TEXT},
             "index": {},
-            "data": {"type": "array", "items": {"type": "array", "items": {}}},
+            "data": {"type": ["array", "null"], "items": {"type": "array", "items": {}}},
         },
         "required": ["data"],
     }
@@ -310,7 +304,7 @@ def _invoke(live: Live) -> Document:
         CSV: {"schema": TEXT | {"description": "a row a line; the first may name the columns"}},
         JSON_LINES: {"schema": TEXT | {"description": "a row a line"}},
     }
-    answer = success("One for each row.", ref("predictions"))
+    answer = success("One for each row.", _predictions(live))
     answer["content"] |= {
         CSV: {"schema": TEXT},
         f"{CSV}; charset=utf-8": {"schema": TEXT},

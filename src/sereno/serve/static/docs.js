@@ -4,12 +4,14 @@ for (const code of document.querySelectorAll("main code")) {
   code.textContent = code.textContent.replaceAll(document.body.dataset.address, here);
 }
 
-SwaggerUIBundle({
-  url: "openapi.json",
-  domNode: document.getElementById("swagger-ui"),
-  validatorUrl: null, // else it would send the document to a server on the internet
-  deepLinking: true,
-  docExpansion: "list",
-  defaultModelsExpandDepth: 0,
-  requestSnippetsEnabled: false,
+fetch("openapi.json").then((answer) => answer.json()).then((spec) => {
+  spec.servers = [{ url: here }];
+  SwaggerUIBundle({
+    spec,
+    domNode: document.getElementById("swagger-ui"),
+    validatorUrl: null, // else it would send the document to a server on the internet
+    deepLinking: true,
+    docExpansion: "list",
+    defaultModelsExpandDepth: 0,
+  });
 });
