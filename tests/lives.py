@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import httpx
+from annotated_types import Ge
 
-from sereno import Model
+from sereno import Key, Model
 from sereno.rows import RowDecoder
 from sereno.schema import RowType
 from sereno.scoring import Scorer
@@ -22,6 +26,53 @@ from sereno.serve.metrics import Metrics
 from sereno.serve.service import Service
 from sereno.serve.wire import Request
 from sereno.settings import ModelSettings, ServeSettings
+
+MODEL = '''
+"""Adds up what is there."""
+from typing import Annotated, TypedDict
+import numpy as np
+from annotated_types import Ge
+from sereno import Key, Model
+
+
+class Row(TypedDict):
+    id: Key[int]
+    a: Annotated[int, Ge(0)]
+    b: float | None
+
+
+class Answer(TypedDict):
+    total: float
+    is_large: bool
+
+
+model = Model("total", inputs=Row, outputs=Answer)
+
+
+@model.load
+def load() -> None: ...
+
+
+@model.predict
+def predict(loaded: None, rows: np.ndarray) -> dict:
+    if (rows[:, 0] == 13).any():
+        raise ValueError("thirteen")
+    total = np.nansum(rows, axis=1)
+    return {"total": total, "is_large": total > 10}
+'''
+
+
+class Applicant(TypedDict):
+    id: Key[int]
+    age: Annotated[int, Ge(18)]
+    income: float | None
+    purpose: Literal["car", "boat"]
+    since: date
+    tags: list[str] | None
+
+
+class Score(TypedDict):
+    score: float
 
 
 def live_of(inputs: Any, outputs: Any, **limits: int) -> Live:
@@ -40,12 +91,11 @@ def live_of(inputs: Any, outputs: Any, **limits: int) -> Live:
     return asyncio.run(make())
 
 
-def live_with(row: RowType, **limits: int) -> Live:
+def live_with(like: Live, row: RowType) -> Live:
     """One that reads requests for rows of any type, as property tests draw them."""
-    live = Live.__new__(Live)
+    live = copy.copy(like)
     live.row = live.inputs = row
     live.decoder = RowDecoder(row)
-    live.limits = ServeSettings(**limits)  # type: ignore[arg-type]
     return live
 
 
@@ -60,9 +110,13 @@ class Served:
     """The application of some model files, asked without a socket."""
 
     def __init__(self, *files: Path) -> None:
-        self._runner = asyncio.Runner()
         self._app = create_app(*files)
-        self._runner.run(self._open())
+        self._runner = asyncio.Runner()
+        try:
+            self._runner.run(self._open())
+        except BaseException:
+            self._runner.close()
+            raise
 
     @property
     def service(self) -> Service:
@@ -89,11 +143,15 @@ class Served:
 
 @contextlib.contextmanager
 def served(*files: Path) -> Iterator[Served]:
-    """Opening models changes the working folder, which is put back."""
+    """Their application. What opening models changes is put back: the working folder, and modules of their names."""
     before = Path.cwd()
-    one = Served(*files)
     try:
-        yield one
+        one = Served(*files)
+        try:
+            yield one
+        finally:
+            one.close()
     finally:
-        one.close()
         os.chdir(before)
+        for file in files:
+            sys.modules.pop(file.stem, None)

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from sereno import Fetched, Key
 from sereno.rows import UNSET, RowDecoder, live_row
@@ -213,6 +213,7 @@ class TestDecode:
         assert positions.decode(b"more", lambda: names, b"[]") is None
         assert positions_of(Applicant).decode(b" " * (LONGEST + 1), lambda: names, b"[]") is None
 
+    @settings(deadline=None)
     @given(st.data())
     def test_lists_decode_as_the_objects_of_the_same_values(self, data: st.DataObject) -> None:
         row: RowType = data.draw(row_types())
@@ -227,6 +228,7 @@ class TestDecode:
         values = [dict(zip(names, r, strict=True)) for r in json.loads(text)]
         assert decoded == [tuple(admit_row(row, value, "json").values()) for value in values]
 
+    @settings(deadline=None)
     @given(st.data())
     def test_what_fits_decodes_the_fast_way(self, data: st.DataObject) -> None:
         columns = [Column(name=n, kind=k, nullable=True) for n, k in (("i", "int"), ("f", "float"), ("s", "str"))]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Cells = list[str | None]  # of one line; None: nothing stands between the commas
 
-FIELD = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"([^,\r\n]*)|([^",\r\n][^,\r\n]*)|)(,|\r\n|\r|\n|\Z)')
+FIELD = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"(?!")([^,\r\n]*)|([^",\r\n][^,\r\n]*)|)(,|\r\n|\r|\n|\Z)')
 MANY = 32  # lines that are worth being checked by column
 LINE_END = re.compile(r"\r\n|\r|\n")
 

@@ -95,7 +95,7 @@ def write(live: Live, records: Records, answers: Sequence[Any]) -> Reply:
                 raise answer
             else:
                 wrong = explained(answer)
-        failed.append(f"line {number}: {wrong}")
+        failed.append(f"line {number}: {wrong.rstrip('.')}")
         lines.append(csv.blank_line(columns).encode() if records.form == "csv" else _encode({"error": wrong}))
     if failed:
         more = "" if len(failed) <= SHOWN else f"; and {len(failed) - SHOWN} more"

@@ -1,0 +1,103 @@
+"""What a platform's variables say, as settings of ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sereno.config import load_settings
+from sereno.exceptions import SettingsError
+from sereno.serve.platforms import model_files, platform_of
+
+NOWHERE = Path("/nowhere/opt/ml/model")
+
+
+def test_anywhere_else_nothing_is_said() -> None:
+    assert platform_of({}, NOWHERE) is None
+    studio = {"SAGEMAKER_APP_TYPE": "JupyterLab", "SAGEMAKER_BATCH": "", "SAGEMAKER_INTERNAL_IMAGE_URI": "x"}
+    assert platform_of(studio, NOWHERE) is None
+
+
+def test_vertex() -> None:
+    platform = platform_of({"AIP_HTTP_PORT": "8085", "AIP_MODE": "PREDICTION"}, NOWHERE)
+    assert platform is not None
+    assert (platform.name, platform.said_by, platform.folder) == ("vertex", "AIP_HTTP_PORT", None)
+    assert platform.variables == {
+        "SERENO_SERVE__HOST": "0.0.0.0",
+        "SERENO_SERVE__PORT": "8085",
+        "SERENO_SERVE__ALLOWED_HOSTS": "*",
+        "SERENO_SERVE__MAX_BODY_BYTES": str(2 << 20),
+    }
+
+
+def test_sagemaker_by_the_folder_of_its_model(tmp_path: Path) -> None:
+    platform = platform_of({}, tmp_path)
+    assert platform is not None
+    assert (platform.name, platform.said_by, platform.folder) == ("sagemaker", str(tmp_path), tmp_path)
+    assert platform.variables["SERENO_SERVE__PORT"] == "8080"
+    assert platform.variables["SERENO_SERVE__MAX_BODY_BYTES"] == str(6 << 20)
+    assert "SERENO_SERVE__MAX_ROWS" not in platform.variables
+    # a training job has that folder too, for what it makes
+    assert platform_of({"TRAINING_JOB_NAME": "x"}, tmp_path) is None
+
+
+def test_sagemaker_by_its_port() -> None:
+    platform = platform_of({"SAGEMAKER_BIND_TO_PORT": "9000"}, NOWHERE)
+    assert platform is not None
+    assert platform.folder is None
+    assert platform.variables["SERENO_SERVE__PORT"] == "9000"
+
+
+@pytest.mark.parametrize(("payload", "bytes_"), [("2", 2 << 20), ("0", 100 << 20), (None, 6 << 20)])
+def test_a_batch_transform_job_sends_as_many_rows_as_its_payload_holds(payload: str | None, bytes_: int) -> None:
+    environ = {"SAGEMAKER_BATCH": "true"} | ({} if payload is None else {"SAGEMAKER_MAX_PAYLOAD_IN_MB": payload})
+    platform = platform_of(environ, NOWHERE)
+    assert platform is not None
+    assert platform.variables["SERENO_SERVE__MAX_BODY_BYTES"] == str(bytes_)
+    assert platform.variables["SERENO_SERVE__MAX_ROWS"] == str(bytes_ // 2)
+    assert platform.variables["SERENO_SERVE__REQUEST_TIMEOUT_SECONDS"] == "600"
+
+
+def test_what_is_said_are_settings_and_what_is_set_counts_more(tmp_path: Path) -> None:
+    environ = {"SAGEMAKER_BATCH": "true", "SERENO_SERVE__PORT": "8090"}
+    platform = platform_of(environ, tmp_path)
+    assert platform is not None
+    serve = load_settings(tmp_path, environ={**platform.variables, **environ}).serve
+    assert (serve.host, serve.port, serve.allowed_hosts, serve.max_body_bytes) == ("0.0.0.0", 8090, ("*",), 6 << 20)
+    assert not serve.no_auth  # whoever builds the image says so
+    assert not serve.tls_terminated_upstream
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_no_home(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    platform = platform_of({}, tmp_path)
+    assert platform is not None
+    assert platform.variables["SERENO_HOME"] == "/tmp/sereno"
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "70000", "٣"])
+def test_a_port_that_is_none(port: str) -> None:
+    with pytest.raises(
+        SettingsError, match="^The variable AIP_HTTP_PORT is '.*'. It must be a whole number, 0 to 65535.$"
+    ):
+        platform_of({"AIP_HTTP_PORT": port}, NOWHERE)
+
+
+def test_the_model_file_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"has no model file. Put one there, with its artefacts beside it; or several,"
+    ):
+        model_files(tmp_path)
+    (tmp_path / "churn.py").write_text("x = 1")
+    assert model_files(tmp_path) == [tmp_path / "churn.py"]  # the loader says what is wrong with it
+    (tmp_path / "churn.py").write_text("import sereno\n\nmodel = sereno.Model(\n    'churn')")
+    (tmp_path / "features.py").write_text("def model():\n    return Model(1)")
+    assert model_files(tmp_path) == [tmp_path / "churn.py"]
+    (tmp_path / "other.py").write_text("m = Model('other')")
+    with pytest.raises(SettingsError, match=r"has 2 model files \(churn.py, other.py\). Put one there"):
+        model_files(tmp_path)
+    (tmp_path / "sereno.toml").write_text("")
+    assert model_files(tmp_path) == []
