@@ -87,8 +87,8 @@ def load():
 
 
 @model.fetch
-def fetch(keys: list[dict]) -> list[dict]:
-    return [{"bought": [key["shop"]] * (key["customer_id"] % 3), "limit": None} for key in keys]
+def fetch(keys: list[tuple[str, int]]) -> dict[tuple[str, int], dict]:
+    return {(shop, customer): {"bought": [shop] * (customer % 3), "limit": None} for shop, customer in keys}
 
 
 @model.predict
