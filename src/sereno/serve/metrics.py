@@ -61,7 +61,7 @@ FAMILIES: Mapping[str, Family] = {
         "counter", "Requests turned away with 503: too many rows waiting, or not ready.", ("model", "protocol")
     ),
     "sereno_refused_requests_total": Family(
-        "counter", "Requests that the gate refused: unknown host, page of another site, no valid key.", ("reason",)
+        "counter", "Requests that were not let in: unknown host, page of another site, no valid key.", ("reason",)
     ),
     "sereno_requests_in_flight": Family("gauge", "Requests that wait for their answer."),
     "sereno_connections": Family("gauge", "Open connections."),
