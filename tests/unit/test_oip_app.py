@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -181,3 +182,64 @@ def test_packed_answers(api: Served) -> None:
         assert reply.headers.get("content-encoding", "identity") == accepts
         replies.append(reply.json())
     assert replies[0] == replies[1] == replies[2]
+
+
+PAGES_MODELS = """
+from typing import Literal, TypedDict
+
+import numpy as np
+from sereno import Key, Model
+
+
+class Customer(TypedDict):
+    customer_id: Key[int]
+    age: int
+    plan: Literal["basic", "family", "premium"]
+    monthly_spend: float | None
+
+
+class Churn(TypedDict):
+    probability: float
+
+
+class Flower(TypedDict):
+    flower_id: Key[int]
+    sepal_length: float
+    sepal_width: float
+    petal_length: float
+    petal_width: float
+
+
+class Species(TypedDict):
+    species: Literal["setosa", "versicolor", "virginica"]
+
+
+model = Model("NAME", inputs=INPUTS, outputs=OUTPUTS)
+
+
+@model.load
+def load():
+    return None
+
+
+@model.predict
+def predict(loaded, rows: list) -> list:
+    return [{"probability": 0.25 if row["monthly_spend"] else 0.75} if "age" in row else {"species": "setosa"} for row in rows]
+"""
+
+
+def test_what_the_page_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^curl localhost:8000(/v2/\S+) -d '(.*?)'$", page, re.MULTILINE | re.DOTALL)
+    shown = [
+        json.loads(text) for text in re.findall(r"^```json\n(\{\"model_name.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    ]
+    files = []
+    for name, inputs, outputs in (("churn", "Customer", "Churn"), ("iris", "Flower", "Species")):
+        files.append(tmp_path / f"oip_page_{name}.py")
+        files[-1].write_text(PAGES_MODELS.replace("NAME", name).replace("INPUTS", inputs).replace("OUTPUTS", outputs))
+    with served(*files) as api:
+        replies = [api.ask("POST", path, body) for path, body in asked]
+        assert [reply.status_code for reply in replies] == [200, 200]
+        assert {**replies[0].json(), "model_version": "8a1c…"} == shown[0]
+        assert replies[1].json()["outputs"][0]["data"] == ["setosa"]
