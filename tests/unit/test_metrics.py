@@ -137,9 +137,10 @@ def test_series_of_a_model_are_there_before_anything_happens() -> None:
     metrics = Metrics()
     metrics.serve("churn", "abc")
     samples = read(render_alone(metrics))
-    for name in ("rows", "rejected_rows", "failed_rows", "fetch_errors"):
+    for name in ("rows", "rejected_rows", "failed_rows"):
         assert value(samples, f"sereno_{name}_total", model="churn") == 0
     assert value(samples, "sereno_predict_duration_seconds_count", model="churn") == 0
+    assert value(samples, "sereno_fetch_duration_seconds_count", model="churn") is None  # it may have no fetch
 
 
 def test_a_worker_that_ended_still_counts(board: Board) -> None:

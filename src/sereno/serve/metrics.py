@@ -45,9 +45,7 @@ class Family(NamedTuple):
 
 
 FAMILIES: Mapping[str, Family] = {
-    "sereno_requests_total": Family(
-        "counter", "Requests that were answered.", ("model", "protocol", "status")
-    ),
+    "sereno_requests_total": Family("counter", "Requests that were answered.", ("model", "protocol", "status")),
     "sereno_request_duration_seconds": Family(
         "histogram",
         "Time from a whole request to its answer, where that was a prediction (status 2xx).",
@@ -226,9 +224,12 @@ class Metrics:
                 ("sereno_batch_rows", counted.batch_rows),
                 ("sereno_queue_duration_seconds", counted.queue),
                 ("sereno_predict_duration_seconds", counted.predict),
-                ("sereno_fetch_duration_seconds", counted.fetch),
-                ("sereno_fetch_errors_total", [counted.fetch_errors]),
             )
+            if any(counted.fetch):  # few models have a fetch
+                series += (
+                    ("sereno_fetch_duration_seconds", counted.fetch),
+                    ("sereno_fetch_errors_total", [counted.fetch_errors]),
+                )
             for name, numbers in series:
                 cells[name][(model,)] = numbers
         for name, labels, ask in self._watched:
