@@ -237,7 +237,7 @@ def test_too_many_models_stop_the_metrics_and_nothing_else(board: Board, caplog:
     metrics = Metrics()
     metrics.flush(board, 1)
     before = board.read(1)
-    for n in range(ROOM // 300):
+    for n in range(ROOM // 100):
         metrics.serve(f"model-{n}", "x" * 64)
     for _ in range(2):
         metrics.flush(board, 1)
