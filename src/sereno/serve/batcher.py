@@ -101,6 +101,8 @@ class Recorder(Protocol):
         self, when: float, ids: list[bytes], rows: list[Row], answers: list[Answer], then: Callable[..., None]
     ) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Batcher:
     """The queue in front of one model's `predict`. All methods are called on the event loop."""

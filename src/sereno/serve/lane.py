@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sereno.serve.batcher import Waiting
-from sereno.serve.burst import Bursts
 from sereno.serve.live import Live
 from sereno.serve.service import Service
-from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, Row, settle
+from sereno.serve.turn import Head, Turn
+from sereno.serve.wire import Exchange, Reply, Request, RequestError
 
 LOG = logging.getLogger("sereno.serve")
 
@@ -35,114 +33,14 @@ APPLICATION_HEADERS = frozenset(
     (b"host", b"authorization", b"origin", b"x-api-key", b"expect", b"upgrade", b"content-encoding")
 )
 ON_ITS_WAY: Any = type("OnItsWay", (), {"response_complete": False, "disconnected": False, "keep_alive": True})()
-
-
-class Head(NamedTuple):
-    """What a request's head came to: its first line and headers, byte for byte the same as one before.
-
-    Callers that keep a connection send few different heads. One that was parsed, let in and found plain is not parsed
-    again; only a head whose lines all end in CR LF is kept, so that where it ends is beyond doubt.
-    """
-
-    exchange: Exchange
-    live: Live
-    url: bytes
-    headers: list[tuple[bytes, bytes]]
-    length: int  # of the body
-    bursts: Bursts | None  # takes it where it is plain
-
-
-class Turn(Waiting):
-    """A hot request, from its headers to its reply."""
-
-    rows: Sequence[Row] = ()
-    path = b""
-    output: bytes | None = None  # the reply, until it is its turn
-    asked: Asked
-
-    def __init__(self, lane: Lane, exchange: Exchange, live: Live | None, request_id: bytes, *, close: bool) -> None:
-        self.lane = lane
-        self.exchange = exchange
-        self.live = live
-        self.request_id = request_id
-        self.close = close  # the caller wants no further request on the connection
-
-    def ask(self, request: Request) -> None:
-        """The request is there: have its rows answered, or refuse them."""
-        self.since, self.path = perf_counter(), request.path
-        exchange, live = self.exchange, self.live
-        assert live is not None
-        try:
-            self.asked = asked = exchange.read(live, request)
-            self.rows = asked.rows
-            live.submit(self)
-        except RequestError as error:
-            self.reply(exchange.refuse(error))
-        except Exception as error:  # noqa: BLE001 - a bug of ours: this caller is told its id, the others go on
-            self.reply(exchange.refuse(self.lane.service.bug(error)))
-
-    def tell(self, answers: Sequence[Any]) -> None:
-        exchange, live = self.exchange, self.live
-        assert live is not None
-        try:
-            reply = settle(exchange, live, self.asked, answers)
-        except RequestError as error:
-            reply = exchange.refuse(error)
-        except Exception as error:  # noqa: BLE001 - one caller's reply must not cost the others of the batch theirs
-            reply = exchange.refuse(self.lane.service.bug(error))
-        self.reply(reply)
-
-    def reply(self, reply: Reply) -> None:
-        """Write the reply, when it is its turn."""
-        lane, live = self.lane, self.live
-        service = lane.service
-        status, body, content_type, headers = reply
-        service.done(live.name if live is not None else "", self.exchange.name, status, perf_counter() - self.since)
-        if status >= service.least_logged:
-            self._log(status, len(body))
-        if lane.is_lost:
-            return
-        close = b""
-        if self.close or lane.is_draining:
-            self.close, close = True, b"connection: close\r\n"
-        more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
-        start = service.start(lane.server_state.default_headers, status, content_type)
-        self.output = b"%b%b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-            start,
-            self.request_id,
-            more,
-            len(body),
-            close,
-            body,
-        )
-        if lane.turns[0] is self:
-            lane.flush()
-
-    def _log(self, status: int, size: int) -> None:
-        lane = self.lane
-        client = lane.client[0] if lane.client else "unix"
-        name = self.live.name if self.live is not None else ""
-        seconds, protocol = perf_counter() - self.since, self.exchange.name
-        lane.service.access.log(
-            status,
-            b"POST",
-            self.path,
-            self.request_id,
-            client,
-            seconds,
-            size,
-            protocol=protocol,
-            model=name,
-            rows=len(self.rows),
-        )
-
-
 IN_BURST: Any = type("InBurst", (), {"output": None})()  # keeps a plain request's place among the turns
 OBJECT = ord("{")
 
 
 class Lane(HttpToolsProtocol):
     """One connection. `config.loaded_app` is the App, which has the Service."""
+
+    cycle: Any  # None until the first request for the application
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -224,7 +224,10 @@ class Live:
             self.fetcher.expire(now)
 
     def close(self) -> None:
+        """End the threads, once every request is answered; what is to be kept is on the disk then."""
         self.batcher.close()
+        if self.recorder is not None:
+            self.recorder.close()
         if self.fetcher is not None:
             self.fetcher.close()
 

@@ -29,7 +29,7 @@ from sereno.serve.wire import Exchange, RequestError, Route
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
     from sereno.serve.board import Board
-    from sereno.serve.lane import Head
+    from sereno.serve.turn import Head
     from sereno.serve.metrics import Metrics
 
 LOG = logging.getLogger("sereno.serve")
@@ -209,11 +209,21 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
     assert model.file is not None
     mine = settings.model(model.name, model.declared, model.file.parent)
     scorer = open_scorer(model, settings)
+    digest = fingerprint(model)
+    recorder = None
+    if mine.log != "off":
+        from sereno.answers.folder import segments_folder
+        from sereno.answers.log import AnswerLog
+
+        mode: Any = mine.log
+        folder = segments_folder(settings.home, model.name)
+        recorder = AnswerLog(folder, model.name, mode, fingerprint=digest, inputs=model.inputs, outputs=model.outputs)
     return Live(
         scorer,
-        fingerprint(model),
+        digest,
         mine,
         server.serve,
         metrics=metrics,
+        recorder=recorder,
         fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )
