@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sereno.serve import health, page
-from sereno.serve.protocols import invocations, kserve, mlflow, native, oip, sagemaker, vertex
+from sereno.serve.protocols import invocations, kserve, mlflow, native, oip, sagemaker, stream, vertex
 from sereno.serve.wire import Reply, RequestError, Route
 
 if TYPE_CHECKING:
@@ -49,4 +49,4 @@ def refuse_at(service: Service, path: str) -> Callable[[RequestError], Reply]:
 
 def socket_routes(service: Service) -> list[BaseRoute]:
     """The WebSockets."""
-    return []
+    return [*stream.stream_routes(service)]

@@ -29,8 +29,8 @@ from sereno.serve.wire import Exchange, RequestError, Route
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
     from sereno.serve.board import Board
-    from sereno.serve.turn import Head
     from sereno.serve.metrics import Metrics
+    from sereno.serve.turn import Head
 
 LOG = logging.getLogger("sereno.serve")
 
@@ -66,7 +66,7 @@ class Service:
         self.done = metrics.done  # hot: called for every request
         self.least_logged = access.least_status
         self.board, self.slot = board, slot
-        self.is_draining = False
+        self.draining = asyncio.Event()  # the server ends, or another worker takes over
         self.fallback: Exchange = fallback  # its `refuse` shapes the errors that belong to no route
         self.routes: list[Route] = all_routes(self)
         self.hot: dict[bytes, tuple[Exchange, Live]] = {
@@ -92,6 +92,10 @@ class Service:
         if live is None:
             raise RequestError(404, f"There is no such model here. Served: {', '.join(self.lives)}.")
         return live
+
+    @property
+    def is_draining(self) -> bool:
+        return self.draining.is_set()
 
     @property
     def is_ready(self) -> bool:

@@ -126,13 +126,16 @@ class Serving:
             self._deadline = min(self._deadline, deadline)
             return
         self._deadline = deadline
-        self._service.is_draining = True
+        self._service.draining.set()
         self._board.set_state(self._slot, State.DRAINING)
         self._draining = self._loop.create_task(self._finish(hand_over=drain.hand_over))
 
     async def _finish(self, *, hand_over: bool) -> None:
         for connection in list(self._state.connections):
-            connection.shutdown()
+            if isinstance(
+                connection, self._config.http_protocol_class
+            ):  # WebSockets see `draining`, and close themselves
+                connection.shutdown()
         if not hand_over:
             await self._until_nobody_comes()
         for place in list(self._listeners):
