@@ -9,7 +9,8 @@ import pytest
 
 from sereno.config import load_settings
 from sereno.exceptions import SettingsError
-from sereno.serve.platforms import model_files, platform_of
+from sereno.serve.options import Options
+from sereno.serve.platforms import model_files, on_platform, platform_of
 
 NOWHERE = Path("/nowhere/opt/ml/model")
 
@@ -70,12 +71,47 @@ def test_what_is_said_are_settings_and_what_is_set_counts_more(tmp_path: Path) -
     assert not serve.tls_terminated_upstream
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_cannot_be_written_is_no_home(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
+def test_a_folder_that_cannot_be_written_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
     platform = platform_of({}, tmp_path)
     assert platform is not None
     assert platform.variables["SERENO_HOME"] == "/tmp/sereno"
+
+
+class TestServing:
+    @pytest.fixture
+    def model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        monkeypatch.setattr("sereno.serve.platforms.SAGEMAKER_MODEL", folder)
+        monkeypatch.chdir(tmp_path)
+        return folder
+
+    def test_elsewhere_nothing_changes(self) -> None:
+        environ: dict[str, str] = {}
+        options = Options(files=[])
+        assert on_platform(options, environ) is options
+        assert environ == {}
+
+    def test_the_model_file_that_the_platform_put_there(self, model: Path) -> None:
+        (model / "churn.py").write_text("")
+        environ = {"SERENO_SERVE__PORT": "9"}
+        assert on_platform(Options(files=[]), environ).files == [model / "churn.py"]
+        assert (environ["SERENO_SERVE__HOST"], environ["SERENO_SERVE__PORT"]) == ("0.0.0.0", "9")
+
+    def test_a_project_there(self, model: Path) -> None:
+        (model / "sereno.toml").write_text('[models.churn]\nfile = "churn.py"\n')
+        options = on_platform(Options(files=[]), {})
+        assert options.model_files() == [model / "churn.py"]
+
+    def test_artefacts_alone_are_for_the_model_of_the_image(self, model: Path, tmp_path: Path) -> None:
+        (model / "churn.joblib").write_text("")
+        (tmp_path / "sereno.toml").write_text('[models.churn]\nfile = "churn.py"\n')
+        assert on_platform(Options(files=[]), {}).model_files() == [tmp_path / "churn.py"]
+
+    def test_a_file_that_was_named(self, model: Path) -> None:
+        (model / "churn.py").write_text("")
+        assert on_platform(Options(files=[Path("mine.py")]), {}).files == [Path("mine.py")]
 
 
 @pytest.mark.parametrize("port", ["x", "-1", "70000", "٣"])

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from sereno.serve.control import Ready
 from sereno.serve.options import Options
+from sereno.serve.platforms import on_platform
 from sereno.serve.sockets import Listening, is_open, listen, refuse_openness
 from sereno.serve.supervisor import Supervisor, Worker, start_worker
 from sereno.settings import Settings
@@ -18,6 +19,7 @@ from sereno.settings import Settings
 
 def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: Callable[[str], None]) -> int:
     """Serve until a signal ends it; the exit code. `tell` prints for whoever started it. Raises SerenoError."""
+    options = on_platform(options, os.environ)
     first = start_worker()  # imports what it needs while this process reads settings
     try:
         options.model_files()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sereno.exceptions import SettingsError
+from sereno.serve.options import Options
+from sereno.settings import FILE_NAME
 
 SAGEMAKER_MODEL = Path("/opt/ml/model")  # where SageMaker unpacks a model's artefacts
 # Studio, notebooks and training jobs have other variables of SageMaker's: those do not ask for a server
@@ -35,8 +37,9 @@ class Platform:
     folder: Path | None = None  # where its model files are, if no other is named
 
 
-def platform_of(environ: Mapping[str, str], model_folder: Path = SAGEMAKER_MODEL) -> Platform | None:
+def platform_of(environ: Mapping[str, str], model_folder: Path | None = None) -> Platform | None:
     """The platform that started this process, if one did. Raises SettingsError for a variable that makes no sense."""
+    model_folder = model_folder or SAGEMAKER_MODEL
     if "AIP_HTTP_PORT" in environ:
         return Platform(
             name="vertex",
@@ -60,9 +63,26 @@ def platform_of(environ: Mapping[str, str], model_folder: Path = SAGEMAKER_MODEL
     return Platform(name="sagemaker", said_by=said_by, variables=variables, folder=folder)
 
 
+def on_platform(options: Options, environ: MutableMapping[str, str]) -> Options:
+    """The options of `sereno serve` where it runs; `environ`, which workers inherit, gets what the platform says.
+
+    Without FILE, the model that the platform put there counts more than a project of the image's. Raises SettingsError.
+    """
+    platform = platform_of(environ)
+    if platform is None:
+        return options
+    for name, text in platform.variables.items():
+        environ.setdefault(name, text)
+    folder = platform.folder
+    if options.files or folder is None or not (any(folder.glob("*.py")) or (folder / FILE_NAME).is_file()):
+        return options
+    os.chdir(folder)  # a sereno.toml there is found as in any working folder
+    return replace(options, files=model_files(folder))
+
+
 def model_files(folder: Path) -> list[Path]:
     """The model file of a folder without `sereno.toml`; none where there is one, which names them. Raises SettingsError."""
-    if (folder / "sereno.toml").is_file():
+    if (folder / FILE_NAME).is_file():
         return []
     files = sorted(folder.glob("*.py"))
     found = files if len(files) == 1 else [f for f in files if DECLARES_MODEL.search(f.read_bytes())]
