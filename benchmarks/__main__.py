@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import prepare, report
 from benchmarks.environments import CannotInstall, variables
-from benchmarks.live import CONNECTIONS, PARTS, live
+from benchmarks.live import CONNECTIONS, PARTS, ROUNDS, SECONDS, live
 from benchmarks.load import CAMPAIGNS, load
 from benchmarks.measure import CORES, CommandFailed, Cost, run
 from benchmarks.peers import PEERS, python_of
@@ -182,8 +182,8 @@ def main() -> None:
     options = commands.add_parser("live", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.set_defaults(command=live)
     options.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)} (all)")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=int, default=8, help="of each measurement")
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument("--seconds", type=int, default=SECONDS, help="of each measurement")
     options.add_argument(
         "--peers", type=names_among(LIVE_PEERS), help="comma-separated; the part `peers` with these only"
     )

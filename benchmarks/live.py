@@ -21,6 +21,7 @@ from benchmarks.verify import WrongOutput, check_answers
 from benchmarks.workload import DATA, FOLDER, LOGS
 
 CONNECTIONS = (1, 16, 64)
+ROUNDS, SECONDS = 3, 8  # with fewer it is but a try
 WARM_SECONDS = 1
 
 
@@ -229,5 +230,6 @@ def live(arguments: argparse.Namespace) -> None:
     }
     tables["Targets"] = live_report.targets_table(campaign.runs)
     facts = {"conditions": campaign.conditions, "left_out": campaign.left_out, "environments": campaign.python}
-    folder = DATA / "results" if arguments.peers else report.RESULTS  # with some of the peers only, it is but a try
+    is_try = arguments.peers or arguments.seconds < SECONDS or arguments.rounds < ROUNDS
+    folder = DATA / "results" if is_try else report.RESULTS
     report.save("live", vars(arguments), tables, facts | {"runs": campaign.runs}, folder)

@@ -97,24 +97,30 @@ def overload(arguments: argparse.Namespace) -> Told:
     """Ten times what it can do, from callers that do not wait, with a model of 2 ms a row."""
     seconds = arguments.seconds or 60
     with running("sereno", "slow", environ=SLOW) as one:
-        peak = statistics.median(measure(one, 32, max(seconds // 6, 2), [cores()[1]])["rate"] for _ in range(3))
+        peaks = [measure(one, 32, max(seconds // 6, 2), [cores()[1]])["rate"] for _ in range(2)]
         before = one.server.memory()
-        say(f"peak {peak:,.0f} req/s; all processes {before.rss_mb:.0f} MB")
+        say(f"peak {max(peaks):,.0f} req/s; all processes {before.rss_mb:.0f} MB")
         calm, after = 5.0, 10.0
         probe = offer(one, 20, calm + seconds + after, every=True, seed=2)
         time.sleep(calm)
         watch = MemoryWatch(one.server)
         watch.start()
-        flood = offer(one, peak * TIMES_TOO_MANY, seconds).outcome()
+        cpu = one.server.cpu_seconds()
+        flood = offer(one, max(peaks) * TIMES_TOO_MANY, seconds).outcome()
+        flood["server_cpu_share"] = (one.server.cpu_seconds() - cpu) / (time.monotonic() - flood["started"])
         memory = watch.most(lambda memory: memory.rss_mb)
         probed = probe.outcome()
+        peaks += [measure(one, 32, max(seconds // 6, 2), [cores()[1]])["rate"] for _ in range(2)]
+    peak = statistics.median(peaks)
     flooded, ended = flood["started"] - probed["started"], flood["started"] + seconds - probed["started"]
     usual = [took for due, status, took in probed["each"] if status == 200 and due < flooded]
     bound = 2 * max(usual)
     wrong = [due - ended for due, status, took in probed["each"] if due > ended and (status != 200 or took > bound)]
-    facts = {"peak": peak, "memory_before": asdict(before), "flood": flood, "usual_ms": _ms(usual), "probed": probed}
+    facts = {"peaks": peaks, "memory_before": asdict(before), "flood": flood, "usual_ms": _ms(usual), "probed": probed}
     say(f"offered {flood['offered']:,} in {seconds} s: {flood['statuses']}; a refusal took {flood['refused_ms']} ms")
     say(f"of the load's core: {flood['cpu_share']:.2f}; late by (ms) {flood['lag_ms']}")
+    say(f"answers took {flood['good_ms']} ms; of the server's core: {flood['server_cpu_share']:.2f}")
+    say(f"usual {facts['usual_ms']} ms; after the flood: {[round(one, 2) for one in wrong]}")
     return Told(
         findings=[
             Finding(what="overload: answers a second, × peak", least=0.9, measured=flood["good_rate"] / peak),
@@ -206,7 +212,7 @@ def hostile(arguments: argparse.Namespace) -> Told:
             Finding(
                 what="hostile: memory at the end, × after a fifth", most=1.05, measured=memory[-1].rss_mb / settled
             ),
-            Finding(what="hostile: requests neither answered nor closed in 15 s", most=0, measured=_sum(facts, "held")),
+            Finding(what="hostile: requests neither answered nor closed in 25 s", most=0, measured=_sum(facts, "held")),
         ],
         facts=facts,
     )
