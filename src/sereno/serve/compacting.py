@@ -1,12 +1,14 @@
-"""The process that makes tables of the answers that workers have logged: started, started again, and ended."""
+"""The processes that make tables of the answers that workers have logged: started, started again, and ended."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sereno.serve.control import Served
 
 MODULE = "sereno.answers.compactor"
 QUICK = 60.0  # it failed if it ends within so many seconds
@@ -14,63 +16,77 @@ LONGEST_PAUSE = 300.0
 SECONDS_TO_END = 10.0  # it finishes what it is at, then it is killed; the next one goes on where it was
 
 
+@dataclass
+class _Compactor:
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    failures: int = 0
+    started: float = 0.0
+    due: float = 0.0
+
+
 class Compacting:
-    """At most one such process. It ends by itself when its stdin does: when this process is gone."""
+    """One process for each home. They end by themselves when this process is gone."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
-        self._home: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._failures = 0
-        self._started = self._due = 0.0
+        self._compactors: dict[str, _Compactor] = {}  # by home
+        self._ending: list[subprocess.Popen[bytes]] = []
 
-    def start(self, home: Path) -> None:
-        """There are answers to look after, from now on."""
-        if self._home is None:
-            self._home = home
-            self._start()
+    def serve(self, models: Iterable[Served]) -> None:
+        """Look after the answers of these models, from now on."""
+        wanted: dict[str, list[str]] = {}
+        for model in models:
+            if model.log_days is not None:
+                wanted.setdefault(model.home, []).append(f"--days={model.name}={model.log_days}")
+        for home, compactor in list(self._compactors.items()):
+            if compactor.arguments != wanted.get(home):
+                self._end(self._compactors.pop(home))
+        for home, arguments in wanted.items():
+            if home not in self._compactors:
+                self._compactors[home] = _Compactor(arguments)
+        self.look()
 
     def look(self) -> None:
-        """Start it again where it ended, later each time."""
+        """Start what has to run; what ended, later each time."""
         now = time.monotonic()
-        if self._process is not None and (code := self._process.poll()) is not None:
-            self._close()
-            self._failures = 0 if now - self._started > QUICK else self._failures + 1
-            pause = min(LONGEST_PAUSE, 2.0 ** min(10, self._failures))
-            self._due = now + pause
-            self._note(
-                f"the compactor of the answers ended with {code}. It starts again in {pause:g} s; no answer is lost."
-            )
-        if self._home is not None and self._process is None and self._due <= now:
-            self._start()
+        self._ending = [process for process in self._ending if process.poll() is None]
+        for home, compactor in self._compactors.items():
+            if compactor.process is not None and (code := compactor.process.poll()) is not None:
+                compactor.process = None
+                compactor.failures = 0 if now - compactor.started > QUICK else compactor.failures + 1
+                pause = min(LONGEST_PAUSE, 2.0 ** min(10, compactor.failures))
+                compactor.due = now + pause
+                self._note(
+                    f"the compactor of the answers in {home} ended with {code}. It starts again in {pause:g} s; no answer is lost."
+                )
+            if compactor.process is None and compactor.due <= now:
+                compactor.started = now
+                compactor.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", MODULE, home, *compactor.arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    process_group=0,
+                )
 
     def stop(self) -> None:
-        """Have it end."""
-        self._home = None
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        """Have them end."""
+        for compactor in self._compactors.values():
+            self._end(compactor)
+        self._compactors.clear()
 
     def wait(self) -> None:
-        """Until it has ended."""
-        if self._process is not None:
+        """Until they have ended."""
+        deadline = time.monotonic() + SECONDS_TO_END
+        for process in self._ending:
             try:
-                self._process.wait(SECONDS_TO_END)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._close()
+                process.kill()
+                process.wait()
+        self._ending.clear()
 
-    def _start(self) -> None:
-        self._started = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE, str(self._home)],
-            stdin=subprocess.PIPE,
-            stdout=2,
-            process_group=0,
-        )
-
-    def _close(self) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process = None
+    def _end(self, compactor: _Compactor) -> None:
+        if compactor.process is not None and compactor.process.poll() is None:
+            compactor.process.terminate()
+            self._ending.append(compactor.process)

@@ -49,13 +49,14 @@ class Belongs(msgspec.Struct, tag=True):
     paths: list[str]
 
 
-class Served(msgspec.Struct):
+class Served(msgspec.Struct, kw_only=True):
     """A model that a worker serves."""
 
     name: str
     fingerprint: str
     tries: str  # a curl line, with URL in place of the server's
-    is_logged: bool
+    home: str
+    log_days: int | None  # how long its answers are kept; None: they are not logged
 
 
 class Ready(msgspec.Struct, tag=True):

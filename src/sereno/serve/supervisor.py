@@ -251,8 +251,7 @@ class Supervisor:
             seen = None if models == self._models and not worker.ready.seen else worker.ready.seen
             self._watcher.serve(worker.belongs, seen)
         self._models = models
-        if any(model.is_logged for model in worker.ready.models):
-            self._compacting.start(self._settings.home)
+        self._compacting.serve(worker.ready.models)
 
     def _spread(self) -> None:
         """Have the sockets of every place looked after: by its own worker, else by another one."""

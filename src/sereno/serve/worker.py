@@ -132,9 +132,8 @@ class Serving:
 
     async def _finish(self, *, hand_over: bool) -> None:
         for connection in list(self._state.connections):
-            if isinstance(
-                connection, self._config.http_protocol_class
-            ):  # WebSockets see `draining`, and close themselves
+            # WebSockets see `draining`, and close themselves
+            if isinstance(connection, self._config.http_protocol_class):
                 connection.shutdown()
         if not hand_over:
             await self._until_nobody_comes()
@@ -197,7 +196,9 @@ def main(descriptor: int) -> None:
 
 
 async def _serve(job: Job, control: Control, board: Board, started: int) -> None:
-    from sereno.serve.belongs import Belonging  # what is imported here is what takes long
+    # what takes long to import
+    from sereno.serve.belongs import Belonging
+    from sereno.serve.snippets import curl
 
     options = Options(
         files=[Path(file) for file in job.files],
@@ -205,6 +206,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
         env=job.env,
         overrides=job.overrides,
     )
+    homes = {file.resolve(): str(options.settings(file).home) for file in options.model_files()}
     belonging = Belonging(options)
     control.send(belonging.told())
     app, service = _open(options, board, job.slot)
@@ -216,8 +218,15 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
     await serving.run(
         Ready(
             models=[
-                Served(live.name, live.fingerprint, tries="", is_logged=live.settings.log != "off")
+                Served(
+                    name=live.name,
+                    fingerprint=live.fingerprint,
+                    tries=curl(service, live, "URL"),
+                    home=homes[live.model.file],
+                    log_days=live.settings.log_days if live.settings.log != "off" else None,
+                )
                 for live in service.lives.values()
+                if live.model.file is not None
             ],
             hang_seconds=max(live.settings.predict_timeout_seconds for live in service.lives.values()),
             seen=belonging.seen(started),
