@@ -184,6 +184,106 @@ def test_packed_answers(api: Served) -> None:
     assert replies[0] == replies[1] == replies[2]
 
 
+FETCHED = """
+from typing import TypedDict
+
+from sereno import Fetched, Key, Model
+
+
+class Visit(TypedDict):
+    id: Key[int]
+    basket: list[str]
+    bought: Fetched[list[str]]
+
+
+class Offer(TypedDict):
+    products: list[str]
+
+
+model = Model("visits", inputs=Visit, outputs=Offer)
+
+
+@model.load
+def load():
+    return None
+
+
+@model.fetch
+def fetch(keys: list[int]) -> list[dict]:
+    return [{"bought": [f"wine {key}"]} for key in keys]
+
+
+@model.predict
+def predict(loaded, visits: list[Visit]) -> list[Offer]:
+    return [{"products": v["basket"] + v["bought"]} for v in visits]
+
+
+@model.read
+def read():
+    raise AssertionError
+"""
+
+
+def test_a_column_that_is_fetched_may_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "oip_visits.py"
+    file.write_text(FETCHED)
+    key = {"name": "id", "datatype": "INT32", "shape": [2], "data": [1, 2]}
+    basket = {"name": "basket", "datatype": "BYTES", "shape": [2], "data": ["[]", '["ham"]']}
+    bought = {"name": "bought", "datatype": "BYTES", "shape": [2], "data": ['["oil"]', "[]"]}
+    with served(file) as api:
+        for inputs, products in (
+            ([key, basket], ['["wine 1"]', '["ham","wine 2"]']),
+            ([key, basket, bought], ['["oil"]', '["ham"]']),
+        ):
+            reply = api.ask("POST", "/v2/models/visits/infer", {"inputs": inputs})
+            assert reply.json()["outputs"][0]["data"] == products
+        reply = api.ask("POST", "/v2/models/visits/infer", {"inputs": [basket]})
+        assert (reply.status_code, "row 0: id: is absent" in reply.json()["error"]) == (422, True)
+
+
+FAILING = """
+from typing import TypedDict
+
+from sereno import Key, Model
+
+
+class Row(TypedDict):
+    id: Key[int]
+    x: float
+
+
+class Score(TypedDict):
+    y: float
+
+
+model = Model("failing", inputs=Row, outputs=Score)
+
+
+@model.load
+def load():
+    return None
+
+
+@model.predict
+def predict(loaded, rows: list[Row]) -> list[Score]:
+    raise ZeroDivisionError("secret")
+"""
+
+
+def test_a_model_that_raises_is_told_by_an_id(tmp_path: Path) -> None:
+    file = tmp_path / "oip_failing.py"
+    file.write_text(FAILING)
+    with served(file) as api:
+        for path, body in (
+            ("/v2/models/failing/infer", {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}),
+            ("/v1/models/failing:predict", {"instances": [{"x": 1.0}]}),
+        ):
+            reply = api.ask("POST", path, body)
+            assert (reply.status_code, list(reply.json())) == (500, ["error"])
+            assert re.search(r"[0-9a-f]{12}", reply.json()["error"])
+            assert "secret" not in reply.text
+
+
 PAGES_MODELS = """
 from typing import Literal, TypedDict
 
