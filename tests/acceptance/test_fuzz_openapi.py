@@ -1,0 +1,58 @@
+"""The server keeps to its OpenAPI document, whatever it is sent: schemathesis makes requests from the document.
+
+Every answer must have a status, headers, a type and a body that the document tells; none may be a 5xx; rows that do not
+fit the schema are refused, those that fit are answered.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sereno.serve.gate import new_key
+from tests.acceptance.server import Server
+
+MODELS = Path(__file__).parents[1] / "models"
+SETTINGS = Path(__file__).parent / "fuzz"
+CASES = 100_000  # of the long campaign
+ROUND = 12_500
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for file in (*MODELS.glob("*.py"), *SETTINGS.iterdir()):
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def fuzz(server: Server, *options: str, cases: int, seed: int = 1) -> int:
+    """Send requests, about so many to each path; how many they were in all."""
+    command = [
+        Path(sys.executable).with_name("schemathesis"), "--config-file", "schemathesis.toml", "run",
+        f"{server.url}/openapi.json", "--max-examples", str(cases), "--seed", str(seed), *options,
+    ]  # fmt: skip
+    before = server.workers()
+    done = subprocess.run(command, cwd=server.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server.workers() == before, "a worker died"
+    count = re.search(r"^  ([\d,]+) generated", done.stdout, re.MULTILINE)
+    assert count is not None, done.stdout
+    return int(count[1].replace(",", ""))
+
+
+def test_two_models(project: Path) -> None:
+    with Server(project, "everything.py", "plain.py") as server:
+        assert fuzz(server, cases=5) > 500
+
+
+def test_one_model_with_keys(project: Path) -> None:
+    key = new_key()
+    with Server(project, "plain.py", SERENO_SECRET_API_KEYS=key.line) as server:
+        header = f"Authorization: Bearer {key.key}"
+        assert fuzz(server, "--header", header, cases=5) > 300
