@@ -210,7 +210,7 @@ def load():
 
 @model.fetch
 def fetch(keys: list[int]) -> list[dict]:
-    return [{"bought": [f"wine {key}"]} for key in keys]
+    return [{"id": key, "bought": [f"wine {key}"]} for key in keys]
 
 
 @model.predict
