@@ -70,7 +70,7 @@ class App:
         call = Call(service, scope, receive, service.request_id(given))
         scope["sereno"] = call
         if error is not None:
-            call.reply = refuse_at(service, scope["path"])(error)
+            call.reply, call.is_turned_away = refuse_at(service, scope["path"])(error), True
             await call.send_reply(send)
         else:
             await self._routed(scope, receive, send)
@@ -105,6 +105,7 @@ class Call:
         self.service, self.scope, self.receive, self.request_id = service, scope, receive, request_id
         self.protocol, self.model = "other", ""
         self.reply: Reply | None = None
+        self.is_turned_away = False  # by the gate
         self.rows = 0
 
     @property
@@ -191,7 +192,7 @@ class Call:
         assert reply is not None
         headers = [(b"content-type", reply.content_type), (b"x-request-id", self.request_id), *reply.headers]
         headers.append((b"content-length", b"%d" % len(reply.body)))
-        if reply.status in (408, 413):
+        if self.is_turned_away or reply.status in (408, 413):
             headers += CLOSE  # what is left of the body is not read
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
