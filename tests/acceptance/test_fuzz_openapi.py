@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sereno.serve.gate import new_key
@@ -19,8 +20,7 @@ from tests.acceptance.server import Server
 
 MODELS = Path(__file__).parents[1] / "models"
 SETTINGS = Path(__file__).parent / "fuzz"
-CASES = 100_000  # of the long campaign
-ROUND = 12_500
+CAMPAIGN = 100_000  # requests
 
 
 @pytest.fixture
@@ -56,3 +56,16 @@ def test_one_model_with_keys(project: Path) -> None:
     with Server(project, "plain.py", SERENO_SECRET_API_KEYS=key.line) as server:
         header = f"Authorization: Bearer {key.key}"
         assert fuzz(server, "--header", header, cases=5) > 300
+
+
+@pytest.mark.soak
+def test_a_campaign(project: Path) -> None:
+    """Many requests: no 5xx, no crash, and the memory stays what it was once all paths were used."""
+    with Server(project, "everything.py", "plain.py") as server:
+        (worker,) = server.workers()
+        sent, memory = 0, []
+        while sent < CAMPAIGN:
+            sent += fuzz(server, "--workers", "2", cases=500, seed=len(memory))
+            memory.append(psutil.Process(worker).memory_info().rss >> 20)
+            print(f"{sent:,} requests, {memory[-1]} MiB", flush=True)
+        assert memory[-1] <= 1.1 * memory[0], memory
