@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from sereno import __version__
 from tests.acceptance.server import Server
+from tests.acceptance.test_clients_oip import CHURN
 from tests.clients import python_of
 
 OFFERS = """
@@ -61,6 +64,7 @@ def predict(loaded, customers: list[Customer]) -> list[Offer]:
         for c in customers
     ]
 """
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 PREDICTIONS = [
     {"score": 0.5, "plan": "gold", "day": "2026-05-01", "at": "2026-05-01T08:00:00Z", "basket": ["wine", "jamón"]},
     {"score": None, "plan": "basic", "day": "2026-05-02", "at": "2026-05-02T00:00:00.000001Z", "basket": []},
@@ -75,7 +79,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with Server(folder, "offers.py") as server:
         done = subprocess.run(
             [python, Path(__file__).with_name("clients_mlflow.py"), server.url],
-            env={"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
+            env=QUIET,
             capture_output=True,
             text=True,
             timeout=240,
@@ -112,3 +116,66 @@ def test_what_the_client_raises(found: dict[str, Any]) -> None:
     )
     assert "The body must be a JSON object with one of dataframe_split, dataframe_records" in found["no form"]
     assert "The body is not JSON." in found["no json"]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+SHOWN = {"predictions": [{"probability": 0.25}, {"probability": 0.75}]}
+
+
+def blocks(section: str, kind: str) -> list[str]:
+    """The examples of a section of the page."""
+    text = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (found,) = [part for part in text if part.startswith(f"{section}\n")]
+    return re.findall(rf"^```{kind}\n(.*?)^```$", found, re.MULTILINE | re.DOTALL)
+
+
+def curl(server: Server, command: str, **variables: str) -> str:
+    command = re.sub(r"localhost:80[08]0", server.url.removeprefix("http://"), command)
+    done = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True, timeout=60)
+    return done.stdout
+
+
+class TestPage:
+    """What the page shows, as it stands there."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        folder = tmp_path_factory.mktemp("page")
+        (folder / "churn.py").write_text(CHURN)
+        with Server(folder, "churn.py") as one:
+            yield one
+
+    def test_mlflow(self, server: Server) -> None:
+        *json_in, csv_in, lines_in = blocks("MLflow", "sh")
+        assert len(json_in) == 4
+        for command in (*json_in, csv_in):
+            assert json.loads(curl(server, command)) == SHOWN
+        assert curl(server, lines_in) == "0.25\n0.75\n"
+        assert [json.loads(block) for block in blocks("MLflow", "json")] == [SHOWN]
+
+    def test_mlflows_client(self, server: Server) -> None:
+        (snippet,) = blocks("MLflow", "python")
+        snippet = snippet.replace("8000", str(server.port)) + "\nprint(list(probability))"
+        done = subprocess.run(
+            [python_of("mlflow"), "-c", snippet], env=QUIET, capture_output=True, text=True, timeout=240
+        )
+        assert done.stdout == "[0.25, 0.75]\n", done.stderr
+
+    @pytest.mark.parametrize("section", ["SageMaker", "Vertex AI"])
+    def test_platforms(self, section: str, tmp_path: Path) -> None:
+        (tmp_path / "churn.py").write_text(CHURN)
+        variables = {"SAGEMAKER_BATCH": "true"}
+        if section == "Vertex AI":
+            variables = {"AIP_PREDICT_ROUTE": "/v1/42:predict", "AIP_HTTP_PORT": "8080"}
+        (image,) = blocks(section, "dockerfile")
+        opened = dict(
+            word.split("=") for line in image.splitlines() if line.startswith("ENV ") for word in line.split()[1:]
+        )
+        with Server(tmp_path, "churn.py", **variables, **opened) as server:
+            (command,) = blocks(section, "sh")
+            said = curl(server, command, **variables)
+        if section == "SageMaker":
+            assert blocks(section, "csv") == [said]
+        else:
+            assert json.loads(said) == SHOWN

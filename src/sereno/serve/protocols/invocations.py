@@ -75,7 +75,7 @@ class Invocations:
             return Asked(self._frames.rows(body), wanted or "json")
         if form == "csv":
             return Asked(read_csv(live, self._positions, body), wanted or "json")
-        found = sagemaker.read_lines(live, self._positions, body, form)
+        found = sagemaker.read_lines(live, self._positions, body, form, blank=False)
         return Asked(_all_of(live, found), wanted or "json")
 
     def write(self, live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
@@ -100,7 +100,7 @@ class Invocations:
                     raise  # a whole file; a placeholder would hide that all of it is lost
                 found: list[Row | RequestError] = [error]
         else:
-            found = sagemaker.read_lines(live, self._positions, body, form)
+            found = sagemaker.read_lines(live, self._positions, body, form, blank=True)
         problems = [sagemaker.problem(one) if isinstance(one, RequestError) else None for one in found]
         rows = [one for one in found if not isinstance(one, RequestError)]
         return Asked(rows, Records(wanted or form, problems, request.id), one_by_one=True)

@@ -56,10 +56,12 @@ class Records:
     request_id: bytes
 
 
-def read_lines(live: Live, positions: Positions, body: bytes, form: Form) -> list[Row | RequestError]:
-    """The row of each line, or why it has none. Raises RequestError (413) where there are too many."""
+def read_lines(live: Live, positions: Positions, body: bytes, form: Form, *, blank: bool) -> list[Row | RequestError]:
+    """The row of each line, or why it has none; `blank` lines count too. Raises RequestError (413): there are too many."""
     lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if not lines[-1]:
+    if not blank:
+        lines = [line for line in lines if line.strip()]
+    elif not lines[-1]:
         lines.pop()  # the last line has an end too
     live.check_count(len(lines))
     lines = [line.removesuffix(b"\r") for line in lines]
