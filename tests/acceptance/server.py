@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 import psutil
 
 PATIENCE = 120.0  # seconds; a busy machine, not a limit
@@ -110,6 +111,11 @@ class Server:
     def send(self, number: int) -> None:
         """A signal to the server's own process."""
         self.process.send_signal(number)
+
+    def wait_for_all(self, workers: int) -> None:
+        """Until so many workers are ready; it is told when the first one is."""
+        ready = f'sereno_workers{{state="ready"}} {workers}\n'
+        self.until(lambda: ready in httpx.get(f"{self.url}/metrics").text, f"have {workers} workers ready")
 
     def wait_for(self, pattern: str, times: int = 1) -> list[str]:
         """The lines of the log that match, once there are so many of them."""

@@ -40,7 +40,7 @@ class Drain(msgspec.Struct, tag=True, kw_only=True):
     """Finish and end."""
 
     seconds: float  # at most
-    hand_over: bool  # others take the connections from now on; else this worker does until nobody comes
+    accept_seconds: float | None  # go on accepting so long, while callers come; None: others accept from now on
 
 
 class Belongs(msgspec.Struct, tag=True):

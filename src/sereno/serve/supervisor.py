@@ -51,6 +51,7 @@ PATIENCE = 0.5  # seconds between two looks at the heartbeats
 BEAT_GRACE = 2.0  # on top of what predict may take; the loop beats several times a second
 QUICK = 10.0  # a worker that dies within so many seconds after it was ready counts as failing
 LONGEST_PAUSE = 30.0  # before a worker that fails again and again is started once more
+ACCEPTING = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}  # seconds; balancers are slower to learn of it than people
 RESERVE = 1.0  # of the time to drain, so that a worker ends by itself before it is killed
 CHANGED = 0  # what the watcher writes among the numbers of signals
 
@@ -310,7 +311,7 @@ class Supervisor:
         self._spread()
         for worker in old:
             if worker.phase is Phase.READY:
-                self._drain(worker, hand_over=True)
+                self._drain(worker)
             else:
                 worker.process.kill()
         new = self._of(self._generation, Phase.READY)[0]
@@ -346,11 +347,11 @@ class Supervisor:
 
     # Workers go
 
-    def _drain(self, worker: Worker, *, hand_over: bool) -> None:
+    def _drain(self, worker: Worker, *, accept_seconds: float | None = None) -> None:
         seconds = self._settings.serve.drain_seconds
         worker.phase = Phase.DRAINING
         worker.kill_at = time.monotonic() + seconds
-        worker.send(Drain(seconds=max(0.0, seconds - RESERVE), hand_over=hand_over))
+        worker.send(Drain(seconds=max(0.0, seconds - RESERVE), accept_seconds=accept_seconds))
 
     def _bury(self) -> None:
         """Take leave of the processes that have ended."""
@@ -417,7 +418,7 @@ class Supervisor:
         worker.is_hung = True
         can_answer = self._board.state(worker.slot) is State.HUNG
         if can_answer:
-            self._drain(worker, hand_over=True)
+            self._drain(worker)
         else:
             worker.phase = Phase.DRAINING
             worker.kill_at = time.monotonic()
@@ -483,14 +484,14 @@ class Supervisor:
         numbers = set(self._wake.recv(4096))
         if signal.SIGCHLD in numbers:
             self._bury()
-        if {signal.SIGTERM, signal.SIGINT} & numbers:
-            self._stop()
+        for number in {signal.SIGTERM, signal.SIGINT} & numbers:
+            self._stop(ACCEPTING[signal.Signals(number)])
         if {signal.SIGHUP, CHANGED} & numbers:
             self._reload()
 
     # The end
 
-    def _stop(self) -> None:
+    def _stop(self, accept_seconds: float = 0.0) -> None:
         """Drain all that serve; the second time, kill whoever is left."""
         now = time.monotonic()
         if self._ends_at is not None:
@@ -505,7 +506,7 @@ class Supervisor:
             if worker.phase is Phase.STARTING:
                 worker.process.kill()
             elif worker.phase is Phase.READY and worker.generation == self._generation:
-                self._drain(worker, hand_over=False)
+                self._drain(worker, accept_seconds=accept_seconds)
             elif worker.phase is Phase.READY:
                 worker.process.kill()
             else:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from sereno.settings import ServeSettings
 
 QUIET_SECONDS = 1.0  # without a new connection for so long, a server that ends takes no more
-ACCEPTING_SECONDS = 5.0  # and it takes none after that, busy or not
 HANDSHAKE_SECONDS = 0.2  # for connections that are being made while it stops
 SECONDS_OF_GRACE = 0.5  # a signal to all processes reaches a worker before the supervisor's word does
 LONGEST_WORDS = 16_000  # of a message that the supervisor prints
@@ -76,7 +75,7 @@ class Serving:
     def leave(self) -> None:
         """Drain on our own account; the supervisor, if there is one, starts another worker."""
         if self._draining is None:
-            self._drain(Drain(seconds=self._service.settings.serve.drain_seconds, hand_over=True))
+            self._drain(Drain(seconds=self._service.settings.serve.drain_seconds, accept_seconds=None))
 
     def _on_message(self) -> None:
         content, descriptors = self._control.receive()
@@ -128,15 +127,15 @@ class Serving:
         self._deadline = deadline
         self._service.draining.set()
         self._board.set_state(self._slot, State.DRAINING)
-        self._draining = self._loop.create_task(self._finish(hand_over=drain.hand_over))
+        self._draining = self._loop.create_task(self._finish(drain.accept_seconds))
 
-    async def _finish(self, *, hand_over: bool) -> None:
+    async def _finish(self, accept_seconds: float | None) -> None:
         for connection in list(self._state.connections):
             # WebSockets see `draining`, and close themselves
             if isinstance(connection, self._config.http_protocol_class):
                 connection.shutdown()
-        if not hand_over:
-            await self._until_nobody_comes()
+        if accept_seconds is not None:
+            await self._until_nobody_comes(accept_seconds)
         for place in list(self._listeners):
             self._release(place)
         while (self._state.connections or self._state.tasks) and self._loop.time() < self._deadline:
@@ -146,9 +145,9 @@ class Serving:
         await self._service.close()
         self._ended.set()
 
-    async def _until_nobody_comes(self) -> None:
+    async def _until_nobody_comes(self, seconds: float) -> None:
         """Go on accepting while callers still come: they do not know yet. Then let nobody in, and take those who are."""
-        latest = min(self._loop.time() + ACCEPTING_SECONDS, self._deadline - HANDSHAKE_SECONDS)
+        latest = min(self._loop.time() + seconds, self._deadline - HANDSHAKE_SECONDS)
         self._accepted = max(self._accepted, self._loop.time() - QUIET_SECONDS / 2)
         while self._loop.time() < min(latest, self._accepted + QUIET_SECONDS):
             await asyncio.sleep(0.02)
