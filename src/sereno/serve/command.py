@@ -91,5 +91,5 @@ def _lines(listening: Listening, ready: Ready, settings: Settings) -> list[str]:
         f"Serving {names} on {url}{unix}, {count} worker{'s' if count > 1 else ''}. Ctrl-C ends it.",
         f"Docs: {url}/docs",
     ]
-    lines += [f"Try:  {model.tries.replace('URL', with_unix + url)}" for model in ready.models[:3] if model.tries]
+    lines += [f"Try:  {model.tries.replace('URL', with_unix + url, 1)}" for model in ready.models[:3] if model.tries]
     return lines
