@@ -286,11 +286,13 @@ class _Call:
 
     def _unavailable(self, says: str) -> ServerError:
         tries = f" (tried {self._tries} times)" if self._tries > 1 else ""
-        return self._error(UnavailableError, f"{says}{tries}")
+        return UnavailableError(self._text(f"{says}{tries}"), request_id=self._id)
 
     def _error(self, kind: type[ServerError], says: str, status: int | None = None, **facts: Any) -> ServerError:
-        says = f"{self.settings.address}: {says}"
-        return kind(says if says.endswith(("?", ".")) else f"{says}.", status=status, request_id=self._id, **facts)
+        return kind(self._text(says), status=status, request_id=self._id, **facts)
+
+    def _text(self, says: str) -> str:
+        return f"{self.settings.address}: {says}" + ("" if says.endswith(("?", ".")) else ".")
 
     def _error_of(self, response: httpx.Response, body: bytes) -> ServerError:
         """What the server said (problem details, RFC 9457), or what stands between it and us."""
