@@ -42,6 +42,11 @@ POINTS = frozenset(
         "rollback",
         "answers_write",
         "answers_flush",
+        "answers_pending",
+        "answers_part",
+        "answers_commit_before",
+        "answers_commit_after",
+        "answers_segment_removed",
     }
 )
 

@@ -150,9 +150,9 @@ def commit(
     except DeltaError as error:
         if "already exists" in str(error):
             raise BusyError(moved) from error
-        raise _translated(table, error) from error
+        raise translated(table, error) from error
     except OSError as error:
-        raise _translated(table, error) from error
+        raise translated(table, error) from error
     return expected + 1
 
 
@@ -184,19 +184,19 @@ def _words(field: Field) -> str:
     return field.type.type if isinstance(field.type, PrimitiveType) else str(field.type)
 
 
-def _translated(table: Path, error: BaseException) -> StorageError:
+def translated(table: Path, error: BaseException, then: str = GOES_ON) -> StorageError:
     """What delta-rs says of a disk that fails may mislead, so the disk is asked: can a file be written there?"""
     what = f"The commit to table {table} failed"
     probe = table / "_delta_log" / ".probe"
     try:
-        with told(what):
+        with told(what, then):
             try:
                 write_atomically(probe, b"\0" * 65_536)
             finally:
                 probe.unlink(missing_ok=True)
-    except StorageError as translated:
-        return translated
-    return StorageError(f"{what}: {error}. {GOES_ON}")
+    except StorageError as cause:
+        return cause
+    return StorageError(f"{what}: {error}. {then}")
 
 
 def files_of_table(source: str) -> Iterator[tuple[Path, dict[str, str | None]]]:

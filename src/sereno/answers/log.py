@@ -26,7 +26,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sereno.answers.segments import ANSWERS, Header, SegmentWriter, frame, is_asked_to_seal
+from sereno.answers.folder import last_request
+from sereno.answers.segments import ANSWERS, Header, SegmentWriter, frame
 from sereno.exceptions import SerenoError, StorageError
 from sereno.failpoints import failpoint
 from sereno.schema import RowType
@@ -43,6 +44,10 @@ FRAME_ROWS = 256
 SEGMENT_BYTES = 64 << 20
 SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are handed over together
 PATIENCE = 10.0  # seconds that `close` waits for the disk
+THEN = {
+    "async": "Serving goes on; they are tried again each second, and dropped once too many wait.",
+    "sync": "Until that is mended callers get errors in their place.",
+}
 
 
 # what `append` was given, as it is encoded: microseconds since 1970, ids, rows, answers
@@ -62,7 +67,7 @@ class AnswerLog:
     """Keeps the answers of one model. Made, called and closed on the event loop's thread.
 
     Args:
-        folder: where segments lie: `segments_folder(home, model)`.
+        folder: where segments lie: `folder.segments_folder(home, model)`.
         model: its name.
         mode: "off", "async" or "sync".
         fingerprint: of the model.
@@ -104,6 +109,7 @@ class AnswerLog:
 
         self._segment: SegmentWriter | None = None
         self._slot = 0.0
+        self._asked = last_request(folder)
         self._failing = False
         self._closing = False
         self._bell = threading.Lock()  # locked: nothing to do but wait for the next second
@@ -139,19 +145,27 @@ class AnswerLog:
     def _append_sync(
         self, when: float, ids: Sequence[bytes], rows: Sequence[Any], answers: Sequence[Any], then: Then
     ) -> None:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         try:
             packed = self._frame_of([(int(when * 1e6), ids, rows, answers)], then)
         except (TypeError, ValueError, OverflowError) as error:
             then(StorageError(f"An answer cannot be written to the answer log: {error}."))
             return
-        if self._closing or self._bytes_in - self._bytes_out + len(packed.frame) > self._limit:
+        if self._bytes_in - self._bytes_out + len(packed.frame) > self._limit:
             then(StorageError("The disk of the answer log does not keep up: too many answers wait for it."))
             return
         self._bytes_in += len(packed.frame)
         self._packed.append(packed)
         self._ring()
+
+    def _append_too_late(
+        self, when: float, ids: Sequence[bytes], rows: Sequence[Any], answers: Sequence[Any], then: Then
+    ) -> None:
+        if self.mode == "sync":
+            then(StorageError("The answer log is closed: the server ends."))
+            return
+        self._drop(len(rows), "closed", "they came after the log was closed")
+        then(None)
 
     def _pack(self) -> None:
         """Encode what waits, so that it no longer waits as objects, which the garbage collector would walk through."""
@@ -174,9 +188,10 @@ class AnswerLog:
 
         In sync mode the `then` of what was waiting is still to be called by the event loop afterwards.
         """
-        self._closing = True
         if self._thread is None:
             return
+        self._closing = True
+        self.append = self._append_too_late
         self._ring()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
@@ -256,10 +271,10 @@ class AnswerLog:
             self._bell.acquire(timeout=SECOND)
             closing = self._closing
             self._write_what_waits()
+            # Asked only now, so that whatever was answered before the request is in what is handed over.
+            asked, self._asked = self._asked, last_request(self._folder)
             segment = self._segment
-            if segment is not None and (
-                closing or self._is_due(segment) or is_asked_to_seal(self._folder, segment.opened_ns)
-            ):
+            if segment is not None and (closing or asked != self._asked or self._is_due(segment)):
                 self._segment = None
                 self._try(segment.seal)
             if closing and not self._packed:
@@ -306,7 +321,7 @@ class AnswerLog:
         """Do it; say once what is wrong, and once that it is well again."""
         what = f"The answers of {self._header.model} cannot be written"
         try:
-            with told(what, "Serving goes on, and each second they are tried again."):
+            with told(what, THEN[self.mode]):
                 action(*arguments)
         except Exception as error:  # noqa: BLE001 - this thread must outlive whatever it is
             if not self._failing:

@@ -21,17 +21,17 @@ import os
 import secrets
 import socket
 import struct
-import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from sereno.failpoints import FailpointError, failpoint
 from sereno.schema import Column, RowType
-from sereno.storage import fsync, is_held
+from sereno.storage import fsync
 
 HEADER, ANSWERS, END = (
     b"\xc1SgH",
@@ -92,10 +92,6 @@ class Header(msgspec.Struct):
         )
 
 
-def segments_folder(home: Path, model: str) -> Path:
-    return home / ".sereno" / "answers" / model
-
-
 def frame(marker: bytes, payload: bytes) -> bytes:
     head = _HEAD.pack(marker, len(payload))
     return b"".join((head, _CRC.pack(zlib.crc32(payload, zlib.crc32(head))), payload))
@@ -107,8 +103,7 @@ class SegmentWriter:
     def __init__(self, folder: Path, header: Header, *, ahead: bool = False) -> None:
         """`ahead`: write zeros where frames will lie, so that a flush of new frames need not flush the file's size too."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.opened_ns = time.time_ns()
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self.opened_ns / 1e9))
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         self.path = folder / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}.open"
         self.size = self.rows = 0
         self._header = header
@@ -176,6 +171,7 @@ class Segment:
     header: Header | None = None  # None: it cannot be read, and with it no answer
     answers: list[memoryview] = field(default_factory=list)  # payloads
     damaged: int = 0  # bytes that are not as they were written
+    lost: int = 0  # answers whose values are not what the header says; known once they were read
     torn: int = 0  # bytes at the end of a segment that was left open
 
 
@@ -233,43 +229,3 @@ def _find_frame(data: memoryview, at: int) -> int | None:
             return at + found
         found = whole.find(HEADER[:3], found + 1)
     return None
-
-
-def open_segments(folder: Path) -> list[Path]:
-    """Segments that a living worker writes."""
-    return [path for path in sorted(folder.glob("*.open")) if is_held(path)]
-
-
-def finished_segments(folder: Path) -> list[Path]:
-    """Segments that nobody writes any more: sealed, or left by a worker that died."""
-    there = sorted(folder.glob("*.open"))
-    left = [path for path in there if path.exists() and not is_held(path)]
-    # In this order: one that is sealed in between is found at the second look.
-    sealed = sorted(folder.glob("*.sealed"))
-    return sorted({*sealed, *(path for path in left if path.exists())})
-
-
-# A request to the workers: hand over what you have. The time of the file says since when.
-
-
-def ask_to_seal(folder: Path) -> None:
-    """Ask all who write segments in this folder to seal them within the second."""
-    request = folder / "seal"
-    request.touch()
-    now = time.time_ns()  # the file system's own clock is coarser than a segment's
-    os.utime(request, ns=(now, now))
-
-
-def is_asked_to_seal(folder: Path, opened_ns: int) -> bool:
-    try:
-        return os.stat(folder / "seal").st_mtime_ns >= opened_ns
-    except OSError:  # there is none, as a rule
-        return False
-
-
-def total_size(paths: Iterable[Path]) -> int:
-    size = 0
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            size += path.stat().st_size
-    return size

@@ -1,0 +1,200 @@
+"""The Delta table of answers: what its log says, and commits that add files, exchange some for others, or drop them.
+
+The caller holds the table's lock, flushes files before the commit that names them, and the log afterwards
+(`flush_log`). Unlike the table of predictions it has no history to keep: what was exchanged or dropped is removed from the
+disk by `vacuum`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.schema import Schema
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
+
+from sereno.adapters.delta import PREFIX, current_version, log_file, read_commit, translated
+from sereno.exceptions import BusyError, StorageError
+from sereno.storage import fsync
+
+# No statistics of inputs: least and greatest values would stay in the log after a person's rows were erased.
+CONFIGURATION = {
+    "delta.logRetentionDuration": "interval 30 days",
+    "delta.deletedFileRetentionDuration": "interval 1 days",
+    "delta.dataSkippingStatsColumns": "answered_at",
+}
+WHEN = "answered_at"
+THEN = "No answer is lost: the compactor tries again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """A file of the table."""
+
+    path: str  # relative to the table
+    day: date
+    size: int
+    rows: int
+    first: datetime  # answered_at
+    last: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableState:
+    """The table at one version."""
+
+    version: int
+    schema: pa.Schema  # with the column of the partition, `day`
+    files: tuple[DataFile, ...]
+
+
+def read_state(table: Path) -> TableState | None:
+    """The newest version; None if there is no table."""
+    if current_version(table) < 0:
+        return None
+    try:
+        opened = DeltaTable(table)
+        actions = pa.table(opened.get_add_actions(flatten=True)).to_pylist()
+    except (DeltaError, OSError) as error:
+        raise StorageError(f"The table {table} cannot be read: {error}.") from error
+    files = tuple(
+        DataFile(
+            path=unquote(a["path"]),
+            day=a["partition.day"],
+            size=a["size_bytes"],
+            rows=a["num_records"] or 0,
+            # a file that somebody else wrote (an OPTIMIZE, say) may come without statistics
+            first=a.get(f"min.{WHEN}") or datetime.combine(a["partition.day"], datetime.min.time(), UTC),
+            last=a.get(f"max.{WHEN}") or datetime.combine(a["partition.day"], datetime.max.time(), UTC),
+        )
+        for a in actions
+    )
+    return TableState(version=opened.version(), schema=_plain(pa.schema(opened.schema().to_arrow())), files=files)
+
+
+def commit(
+    table: Path,
+    state: TableState | None,
+    *,
+    schema: pa.Schema,
+    add: Sequence[DataFile] = (),
+    remove: Sequence[DataFile] = (),
+    metadata: Mapping[str, str],
+    same_rows: bool = False,
+) -> None:
+    """One commit on top of `state` (None: it makes the table). Columns that are new are added by a commit before it.
+
+    `same_rows`: what is added holds the rows of what is removed, so that whoever follows the table may skip the commit.
+
+    Raises BusyError where somebody else changed the table meanwhile, and StorageError.
+    """
+    now = int(time.time() * 1000)
+    actions: list[AddAction | RemoveAction] = [_add(file, now, not same_rows) for file in add]
+    actions += [
+        RemoveAction(f.path, not same_rows, now, size=f.size, partition_values={"day": f.day.isoformat()})
+        for f in remove
+    ]
+    properties = CommitProperties(custom_metadata={PREFIX + k: v for k, v in metadata.items()}, max_commit_retries=0)
+    try:
+        if state is None:
+            table.mkdir(parents=True, exist_ok=True)
+            create_table_with_add_actions(
+                str(table),
+                Schema.from_arrow(schema),
+                [_add(file, now, True) for file in add],
+                mode="error",
+                partition_by=["day"],
+                configuration=CONFIGURATION,
+                commit_properties=properties,
+            )
+            return
+        opened = DeltaTable(table, version=state.version)
+        new = [field for field in Schema.from_arrow(schema).fields if field.name not in state.schema.names]
+        if new:
+            opened.alter.add_columns(new, commit_properties=CommitProperties(max_commit_retries=0))
+        opened.create_write_transaction(
+            actions, mode="append", schema=opened.schema(), partition_by=["day"], commit_properties=properties
+        )
+    except CommitFailedError as error:
+        raise BusyError(f"Table {table} was changed by another program just now. {THEN}") from error
+    except (DeltaError, OSError) as error:
+        if state is None and "already exists" in str(error):
+            raise BusyError(f"Table {table} was made by another program just now. {THEN}") from error
+        raise translated(table, error, THEN) from error
+
+
+def _add(file: DataFile, now: int, data_change: bool) -> AddAction:
+    stats = {"numRecords": file.rows, "minValues": {WHEN: _text(file.first)}, "maxValues": {WHEN: _text(file.last)}}
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values={"day": file.day.isoformat()},
+        modification_time=now,
+        data_change=data_change,
+        stats=json.dumps(stats),
+    )
+
+
+def _text(when: datetime) -> str:
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def find_commit(table: Path, after: int, name: str, value: str) -> int | None:
+    """The version, younger than `after`, whose commit says so of itself."""
+    for version in range(after + 1, current_version(table) + 1):
+        if read_commit(table, version).metadata.get(name) == value:
+            return version
+    return None
+
+
+def flush_log(table: Path, after: int) -> None:
+    """Make all commits younger than a version last."""
+    for version in range(after + 1, current_version(table) + 1):
+        fsync(log_file(table, version))
+    fsync(table / "_delta_log")
+
+
+def remove_empty_commits(table: Path) -> None:
+    """A power cut may leave the newest file of the log empty; nothing in it was relied on yet."""
+    newest = log_file(table, current_version(table))
+    if newest.exists() and not newest.stat().st_size:
+        newest.unlink()
+
+
+def vacuum(table: Path, hours: int) -> int:
+    """Remove files that no version needs that was current in the last hours; how many."""
+    try:
+        gone = DeltaTable(table).vacuum(
+            retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=True
+        )
+    except (DeltaError, OSError) as error:
+        raise translated(table, error, THEN) from error
+    for folder in table.glob("day=*"):
+        with contextlib.suppress(OSError):  # not empty
+            os.rmdir(folder)
+    return len(gone)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """The columns as they were given: delta-rs has several kinds of text."""
+    return pa.schema([field.with_type(_plain_type(field.type)) for field in schema])
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(pa.field("element", _plain_type(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _plain_type(f.type)) for f in kind])
+    return kind

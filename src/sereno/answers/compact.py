@@ -1,0 +1,253 @@
+"""From segments to the table, exactly once; and what keeps the table small: old days, small files, erased persons.
+
+One at a time works on a model's table: the holder of its lock. What it is about to commit is *pending*: written down,
+with the table's version, before the first file of it is. Whoever holds the lock next looks whether the log has that
+commit since. It has: the segments in it are removed, if that is still to be done. It has not: its files are removed, and
+the segments go into another. So an answer is in the table once, wherever the process was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sereno.adapters import answer_table
+from sereno.adapters.answer_table import DataFile, TableState
+from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
+from sereno.answers.folder import DAMAGE, PENDING, finished_segments, segments_folder
+from sereno.answers.parts import Parts, remove_parts
+from sereno.answers.segments import Segment, read_segment
+from sereno.exceptions import SerenoError
+from sereno.failpoints import failpoint
+from sereno.storage import exclusive, fsync, told, write_atomically
+
+LOG = logging.getLogger("sereno.answers")
+
+COMMIT_BYTES = 512 << 20  # of segments in one commit
+PATIENCE = 300.0  # seconds to wait for another process that works on the table
+FORMAT = 1  # of segments
+
+
+class Pending(msgspec.Struct):
+    """What is about to be committed."""
+
+    attempt: str
+    version: int  # of the table before it
+    segments: list[str] = []  # names, which the table will hold
+
+    @classmethod
+    def read(cls, folder: Path) -> Pending | None:
+        try:
+            return msgspec.json.decode((folder / PENDING).read_bytes(), type=cls)
+        except FileNotFoundError:
+            return None
+
+
+@dataclass(kw_only=True)
+class Done:
+    """What a pass did."""
+
+    answers: int = 0  # added to the table
+    segments: int = 0  # put into the table
+    erased: int = 0
+    dropped_days: int = 0
+    joined_files: int = 0
+
+
+class Compactor:
+    """Works on the answers of one model."""
+
+    def __init__(self, home: Path, model: str) -> None:
+        self.model = model
+        self.segments = segments_folder(home, model)
+        self.table = home / "answers" / model
+        self._lock = home / ".sereno" / "locks" / f"{model}.answers"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock, with what a crash left put right. Raises BusyError, and StorageError for what fails inside."""
+        busy = f"Another process (pid {{pid}}) works on the answers of {self.model!r}. Try again when it is done."
+        with (
+            told(f"The answers of {self.model} cannot be put into their table", answer_table.THEN),
+            exclusive(self._lock, busy, wait_seconds=PATIENCE),
+        ):
+            self.segments.mkdir(parents=True, exist_ok=True)
+            self._recover()
+            yield
+
+    def state(self) -> TableState | None:
+        return answer_table.read_state(self.table)
+
+    # Exactly once
+
+    def _recover(self) -> None:
+        pending = Pending.read(self.segments)
+        if pending is None:
+            return
+        answer_table.remove_empty_commits(self.table)
+        if self.is_committed(pending):
+            answer_table.flush_log(self.table, pending.version)
+            self._remove_segments(pending.segments)
+        else:
+            remove_parts(self.table, pending.attempt)
+        (self.segments / PENDING).unlink()
+
+    def is_committed(self, pending: Pending) -> bool:
+        return answer_table.find_commit(self.table, pending.version, "attempt", pending.attempt) is not None
+
+    def _remove_segments(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.segments / name).unlink(missing_ok=True)
+            failpoint("answers_segment_removed")
+        # else a power cut could bring them back, after what says that they were committed is gone
+        fsync(self.segments)
+
+    def commit(
+        self,
+        state: TableState | None,
+        write: Callable[[Parts], None],
+        *,
+        kind: str,
+        schema: pa.Schema,
+        columns: Container[str],
+        remove: Sequence[DataFile] = (),
+        segments: Sequence[str] = (),
+        same_rows: bool = False,
+    ) -> int:
+        """Write files that have some columns of the table's schema, and commit them with what they replace.
+
+        Returns the number of rows written. If anything fails, the table and the segments are as they were.
+        """
+        version = -1 if state is None else state.version
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        pending = Pending(attempt=f"{stamp}-{secrets.token_hex(4)}", version=version, segments=list(segments))
+        write_atomically(self.segments / PENDING, msgspec.json.encode(pending))
+        failpoint("answers_pending")
+        parts = Parts(self.table, pending.attempt, pa.schema([f for f in schema if f.name in columns]))
+        try:
+            write(parts)
+            files = parts.close()
+            failpoint("answers_commit_before")
+            if files or remove:
+                said = {
+                    "kind": kind,
+                    "attempt": pending.attempt,
+                    "segments": ",".join(segments),
+                    "rows": str(parts.rows),
+                }
+                answer_table.commit(
+                    self.table, state, schema=schema, add=files, remove=remove, metadata=said, same_rows=same_rows
+                )
+                failpoint("answers_commit_after")
+                answer_table.flush_log(self.table, version)
+            self._remove_segments(segments)
+            (self.segments / PENDING).unlink()
+        except (OSError, SerenoError):
+            parts.abandon()
+            with contextlib.suppress(OSError, SerenoError):  # what is not committed would fill the disk for nothing
+                self._recover()
+            raise
+        return parts.rows
+
+    # The pass
+
+    def compact(self, *, days: int | None = None) -> Done:
+        """Put all finished segments into the table; drop days that are older than so many; join small files.
+
+        Raises BusyError and StorageError; then the segments stay, and the next pass takes them.
+        """
+        from sereno.answers.tidy import drop_old_days, join_small_files
+
+        done = Done()
+        with self.alone():
+            self.take_segments(done)
+            drop_old_days(self, days, done)
+            join_small_files(self, done)
+        return done
+
+    def take_segments(self, done: Done, without: Sequence[str] | None = None) -> None:
+        """Put all finished segments into the table, but the answers of one key."""
+        waiting = [(path, path.stat().st_size) for path in finished_segments(self.segments)]
+        while waiting:
+            some = [waiting.pop(0)]
+            while waiting and sum(size for _, size in [*some, waiting[0]]) <= COMMIT_BYTES:
+                some.append(waiting.pop(0))
+            self._put([path for path, _ in some], done, without)
+
+    def _put(self, paths: Sequence[Path], done: Done, without: Sequence[str] | None) -> None:
+        state = self.state()
+        schema = EMPTY if state is None else state.schema
+        columns = set(OWN.names)
+        readable: list[Path] = []
+        damaged: list[Segment] = []
+        for path in paths:
+            segment = read_segment(path)
+            if segment.header is None or segment.header.format != FORMAT:
+                self._set_aside(segment)
+                continue
+            placed = place(segment.header, schema)
+            schema = placed.schema
+            columns.update(placed.names)
+            readable.append(path)
+
+        def write(parts: Parts) -> None:
+            for path in readable:
+                segment = read_segment(path)  # again: all of them at once would fill the memory
+                for table in tables_of(segment, schema):
+                    parts.write(table if without is None else leave_out(table, schema, without, done))
+                if segment.damaged or segment.lost:
+                    damaged.append(segment)
+
+        if not readable:
+            return
+        done.answers += self.commit(
+            state, write, kind="append", schema=schema, columns=columns, segments=[path.name for path in readable]
+        )
+        done.segments += len(readable)
+        for segment in damaged:
+            self._tell_damage(segment)
+
+    def _set_aside(self, segment: Segment) -> None:
+        """Keep a segment that cannot be read, out of the way."""
+        if segment.header is None and not segment.answers and segment.path.suffix == ".open":
+            segment.path.unlink()  # the machine died before the header was on the disk
+            return
+        aside = segment.path.with_suffix(".unreadable")
+        segment.path.rename(aside)
+        why = "its header is damaged"
+        if segment.header is not None:
+            why = f"it has format {segment.header.format}, of a later version of Sereno"
+        LOG.error("Segment %s cannot be read: %s. It is kept there; its answers are not in the table.", aside, why)
+
+    def _tell_damage(self, segment: Segment) -> None:
+        note = {
+            "segment": segment.path.stem,
+            "bytes": segment.damaged,
+            "answers": segment.lost,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with (self.segments / DAMAGE).open("ab") as stream:
+            stream.write(msgspec.json.encode(note) + b"\n")
+        LOG.error(
+            "Segment %s was damaged: %s bytes were not as they had been written, %s answers could not be read. The rest of "
+            "it is in the table. Look after the disk.",
+            segment.path.stem,
+            segment.damaged,
+            segment.lost,
+        )
+
+
+def leave_out(table: pa.Table, schema: pa.Schema, key: Sequence[str], done: Done) -> pa.Table:
+    """The rows that do not have this key; counted are those that have it."""
+    gone = matches_key(table, key_columns(schema), key)
+    done.erased += pc.sum(gone).as_py() or 0
+    return table.filter(pc.invert(gone))

@@ -1,0 +1,148 @@
+"""The compactor: a process beside the server that puts finished segments into their tables. One for each home.
+
+    python -m sereno.answers.compactor HOME [--days MODEL=N]…
+
+It waits and looks; each pass over a model is a process of its own (`--once MODEL`), so that nothing heavy stays in the
+memory, and a model whose pass dies keeps no other from its own. `--days`: how long a model's answers are kept; without it,
+for ever. It ends by SIGTERM, or when the process that started it is gone; a second one waits until the first has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+EVERY_SECONDS = 300  # by the clock, as workers seal their segments,
+SEALED_SECONDS = 3  # and so long after it,
+SEGMENT_BYTES = 64 << 20  # or as soon as finished segments hold so much
+LOOK_SECONDS = 2.0
+NICE = 10
+LONGEST_PAUSE = 600.0  # after passes that failed
+
+LOG = logging.getLogger("sereno.answers")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    home = options.home.resolve()
+    days = dict(options.days)
+    if options.once:
+        return _pass(home, options.once, days.get(options.once))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server decides when to end
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    Watch(home, days, options.every, options.bytes).run(stop)
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sereno.answers.compactor", description="Run by `sereno serve`.")
+    parser.add_argument("home", type=Path, metavar="HOME")
+    parser.add_argument("--days", type=_days, action="append", default=[], metavar="MODEL=N")
+    parser.add_argument("--once", metavar="MODEL", help="one pass over this model")
+    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS")
+    parser.add_argument("--bytes", type=int, default=SEGMENT_BYTES, metavar="N")
+    return parser.parse_args(arguments)
+
+
+def _days(text: str) -> tuple[str, int]:
+    model, _, number = text.partition("=")
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL=N")
+    return model, int(number)
+
+
+def _pass(home: Path, model: str, days: int | None) -> int:
+    from sereno.answers.compact import Compactor
+    from sereno.exceptions import SerenoError
+
+    try:
+        done = Compactor(home, model).compact(days=days)
+    except SerenoError as error:
+        LOG.error("%s", error)
+        return 1
+    LOG.info("%s: %d answers of %d segments put into the table", model, done.answers, done.segments)
+    return 0
+
+
+class Watch:
+    """Decides when a pass is due, and starts it."""
+
+    def __init__(self, home: Path, days: dict[str, int], every: float, size: int) -> None:
+        self._home, self._days, self._every, self._size = home, days, every, size
+        self._slot = -1.0
+        self._failures: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        from sereno.exceptions import BusyError
+        from sereno.storage import exclusive
+
+        parent = os.getppid()
+        lock = self._home / ".sereno" / "locks" / "compactor"
+        while not stop.is_set() and os.getppid() == parent:
+            try:
+                with exclusive(lock, "another one works"):
+                    while not stop.wait(min(LOOK_SECONDS, self._every)) and os.getppid() == parent:
+                        self.look(stop)
+            except BusyError:
+                stop.wait(LOOK_SECONDS)
+            except OSError as error:  # the disk is full, say
+                LOG.error("The answers of %s cannot be watched: %s", self._home, error)
+                stop.wait(LOOK_SECONDS)
+
+    def look(self, stop: threading.Event) -> None:
+        """Start the passes that are due."""
+        slot = (time.time() - min(SEALED_SECONDS, self._every)) // self._every
+        by_time, self._slot = slot != self._slot, slot
+        for model, size in self._waiting():
+            if stop.is_set() or time.monotonic() < self._not_before.get(model, 0):
+                continue
+            if by_time or size >= self._size or self._failures.get(model):
+                self._start(model, stop)
+
+    def _waiting(self) -> Iterator[tuple[str, int]]:
+        """Models that have something to be put into their table, and its size; or old days to be dropped."""
+        from sereno.answers.folder import PENDING, TIDIED, finished_segments, total_size
+
+        today = datetime.now(UTC).date().isoformat()
+        for folder in sorted((self._home / ".sereno" / "answers").glob("*")):
+            finished = finished_segments(folder)
+            tidied = folder / TIDIED
+            is_tidy = not (self._home / "answers" / folder.name).is_dir() or (
+                tidied.exists() and tidied.read_text() == today
+            )
+            if finished or (folder / PENDING).exists() or not is_tidy:
+                yield folder.name, total_size(finished)
+
+    def _start(self, model: str, stop: threading.Event) -> None:
+        days = [f"--days={model}={self._days[model]}"] if model in self._days else []
+        command = [sys.executable, "-m", "sereno.answers.compactor", str(self._home), "--once", model, *days]
+        with subprocess.Popen(command) as process:
+            while process.poll() is None:
+                if stop.wait(0.1):
+                    process.terminate()  # what it began is finished or undone by the next one
+        if process.returncode == 0 or stop.is_set():
+            self._failures.pop(model, None)
+            self._not_before.pop(model, None)
+            return
+        failures = self._failures[model] = self._failures.get(model, 0) + 1
+        self._not_before[model] = time.monotonic() + min(LONGEST_PAUSE, 10.0 * 2**failures)
+        LOG.error("The pass over the answers of %s ended with %d; it is tried again.", model, process.returncode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
