@@ -216,7 +216,7 @@ def no_http(draw: random.Random) -> bytes:
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + draw.randbytes(50),
             b"GET /livez\r\n\r\n",
             b"GET /livez HTTP/9.9\r\n\r\n",
-            b"\r\n" * 1_000,
+            b"\r\n" * 1_000 + b"G",
             b"A" * 100_000,
             b"GET /livez HTTP/1.1\nHost: x\n\n",
             b"GET  /livez  HTTP/1.1\r\nHost: localhost\r\n\r\n",

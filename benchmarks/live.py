@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from benchmarks import environments, live_report, prepare, report
 from benchmarks.peers_live.known import FILES, PEERS, Peer
@@ -31,6 +35,7 @@ class Running:
 
     peer: Peer
     server: Server
+    folder: Path  # its own, until the `with` block ends
     bodies: Path  # one request body a line
     texts: Sequence[bytes]  # the same, apart
     right: Sequence[float]  # the probabilities in their answers
@@ -83,7 +88,15 @@ def running(
                 seconds, answer = server.until_answer(peer.path, bodies[0])
                 if not abs(peer.answer(answer) - right[model][0]) <= 1e-9:
                     raise WrongOutput(f"the first answer differs from direct prediction: {answer}")
-                one = Running(peer=peer, server=server, bodies=file, texts=bodies, right=right[model], seconds=seconds)
+                one = Running(
+                    peer=peer,
+                    server=server,
+                    folder=folder,
+                    bodies=file,
+                    texts=bodies,
+                    right=right[model],
+                    seconds=seconds,
+                )
                 one.check()
                 yield one
         finally:
@@ -91,11 +104,25 @@ def running(
 
 
 def measure(one: Running, connections: int, seconds: float, on: Sequence[int]) -> dict[str, Any]:
-    load, before = os.getloadavg()[0], one.server.cpu_seconds()
+    load = os.getloadavg()[0]
+    before = one.server.cpu_seconds(), one.server.cpu_of_largest()
     result = wrk(one.url, one.bodies, connections, seconds, on)
-    used = one.server.cpu_seconds() - before
-    result |= {"connections": connections, "cpu_us": used / max(result["requests"], 1) * 1e6, "load": round(load, 2)}
+    after = one.server.cpu_seconds(), one.server.cpu_of_largest()
+    each, worker_each = (
+        (end - start) / max(result["requests"], 1) * 1e6 for start, end in zip(before, after, strict=True)
+    )
+    result |= {"connections": connections, "cpu_us": each, "worker_cpu_us": worker_each, "load": round(load, 2)}
     return result
+
+
+def kept(folder: Path, model: str) -> int:
+    """How many answers of a model are in the log of a home whose server has ended."""
+    from deltalake import DeltaTable
+
+    command = [sys.executable, "-m", "sereno.answers.compactor", str(folder), "--once", model]
+    subprocess.run(command, check=True, capture_output=True, env=environments.variables(None))
+    actions = DeltaTable(folder / "answers" / model).get_add_actions(flatten=True)
+    return sum(pa.table(actions)["num_records"].to_pylist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +170,13 @@ class Campaign:
         ) as one:
             if not number:  # compiled modules and page cache are warm now
                 return
-            wrk(one.url, one.bodies, 16, WARM_SECONDS, load_on)
+            warmed = wrk(one.url, one.bodies, 16, WARM_SECONDS, load_on)
             measured = [measure(one, count, seconds, load_on) for count in connections]
             costs = asdict(one.server.memory()) | {"start": one.seconds}
+            if part == "log" and entry.name != "sereno-off":
+                one.server.stop()
+                answered = sum(run["requests"] - run["refused"] for run in [warmed, *measured])
+                costs["kept"] = kept(one.folder, FILES[model]) / answered  # a little over 1: wrk leaves when time is up
         if one.peer.venv and one.peer.venv not in self.python:
             self.python[one.peer.venv] = environments.installed(one.peer.venv)
         for run in measured:

@@ -87,6 +87,12 @@ def _tail(connections: int) -> Target:
     )
 
 
+def _kept(name: str, what: str) -> Target:
+    return Target(
+        part="log", what=what, least=1, measured=lambda runs: _median(runs, 64, name, lambda run: run.get("kept", 0.0))
+    )
+
+
 TARGETS = [
     _times("peers", "requests/s at 16 connections, × limit", 16, "sereno", "limit", least=0.7),
     _times("peers", "requests/s at 64 connections, × limit", 64, "sereno", "limit", least=0.7),
@@ -114,6 +120,8 @@ TARGETS = [
         "frame", "`predict` on pandas, 64 connections, × FastAPI and pandas by hand", 64, "sereno", "by hand", least=5
     ),
     _times("log", "`log = sync` at 64 connections, × `async`", 64, "sereno-sync", "sereno", least=0.3),
+    _kept("sereno", "`log = async`: answers in the log afterwards, × answered"),
+    _kept("sereno-sync", "`log = sync`: answers in the log afterwards, × answered"),
     _times(
         "start", "exec to first right answer, × FastAPI and numpy by hand", 16, "sereno", "by hand", "start", most=1.15
     ),

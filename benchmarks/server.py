@@ -82,6 +82,12 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all processes: by SIGTERM to the first, and by SIGKILL what is left ten seconds later."""
+        if self.process.poll() is not None and not self.pids():
+            return
         self.process.terminate()
         deadline = time.monotonic() + 10
         while self.process.poll() is None or self.pids():
@@ -123,6 +129,9 @@ class Server:
     def largest(self) -> int:
         """The process with the most memory: the worker, or one of them."""
         return max(self.pids(), key=_memory)
+
+    def cpu_of_largest(self) -> float:
+        return _cpu_seconds(self.largest())
 
     def memory(self) -> Memory:
         each = sorted(map(_memory, self.pids()))
