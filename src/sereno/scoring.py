@@ -85,16 +85,12 @@ class RowScorer:
 
     def _score_numbers(self, rows: Sequence[Row]) -> list[Row | str] | None:
         """The answers, where everything is as usual."""
-        matrix = np.array([self._features(row) for row in rows], dtype="float64")
+        features = self._features
+        matrix = np.array([features(row) for row in rows], dtype="float64")
         try:
             answer = self._scorer.predict_form(matrix)
         except Exception:  # noqa: BLE001 - the general way calls it again, finds the rows that cause it, and tells
             return None
-        columns = self._plain_columns(answer, len(rows))
-        return None if columns is None else list(zip(*columns, strict=True))
-
-    def _plain_columns(self, answer: Any, rows: int) -> list[list[Any]] | None:
-        """Each output's values, where the answer is arrays of the declared kinds with nothing out of bounds."""
         if isinstance(answer, dict) and list(answer) == self._outputs:
             arrays = list(answer.values())
         elif isinstance(answer, np.ndarray) and answer.ndim == 2 and not answer.dtype.names:
@@ -105,17 +101,17 @@ class RowScorer:
             return None
         columns = []
         for array, plain in zip(arrays, self._plain, strict=True):
-            if plain is None or not isinstance(array, np.ndarray) or array.shape != (rows,):
+            if plain is None or not isinstance(array, np.ndarray) or array.shape != (len(rows),):
                 return None
             kind, least, most = plain
             if array.dtype.kind != kind or array.dtype.itemsize > 8:
                 return None
             values = array.tolist()
-            for value in values:
-                if not least <= value <= most:  # NaN and infinity are not
-                    return None
-            columns.append(values)
-        return columns
+            # NaN and infinity are not between any two numbers
+            columns.append([value for value in values if least <= value <= most])
+            if len(columns[-1]) < len(values):
+                return None
+        return list(zip(*columns, strict=True))
 
 
 def _plain_bounds(column: Column) -> tuple[str, Any, Any] | None:

@@ -59,11 +59,19 @@ class Batch:
 
     def ids(self) -> list[bytes]:
         """The request of each row."""
+        if self.spans is None and len(self.requests) == 1:
+            return self.requests[0].ids(0, len(self.rows))
         spans = self.spans or [(0, len(w.rows)) for w in self.requests]
         return [one for w, span in zip(self.requests, spans, strict=True) for one in w.ids(*span)]
 
     def tell(self, answers: Sequence[Any]) -> None:
         """Give each request its own answers, and nobody else's."""
+        if self.spans is None and len(self.requests) == 1:
+            (waiting,) = self.requests
+            if not waiting.is_told:
+                waiting.is_told = True
+                waiting.tell(answers)
+            return
         if self.spans is None and len(self.requests) == len(self.rows):
             for waiting, answer in zip(self.requests, answers, strict=True):
                 if not waiting.is_told:  # else it was told that it was too late
@@ -122,7 +130,8 @@ class Batcher:
         self.name = name
         self.queued_rows = 0
         self.gather: Callable[[], None] | None = None  # hands in (by `submit`) what has arrived and is not decoded yet
-        self.is_on_loop = False  # until predict has shown that it is fast, it cannot hold up the loop
+        # until predict has shown that it is fast, it cannot hold up the loop; never while a batch is in the thread
+        self.is_on_loop = False
         self.predicting_since: float | None = None
         self._score = score
         self._max_batch_rows = max_batch_rows
@@ -133,7 +142,8 @@ class Batcher:
         self._clock = clock  # time.time, for the recorder
         self._loop = asyncio.get_running_loop()
         self._queue: list[Waiting] = []
-        self._is_scheduled = self._is_busy = False
+        self._is_busy = False  # a batch is in the thread; what arrives goes with the next
+        self._is_scheduled = False
         self._recent = deque([2 * LOOP_SECONDS] * 5, maxlen=5)  # what the last batches took
         self._row_seconds = 0.0  # a row takes, running mean
         self._in_flight: list[Waiting] = []  # what predict is at, in its thread
@@ -154,11 +164,6 @@ class Batcher:
         if not self._is_scheduled and not self._is_busy:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
-
-    @property
-    def is_at_once(self) -> bool:
-        """Whether what arrives now is predicted in this turn of the loop."""
-        return self.is_on_loop and not self._is_busy
 
     @property
     def room(self) -> int:
@@ -273,8 +278,9 @@ class Batcher:
         seconds = end - start
         self._recent.append(seconds)
         self._row_seconds += WEIGHT * (seconds / count - self._row_seconds)
-        # the median, since a process that had to wait for its core once has not become slow
-        self.is_on_loop = sorted(self._recent)[2] < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
+        if not self.is_on_loop or seconds >= LOOP_SECONDS:
+            # the median, since a process that had to wait for its core once has not become slow
+            self.is_on_loop = sorted(self._recent)[2] < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
         self._watcher.batch(self.name, count, start - batch.requests[0].since, seconds)
         good = [i for i, a in enumerate(answers) if type(a) is tuple]
         if len(good) < count:

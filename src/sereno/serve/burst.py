@@ -26,18 +26,14 @@ class Bursts:
     def __init__(self, service: Service, exchange: Exchange, live: Live) -> None:
         self.service, self.exchange, self.live = service, exchange, live
         self._items: list[tuple[Lane, bytes]] = []
-        live.batcher.gather = self.gather
-
-    @property
-    def is_open(self) -> bool:
-        """Whether predict is fast and at rest: only then is the next batch taken in this turn of the loop."""
-        return self.live.batcher.is_at_once and self.live.fetcher is None
+        self.batcher = live.batcher
+        self.batcher.gather = self.gather
 
     def add(self, lane: Lane, body: bytes) -> None:
         """A plain request; the lane keeps its place in the order of its connection until `lane.write` is called."""
         self._items.append((lane, body))
         if len(self._items) == 1:
-            self.live.batcher.wake()
+            self.batcher.wake()
 
     def gather(self) -> None:
         """Decode what has arrived, and hand it to the batcher as one piece."""
@@ -56,12 +52,13 @@ class Bursts:
                 self._refuse(lane, error, since)
             except Exception as error:  # noqa: BLE001 - a bug of ours: this caller is told its id, the others go on
                 self._refuse(lane, service.bug(error), since)
-        room = self.live.batcher.room
-        for lane in lanes[room:]:
-            self._refuse(lane, self.live.batcher.busy(), since)
+        room = self.batcher.room
+        if len(rows) > room:
+            for lane in lanes[room:]:
+                self._refuse(lane, self.batcher.busy(), since)
+            del lanes[room:], rows[room:]
         if rows:
-            burst = Burst(self, lanes[:room], rows[:room], since)
-            self.live.batcher.submit(burst)
+            self.batcher.submit(Burst(self, lanes, rows, since))
 
     def _refuse(self, lane: Lane, error: RequestError, since: float) -> None:
         lane.write(self.exchange, self.live, self.exchange.refuse(error), self.service.request_id(None), since)
@@ -71,10 +68,9 @@ class Burst(Waiting):
     """One row of each of many connections."""
 
     def __init__(self, bursts: Bursts, lanes: Sequence[Lane], rows: Sequence[Row], since: float) -> None:
+        self.rows, self.since = rows, since
+        self._bursts, self._lanes = bursts, lanes
         new_id = bursts.service.request_id
-        super().__init__(rows, b"", since)
-        self._bursts = bursts
-        self._lanes = lanes
         self._ids = [new_id(None) for _ in rows]
 
     def ids(self, first: int, count: int) -> list[bytes]:

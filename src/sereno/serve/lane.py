@@ -73,9 +73,19 @@ class Lane(HttpToolsProtocol):
             end = data.find(b"\r\n\r\n") + 4
             self.head = data[:end]
             known = self.service.heads.get(self.head)
-            if known is not None and len(data) == end + known.length and not self._is_with_application():
+            if (
+                known is not None
+                and len(data) == end + known.length
+                and (self.cycle is None or not self._is_with_application())
+            ):
                 bursts = known.bursts
-                if bursts is not None and not self.turns and bursts.is_open and data[end] == OBJECT:
+                if (
+                    bursts is not None
+                    and not self.turns
+                    and bursts.batcher.is_on_loop
+                    and not bursts.batcher.is_busy
+                    and data[end] == OBJECT
+                ):
                     self.url = known.url
                     self.turns.append(IN_BURST)
                     bursts.add(self, data[end:])
@@ -143,7 +153,8 @@ class Lane(HttpToolsProtocol):
             self.refuse(error, turn)
             return
         if given_id is None and length and not turn.close and head.count(b"\n") == len(self.headers) + 2:
-            bursts = service.bursts[hot[1].name] if hot[0].is_plain and service.least_logged > 200 else None
+            is_plain = hot[0].is_plain and hot[1].fetcher is None and service.least_logged > 200
+            bursts = service.bursts[hot[1].name] if is_plain else None
             service.remember(head, Head(*hot, self.url, self.headers, length, bursts))
         self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
 
