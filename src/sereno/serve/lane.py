@@ -79,13 +79,7 @@ class Lane(HttpToolsProtocol):
                 and (self.cycle is None or not self._is_with_application())
             ):
                 bursts = known.bursts
-                if (
-                    bursts is not None
-                    and not self.turns
-                    and bursts.batcher.is_on_loop
-                    and not bursts.batcher.is_busy
-                    and data[end] == OBJECT
-                ):
+                if bursts is not None and bursts.batcher.is_on_loop and not self.turns and data[end] == OBJECT:
                     self.url = known.url
                     self.turns.append(IN_BURST)
                     bursts.add(self, data[end:])
