@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sereno.answers.read import read_answers as read_answers
     from sereno.client import AsyncClient as AsyncClient
     from sereno.client import Client as Client
     from sereno.exceptions import SerenoError as SerenoError
@@ -34,6 +35,7 @@ _HOME = {
     "Secret": "model",
     "SerenoError": "exceptions",
     "ServerError": "exceptions",
+    "read_answers": "answers.read",
     "read_predictions": "predictions",
 }
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Secret",
     "SerenoError",
     "ServerError",
+    "read_answers",
     "read_predictions",
 ]
 

@@ -205,6 +205,20 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
     takes_model(one)
     one.add_argument("key", nargs="+", metavar="KEY", help="the key's values, in declared order")
     one.add_argument("--version", type=_positive, dest="number", metavar="V", help="of an older version")
+    one = command(
+        "log",
+        _log,
+        "what the online API answered, newest last",
+        "T is 2026-05-01, 2026-05-01T12:00 (UTC) or, for how long ago, 15m, 2h, 3d.",
+    )
+    takes_model(one)
+    one.add_argument("--since", metavar="T", help="only answers from this time on")
+    one.add_argument("--until", metavar="T", help="only answers before this time; of a date: until its end")
+    one.add_argument("--key", nargs="+", metavar="KEY", help="only answers of this key: its values, in declared order")
+    one.add_argument("--request", metavar="ID", help="only answers to this request")
+    one.add_argument("--limit", type=_positive, metavar="N", help="how many, the newest (20)")
+    one.add_argument("--compact", action="store_true", help="put all that was answered into the table now")
+    one.add_argument("--erase", nargs="+", metavar="KEY", help="remove the answers of this key for good: a person's")
     if own is None:
         one = command(
             "key",
@@ -521,6 +535,25 @@ def _key(options: argparse.Namespace) -> int:
         line,
     ]
     _output(options, {"key": key, "line": line}, says)
+    return DONE
+
+
+def _log(options: argparse.Namespace) -> int:
+    from sereno.answers.command import log
+
+    own = options.model_itself
+    model = own.name if own is not None else options.model
+    settings = _settings(options, own.file if own is not None else Path.cwd())
+    data, lines, notes = log(
+        settings,
+        model,
+        {name: getattr(options, name) for name in ("since", "until", "key", "request", "limit")},
+        compact=options.compact,
+        without=options.erase,
+    )
+    _output(options, data, lines)
+    for note in notes:
+        print(f"sereno: {note}", file=sys.stderr)
     return DONE
 
 

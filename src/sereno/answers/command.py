@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
@@ -14,23 +14,54 @@ import pyarrow as pa
 from sereno.answers.columns import part_of
 from sereno.answers.compact import Compactor, Done
 from sereno.answers.folder import DAMAGE
-from sereno.answers.read import Wanted, find_answers, models_with_answers, moment
+from sereno.answers.read import Wanted, find_answers, models_with_answers, moment, unknown
 from sereno.answers.tidy import erase, hand_over
 from sereno.exceptions import NotFoundError, SettingsError
 
+if TYPE_CHECKING:
+    from sereno.config import Settings
+
+LIMIT = 20
 SHOWN = 60  # characters of a value in a line
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def log(
+    settings: Settings, model: str, wanted: Mapping[str, Any], *, compact: bool, without: Sequence[str] | None
+) -> tuple[Any, list[str], list[str]]:
+    """What the command prints: as JSON, as lines, and what there is to say beside it.
+
+    `wanted` are its options that choose answers, `without` is the key to be erased.
+    """
+    home = settings.home.absolute()
+    given = [f"--{name}" for name, value in wanted.items() if value is not None]
+    if (compact or without is not None) and given:
+        raise SettingsError(
+            f"{given[0]} chooses answers to show; with --compact or --erase none are shown. Leave it out."
+        )
+    if model not in models_with_answers(home):
+        raise NotFoundError(unknown(home, model))
+    notes = list(damage_lines(home, model))
+    if without is not None:
+        erased = erase(Compactor(home, model), without).erased
+        says = f"Erased {erased:,} answers of key {', '.join(without)}: they are in no file of the log any more."
+        return {"erased": erased}, [says], notes
+    if compact:
+        done, kept_back = compact_now(home, model, settings.model(model, {}).log_days)
+        return msgspec.to_builtins(done), list(done_lines(done, model)), [*notes, *kept_back_lines(kept_back)]
+    answers = newest_answers(home, model, **{**wanted, "limit": wanted["limit"] or LIMIT})
+    return answers, list(answer_lines(answers, model)), notes
 
 
 def newest_answers(
     home: Path,
     model: str,
     *,
-    since: str | None = None,
-    until: str | None = None,
-    key: Sequence[str] | None = None,
-    request: str | None = None,
-    limit: int = 20,
+    since: str | None,
+    until: str | None,
+    key: Sequence[str] | None,
+    request: str | None,
+    limit: int,
 ) -> list[dict[str, Any]]:
     """The newest answers that are wanted, oldest first, as JSON has them."""
     wanted = Wanted(
@@ -86,32 +117,23 @@ def damage_lines(home: Path, model: str) -> Iterator[str]:
 
 
 def compact_now(home: Path, model: str, days: int) -> tuple[Done, list[str]]:
-    """Put all that was answered until now into the table; also say which processes did not hand over what they have."""
-    _require(home, model)
+    """Put all that was answered until now into the table; also the pids of those that did not hand over what they have."""
     compactor = Compactor(home, model)
     kept_back = hand_over(compactor)
     return compactor.compact(days=days), kept_back
 
 
-def done_lines(done: Done, model: str, kept_back: Sequence[str]) -> Iterator[str]:
-    yield f"{done.answers:,} answers of {model} from {done.segments:,} segments were put into the table."
+def done_lines(done: Done, model: str) -> Iterator[str]:
+    yield f"Put {done.answers:,} answers of {model} into the table, from {done.segments:,} segments."
     if done.dropped_days:
-        yield f"{done.dropped_days:,} days were too old and were dropped."
+        yield f"Dropped {done.dropped_days:,} days that were too old."
     if done.joined_files:
-        yield f"{done.joined_files:,} small files were joined."
-    if kept_back:
-        yield f"The process {', '.join(kept_back)} did not hand over what it has; the compactor takes it later."
+        yield f"Joined {done.joined_files:,} small files."
 
 
-def erase_now(home: Path, model: str, key: Sequence[str]) -> int:
-    """Remove the answers of a key up to this moment; how many there were."""
-    _require(home, model)
-    return erase(Compactor(home, model), key).erased
-
-
-def _require(home: Path, model: str) -> None:
-    if model not in models_with_answers(home):
-        raise NotFoundError(f"No answers of model {model!r} are kept in {home}.")
+def kept_back_lines(pids: Sequence[str]) -> Iterator[str]:
+    for pid in pids:
+        yield f"The process {pid} did not hand over its newest answers; they are in its segment until it does or ends."
 
 
 def time_of(text: str, option: str, *, end: bool = False) -> datetime:

@@ -130,7 +130,7 @@ class Watch:
 
     def _start(self, model: str, stop: threading.Event) -> None:
         days = [f"--days={model}={self._days[model]}"] if model in self._days else []
-        command = [sys.executable, "-m", "sereno.answers.compactor", str(self._home), "--once", model, *days]
+        command = [sys.executable, "-P", "-m", "sereno.answers.compactor", str(self._home), "--once", model, *days]
         with subprocess.Popen(command) as process:
             while process.poll() is None:
                 if stop.wait(0.1):

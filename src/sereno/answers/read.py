@@ -101,14 +101,18 @@ def models_with_answers(home: Path) -> list[str]:
     return sorted(tables | {folder.name for folder in (home / ".sereno" / "answers").glob("*") if folder.is_dir()})
 
 
+def unknown(home: Path, model: str) -> str:
+    there = ", ".join(models_with_answers(home)) or "none"
+    return (
+        f"No answers of model {model!r} are kept in {home} (models with answers: {there}). `sereno serve` keeps them, unless "
+        "the setting `log` is off."
+    )
+
+
 def find_answers(home: Path, model: str, wanted: Wanted) -> pa.Table:
     """The answers that are wanted, oldest first. Raises NotFoundError, BusyError and StorageError."""
-    there = models_with_answers(home)
-    if model not in there:
-        raise NotFoundError(
-            f"No answers of model {model!r} are kept in {home} (of: {', '.join(there) or 'none'}). `sereno serve` keeps them "
-            "unless the setting `log` is off."
-        )
+    if model not in models_with_answers(home):
+        raise NotFoundError(unknown(home, model))
     compactor = Compactor(home, model)
     for _ in range(TRIES):
         try:
