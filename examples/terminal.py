@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+PATIENCE_SECONDS = 60
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -80,6 +81,8 @@ class Terminal:
         """
         process = self._start(command, " &")
         assert process.stdout is not None
+        impatience = threading.Timer(PATIENCE_SECONDS, process.kill)
+        impatience.start()
         try:
             seen = ""
             for line in process.stdout:
@@ -89,10 +92,12 @@ class Terminal:
                     break
             else:
                 sys.exit(f"\nThe demo stops: the last command should go on, but ended with {process.wait()}.")
+            impatience.cancel()
             rest = threading.Thread(target=self._show, args=[process.stdout], daemon=True)
             rest.start()
             yield found[1]
         finally:
+            impatience.cancel()
             process.terminate()
             process.wait()
         rest.join()

@@ -1,10 +1,10 @@
 """Asks Sereno for recommendations, as a web developer's code would.
 
     python ask.py 1104                     for customer 1104, with an empty basket
-    python ask.py 1104 101 1010            with two products in the basket
+    python ask.py 1104 1210 1213           with two products in the basket
     python ask.py 1104 --again 500         500 times over one connection, and how long that takes
 
-101 is cheese from the counter and 1010 Italian wine: data/products.csv has all numbers.
+1210 is spaghetti and 1213 a good sauce for it: data/products.csv has all numbers.
 """
 
 import argparse

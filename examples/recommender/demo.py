@@ -36,10 +36,10 @@ def tell(terminal: Terminal, keep: bool, open_browser: bool) -> None:
             "The shop's programs ask over HTTP. What the customer bought before, Sereno fetches from the shop's database."
         )
         terminal.run("python", "ask.py", CUSTOMER, "--sereno", url)
-        say("With Italian wine and cheese from the counter in the basket, other products are likely:")
-        terminal.run("python", "ask.py", CUSTOMER, "1010", "101", "--sereno", url, "--again", "500")
-        say("A new customer, of whom the shop knows nothing, gets an answer too:")
-        terminal.run("python", "ask.py", "1000000", "601", "814", "--sereno", url)
+        say("With spaghetti and a good pasta sauce in the basket, other products become likely:")
+        terminal.run("python", "ask.py", CUSTOMER, "1210", "1213", "--sereno", url, "--again", "500")
+        say("A new customer, of whom the shop knows nothing, gets an answer too. Here with avocados and salsa:")
+        terminal.run("python", "ask.py", "1000000", "827", "1229", "--sereno", url)
         say(f"What it counts for a monitoring system, at {url}/metrics, among others:")
         show_metrics(url)
         if keep:

@@ -227,6 +227,15 @@ def test_the_shop_passes_on_what_the_model_answers(shop: str, module: dict[str, 
         assert found["milliseconds"] > 0
 
 
+def test_the_answer_on_the_page_is_the_one_that_comes(served: Server) -> None:
+    page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^curl http://127\.0\.0\.1:8000/predict -d '(.*)'$", page, re.MULTILINE)
+    (first,) = re.findall(r'^{"products": \[({.*?}), …\]}$', page, re.MULTILINE)
+    answer = httpx.post(f"{served.url}/predict", content=body).json()["products"][0]
+    assert answer | {"score": round(answer["score"], 2)} == json.loads(first)
+    assert f"client.predict({body})" in page
+
+
 def test_an_order_counts_for_the_next_recommendations(shop: str, folder: Path, module: dict[str, Any]) -> None:
     customer = module["read"](module["database"])[-1]["customer_id"] + 1
     before = recommended(shop, customer)["products"]

@@ -55,7 +55,7 @@ def client(folder: Path) -> Iterator[sereno.Client]:
 def test_notebook_and_batch_agree(folder: Path, published: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     model = load_model(folder / "recommender.py")
-    monkeypatch.delitem(sys.modules, "recommender")
+    del sys.modules["recommender"]  # other tests have a model file of that name too
     assert model.read_function is not None
     scores = model.score(model.read_function(folder / "shop.sqlite"))
     assert scores.rejects == []
