@@ -1,19 +1,17 @@
 """`/openapi.json`, and `/docs`: Swagger UI, with all that it needs from this server alone.
 
 Swagger UI comes from the package swagger-ui-bundle-v2 (Apache-2.0). The page may load and reach nothing but this server,
-which it says of itself in its Content-Security-Policy.
+which it says of itself in its Content-Security-Policy. What makes them is imported at the first request, so that no server
+starts later for it.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sereno.serve import openapi
-from sereno.serve.snippets import address, curl, python
 from sereno.serve.wire import JSON, Reply, Request, RequestError, Route
 
 if TYPE_CHECKING:
@@ -41,7 +39,9 @@ def routes(service: Service) -> list[Route]:
     made: list[bytes] = []
 
     def document(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
-        if not made:  # at the first request, so that no server waits for it when it starts
+        if not made:
+            from sereno.serve import openapi
+
             made.append(openapi.encode(service))
         return Reply(200, made[0], JSON, (*SAFE, ONCE))
 
@@ -67,11 +67,15 @@ def _file(service: Service, request: Request, parameters: dict[str, str]) -> Rep
 @cache
 def _swagger_ui() -> Path:
     """The folder of its files, which has its version in its name."""
+    from importlib.resources import files
+
     vendor = files("swagger_ui_bundle") / "vendor"
     return next(Path(str(folder)) for folder in vendor.iterdir() if folder.name.startswith("swagger-ui-"))
 
 
 def _html(service: Service) -> str:
+    from sereno.serve.snippets import address
+
     models = "\n".join(_model(service, live) for live in service.lives.values())
     title = escape(", ".join(service.lives))
     return f"""<!doctype html>
@@ -98,6 +102,8 @@ def _html(service: Service) -> str:
 
 
 def _model(service: Service, live: Live) -> str:
+    from sereno.serve.snippets import curl, python
+
     return f"""<section>
 <h1>{escape(live.name)} <small>version {escape(live.version)}</small></h1>
 <pre><code>{escape(curl(service, live))}</code></pre>

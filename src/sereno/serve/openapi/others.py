@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sereno.serve.openapi.parts import ANYWHERE, ASKING, Document, errors, ref, success
 from sereno.serve.protocols.tensors import datatype_of
@@ -179,7 +180,7 @@ def _infer_example(live: Live) -> Document:
             continue
         value = row[column.name]
         if column.kind in ("list", "row"):
-            value = json.dumps(value)
+            value = msgspec.json.encode(value).decode()
         inputs.append({"name": column.name, "shape": [1], "datatype": datatype_of(column.kind), "data": [value]})
     return {"row": {"value": {"inputs": inputs}}}
 
