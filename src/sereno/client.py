@@ -254,7 +254,7 @@ class _Call:
             return self._wait(self._unavailable(f"it could not be reached within {seconds:g} s"), 0, error)
         if isinstance(error, httpx.TimeoutException):
             raise self._not_in_time() from error
-        if _is_tls(error):
+        if _is_distrust(error):
             raise self._error(
                 ServerError,
                 f"its certificate is not accepted ({error}). `certificate=` names the authority that signed it",
@@ -327,9 +327,10 @@ def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_tls(error: BaseException | None) -> bool:
+def _is_distrust(error: BaseException | None) -> bool:
+    """Whether the server's certificate was refused, which no other try would change."""
     while error is not None:
-        if isinstance(error, ssl.SSLError):
+        if isinstance(error, ssl.SSLCertVerificationError):
             return True
         error = error.__cause__ or error.__context__
     return False
