@@ -1,5 +1,6 @@
 """README.md, followed from top to bottom in a fresh folder by a reader who types every block."""
 
+import json
 import os
 import re
 import shlex
@@ -17,11 +18,13 @@ import pytest
 from sereno.adapters.sql import bind
 from sereno.config import load_settings
 from sereno.schedule import check_schedule, last_interval
+from tests.acceptance.server import Server
 
 ROOT = Path(__file__).parents[2]
 
 # Known, and not run here, each for its reason. A line that is in neither list and cannot be run fails the test.
 NOT_RUN = {
+    "make shop": "goes on until Ctrl-C; test_example_recommender.py tests the shop",
     "make demo": "is run by hand and by CI's users; test_example_credit_scoring.py tests its parts",
     "make test": "is what runs this",
     "make build": "test_script_block.py builds the wheel",
@@ -63,6 +66,7 @@ class Reader:
 
     folder: Path
     printed: str = ""
+    server: Server | None = None  # what `sereno serve` started, on a port of its own
     skipped: list[str] = field(default_factory=list)
 
     def follow(self, block: Block) -> None:
@@ -78,6 +82,10 @@ class Reader:
                 self.settings(block)
             case "text":
                 self.compare(block)
+            case "json":
+                told = json.loads(self.printed.splitlines()[-1])
+                shown = json.loads(block.text)
+                assert {name: told[name] for name in shown} == shown, f"README.md:{block.line}: not so: {told}"
             case "crontab":
                 self.cron(block)
             case other:
@@ -87,16 +95,21 @@ class Reader:
         if shlex.join(words).replace("'", "") in NOT_RUN:
             self.skipped.append(shlex.join(words).replace("'", ""))
             return
-        starts = {"sereno": [sys.executable, "-m", "sereno"], "python": [sys.executable]}
+        if words[:2] == ["sereno", "serve"]:
+            self.server = Server(self.folder, *words[2:]).__enter__()
+            return
+        starts = {"curl": ["curl", "-sS"], "sereno": [sys.executable, "-m", "sereno"], "python": [sys.executable]}
         assert words[0] in starts, f"README.md:{block.line}: {shlex.join(words)!r} is neither run nor known"
         self.start([*starts[words[0]], *words[1:]], code, block)
 
     def start(self, arguments: list[str], code: int, block: Block) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SERENO_")}
+        if self.server is not None:
+            arguments = [a.replace("localhost:8000", self.server.url.removeprefix("http://")) for a in arguments]
         done = subprocess.run(arguments, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         where = f"README.md:{block.line}: {shlex.join(arguments)[:200]}"
         assert done.returncode == code, f"{where} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        self.printed += done.stdout
+        self.printed += done.stdout if done.stdout.endswith("\n") else f"{done.stdout}\n"
 
     def settings(self, block: Block) -> None:
         """Tables that sereno.toml lacks are added to it; others are an alternative, which is read by itself."""
@@ -140,8 +153,12 @@ class Reader:
 
 def test_following_the_readme(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
-    for block in blocks():
-        reader.follow(block)
+    try:
+        for block in blocks():
+            reader.follow(block)
+    finally:
+        if reader.server is not None:
+            reader.server.__exit__(None, None, None)
     assert sorted(reader.skipped) == sorted(NOT_RUN)
 
     # What it says lands where:
