@@ -433,3 +433,53 @@ def _stuck(server: Server, x: float, client: httpx.Client | None = None) -> None
     with contextlib.suppress(httpx.HTTPError):  # its worker was killed
         ask = (client or httpx).post
         assert ask(f"{server.url}/predict", json={"id": 1, "x": x}, timeout=PATIENCE).status_code in (503, 504)
+
+
+# Campaigns
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_two_hundred_reloads_lose_no_request(folder: Path, kind: str) -> None:
+    where = ("--unix", str(folder / "api.sock")) if kind == "unix" else ()
+    with Server(folder, "total.py", "--workers", "2", *where) as server, contextlib.ExitStack() as stack:
+        loads = [stack.enter_context(callers(server, keep_alive=keep_alive)) for keep_alive in (True, False)]
+        for weight in range(3, 203):
+            (folder / "weight.txt").write_text(str(weight))
+            server.reload()
+            for load in loads:
+                load.wait_for(50, weight=float(weight))
+        assert len(server.workers()) <= 6
+    for load in loads:
+        assert not load.failures
+        assert not load.refused
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["tcp", "tcp, 1 worker", "unix"])
+def test_fifty_ends_lose_no_request(folder: Path, kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = ("--unix", str(folder / "api.sock")) if kind == "unix" else ("--port", str(port))
+    workers = "1" if "1" in kind else "2"
+    with contextlib.ExitStack() as stack:
+        loads: list[Load] = []
+        for _ in range(50):
+            with Server(folder, "total.py", "--workers", workers, *where) as server:
+                if not loads:
+                    loads = [
+                        stack.enter_context(callers(server, keep_alive=keep_alive)) for keep_alive in (True, False)
+                    ]
+                for load in loads:
+                    load.wait_for(100)
+                assert server.stop() == 0
+    for load in loads:
+        assert not load.failures
+        assert load.refused
+
+
+def callers(server: Server, *, keep_alive: bool) -> Load:
+    unix = server.told["unix"]
+    if unix is not None:
+        return Load(unix=Path(unix), keep_alive=keep_alive)
+    return Load(server.port, keep_alive=keep_alive)

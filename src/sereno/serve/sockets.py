@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sereno.exceptions import BusyError, SettingsError
-from sereno.settings import ServeSettings
+from sereno.settings import ServeSettings, Settings
 from sereno.storage import exclusive
 
 BACKLOG = 2048  # connections that wait for a worker; the kernel may allow fewer
@@ -121,12 +121,15 @@ def is_open(serve: ServeSettings) -> bool:
     return serve.unix is None and not all(ipaddress.ip_address(a).is_loopback for _, a in resolve(serve.host))
 
 
-def refuse_openness(serve: ServeSettings, *, has_keys: bool) -> None:
-    """Raise SettingsError where the server would be open to a network without keys or TLS, and nobody said that it may."""
+def refuse_openness(settings: Settings) -> None:
+    """Raise SettingsError where a network could reach the server without keys or TLS, and nobody said that it may."""
+    from sereno.serve.gate import read_keys
+
+    serve = settings.serve
     if not is_open(serve):
         return
     missing = []
-    if not has_keys and not serve.no_auth:
+    if not serve.no_auth and not read_keys(settings):
         missing.append(
             "API keys (`sereno key` makes one; its line goes into the file of --keys-file), or say --no-auth: then whoever "
             "reaches the address may ask"

@@ -16,12 +16,9 @@ import contextlib
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import replace
 
 import msgspec
 
@@ -32,23 +29,23 @@ from sereno.serve.compacting import Compacting
 from sereno.serve.control import (
     Accept,
     Belongs,
-    Control,
     Drain,
     Failed,
     Job,
     Ready,
     Release,
-    ToWorker,
     close_all,
     from_worker,
 )
 from sereno.serve.options import Options
-from sereno.serve.sockets import Listening
+from sereno.serve.process import Phase, Worker, start_worker
+from sereno.serve.sockets import Listening, refuse_openness
 from sereno.serve.watching import Watcher
 from sereno.settings import Settings
 
 PATIENCE = 0.5  # seconds between two looks at the heartbeats
 BEAT_GRACE = 2.0  # on top of what predict may take; the loop beats several times a second
+LATE = 60.0  # a worker that takes longer to start is worth a word
 QUICK = 10.0  # a worker that dies within so many seconds after it was ready counts as failing
 LONGEST_PAUSE = 30.0  # before a worker that fails again and again is started once more
 ACCEPTING = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}  # seconds; balancers are slower to learn of it than people
@@ -56,57 +53,6 @@ RESERVE = 1.0  # of the time to drain, so that a worker ends by itself before it
 CHANGED = 0  # what the watcher writes among the numbers of signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-class Phase(Enum):
-    """Of a worker."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-@dataclass(eq=False)
-class Worker:
-    """A process, from its start to its end."""
-
-    process: subprocess.Popen[bytes]
-    control: Control
-    place: int = 0  # whose sockets it takes connections from
-    generation: int = 0
-    slot: int = 0  # of the board
-    phase: Phase = Phase.STARTING
-    ready_at: float = 0.0
-    ready: Ready | None = None
-    failed: Failed | None = None
-    belongs: list[str] = field(default_factory=list)  # what it reads, for the watcher
-    accepts: set[int] = field(default_factory=set)  # places
-    kill_at: float | None = None
-    is_hung: bool = False
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def send(self, message: ToWorker, descriptors: list[int] | None = None) -> None:
-        with contextlib.suppress(OSError):  # it is gone, or hangs: both are seen elsewhere
-            self.control.send(message, descriptors or ())
-
-
-def start_worker() -> Worker:
-    """A new interpreter, which waits for its job. The first one starts before there are settings."""
-    control, theirs = Control.pair()
-    warnings = [f"-W{option}" for option in sys.warnoptions]
-    with theirs:
-        # -P: a module in the folder where the server was started is not taken for one of ours
-        process = subprocess.Popen(
-            [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what a model prints is log; stdout is for what scripts read
-            process_group=0,  # Ctrl-C at a terminal is the supervisor's affair
-        )
-    return Worker(process, control)
 
 
 class Supervisor:
@@ -145,6 +91,7 @@ class Supervisor:
         self._ends_at: float | None = None  # when whoever is left is killed
         self._error: SerenoError | None = None
         self._was_killed = False
+        self._has_terminal = False
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
         self._watcher = Watcher(self._has_changed) if watch else None
@@ -169,6 +116,7 @@ class Supervisor:
     # Workers come
 
     def _start(self, place: int, generation: int) -> None:
+        """Raises OSError where the system has no room for another process."""
         taken = {worker.slot for worker in self._workers}
         slot = next((slot for slot in range(1, self._board.slots) if slot not in taken), None)
         if slot is None:  # many hang, and have not ended yet
@@ -294,11 +242,17 @@ class Supervisor:
         self._next = self._generation + 1
         try:
             self._next_settings = self._options.settings()
+            # what listens is what was opened at the start
+            opened = {name: getattr(self._settings.serve, name) for name in ("host", "port", "unix")}
+            refuse_openness(replace(self._next_settings, serve=replace(self._next_settings.serve, **opened)))
         except SerenoError as error:
             self._refuse(str(error))
             return
-        for place in range(self._count):
-            self._start(place, self._next)
+        try:
+            for place in range(self._count):
+                self._start(place, self._next)
+        except OSError as error:
+            self._refuse(f"no worker can be started: {error.strerror}.")
 
     def _switch(self) -> None:
         """The next generation is the one in service; the old one finishes what it has."""
@@ -384,22 +338,28 @@ class Supervisor:
                 self._stop()
                 return
             self._spread()
-            pause = self._start_again(worker)
-            what = why if worker.phase is Phase.STARTING else f"worker {worker.pid} {how}."
+            was_ready = worker.phase is Phase.READY
+            if was_ready and time.monotonic() - worker.ready_at > QUICK:
+                self._failures[worker.place] = 0
+            pause = self._start_later(worker.place, at_once=was_ready)
+            what = f"worker {worker.pid} {how}." if was_ready else why
             when = f"in {pause:g} s" if pause else "now"
             self._note(f"{what} Another one starts {when}.")
 
-    def _start_again(self, worker: Worker) -> float:
-        """Have another worker started in its place, later if it has failed before. Returns the pause."""
-        lived = worker.phase is Phase.READY and time.monotonic() - worker.ready_at > QUICK
-        failures = 0 if lived else self._failures[worker.place]
-        self._failures[worker.place] = failures + 1
-        if worker.phase is Phase.READY and not failures:
-            pause = 0.0
-        else:
-            pause = min(LONGEST_PAUSE, 2.0 ** min(10, max(0, failures - (worker.phase is Phase.READY))))
-        self._due[worker.place] = time.monotonic() + pause
+    def _start_later(self, place: int, *, at_once: bool = False) -> float:
+        """Have a worker started in 1, 2, 4 … seconds, as often as it failed there; the first time perhaps at once."""
+        failures = self._failures[place]
+        pause = 0.0 if at_once and not failures else min(LONGEST_PAUSE, 2.0 ** min(10, failures))
+        self._failures[place] += 1
+        self._due[place] = time.monotonic() + pause
         return pause
+
+    def _replace(self, place: int) -> None:
+        try:
+            self._start(place, self._generation)
+        except OSError as error:
+            pause = self._start_later(place)
+            self._note(f"no worker can be started: {error.strerror}. The next try is in {pause:g} s.")
 
     def _fold(self, worker: Worker) -> None:
         """Keep what it has counted, and free its slot."""
@@ -424,7 +384,7 @@ class Supervisor:
             worker.kill_at = time.monotonic()
         self._board.set_state(worker.slot, State.HUNG)
         self._spread()
-        self._start(worker.place, worker.generation)
+        self._replace(worker.place)
 
     # Times and signals
 
@@ -446,7 +406,11 @@ class Supervisor:
         if self._is_announced:  # if none ever gets ready, none is started again
             for place in [place for place, due in self._due.items() if due <= now]:
                 del self._due[place]
-                self._start(place, self._generation)
+                self._replace(place)
+        for worker in self._workers:
+            if worker.phase is Phase.STARTING and not worker.is_late and now - worker.started_at > LATE:
+                worker.is_late = True
+                self._note(f"worker {worker.pid} has been loading for {LATE:g} s.")
         if self._ends_at is None:
             for worker in [w for w in self._workers if w.phase is Phase.READY]:
                 self._look_at(worker)
@@ -468,6 +432,7 @@ class Supervisor:
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
         wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._has_terminal = has_terminal() and before[signal.SIGHUP] is not signal.SIG_IGN  # else under nohup
         try:
             yield
         finally:
@@ -486,7 +451,9 @@ class Supervisor:
             self._bury()
         for number in {signal.SIGTERM, signal.SIGINT} & numbers:
             self._stop(ACCEPTING[signal.Signals(number)])
-        if {signal.SIGHUP, CHANGED} & numbers:
+        if signal.SIGHUP in numbers and self._has_terminal and not has_terminal():
+            self._stop()  # whoever started it has closed the window
+        elif {signal.SIGHUP, CHANGED} & numbers:
             self._reload()
 
     # The end
@@ -515,6 +482,8 @@ class Supervisor:
 
     def _end(self) -> None:
         """Nothing that was started is left, whatever ended us."""
+        if self._watcher is not None:
+            self._watcher.stop()
         self._listening.close()
         if self._first is not None:
             self._first.process.kill()
@@ -530,6 +499,15 @@ class Supervisor:
         self._waker.close()
         self._board.close()
         self._listening.held.close()
+
+
+def has_terminal() -> bool:
+    """Whether this process belongs to a terminal that is still there."""
+    try:
+        with open("/dev/tty", "rb"):
+            return True
+    except OSError:
+        return False
 
 
 def _error(failed: Failed | None, why: str) -> SerenoError:

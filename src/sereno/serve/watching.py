@@ -25,6 +25,7 @@ class Watcher(threading.Thread):
         self._paths: frozenset[str] = frozenset()
         self._known = ""  # how the files looked that are in service, or were refused
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def belong(self, paths: Iterable[str]) -> None:
         """Look at these, files and folders, too."""
@@ -42,10 +43,13 @@ class Watcher(threading.Thread):
             self._paths = frozenset(paths)
             self._known = looks(self._paths) if seen is None else seen
 
+    def stop(self) -> None:
+        """No word comes any more, but perhaps the one that is on its way."""
+        self._stopped.set()
+
     def run(self) -> None:
-        pause = threading.Event()
         before = ""
-        while not pause.wait(self._seconds):
+        while not self._stopped.wait(self._seconds):
             with self._lock:
                 now = looks(self._paths)
                 has_changed = now != self._known and now == before

@@ -155,7 +155,7 @@ class Serving:
         for sock in sockets:
             stop_connects(sock)
         closed = self._loop.time() + HANDSHAKE_SECONDS
-        while self._loop.time() < min(closed, self._deadline) or has_waiting(sockets):
+        while self._loop.time() < self._deadline and (self._loop.time() < closed or has_waiting(sockets)):
             await asyncio.sleep(0.01)
 
     def _look(self) -> None:
