@@ -35,9 +35,9 @@ def tell(terminal: Terminal, keep: bool, open_browser: bool) -> None:
         say(
             "The shop's programs ask over HTTP. What the customer bought before, Sereno fetches from the shop's database."
         )
-        terminal.run("python", "ask.py", CUSTOMER, "--sereno", url)
+        terminal.run("python", "ask.py", CUSTOMER, "--sereno", url, "--again", "500")
         say("With spaghetti and a good pasta sauce in the basket, other products become likely:")
-        terminal.run("python", "ask.py", CUSTOMER, "1210", "1213", "--sereno", url, "--again", "500")
+        terminal.run("python", "ask.py", CUSTOMER, "1210", "1213", "--sereno", url)
         say("A new customer, of whom the shop knows nothing, gets an answer too. Here with avocados and salsa:")
         terminal.run("python", "ask.py", "1000000", "827", "1229", "--sereno", url)
         say(f"What it counts for a monitoring system, at {url}/metrics, among others:")
@@ -49,6 +49,9 @@ def tell(terminal: Terminal, keep: bool, open_browser: bool) -> None:
                 browse(shop, open_browser)
 
     heading("Every answer was kept, with its input")
+    terminal.run("sereno", "log", "recommender", "--limit", "3")
+    say("Somebody wants to be forgotten:")
+    terminal.run("sereno", "log", "recommender", "--erase", CUSTOMER)
     terminal.run("sereno", "log", "recommender")
 
 
