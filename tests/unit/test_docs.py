@@ -74,7 +74,8 @@ def test_arguments_are_named_as_in_the_readme(command: str) -> None:
     shown = re.search(rf"^\| `sereno {command} ?([^`]*)`", README, re.MULTILINE)
     assert shown is not None
     positional = [a for a in parsers()[command]._actions if not a.option_strings]
-    assert shown[1].split() == [f"{a.metavar}{'...' if a.nargs == '+' else ''}" for a in positional]
+    forms = {"+": "{}...", "*": "[{}...]"}
+    assert shown[1].split() == [forms.get(str(a.nargs), "{}").format(a.metavar) for a in positional]
 
 
 def test_every_setting_has_its_row() -> None:
