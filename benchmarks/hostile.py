@@ -78,9 +78,19 @@ def changed_row(draw: random.Random) -> dict[str, Any]:
 
 def wrong_rows(draw: random.Random) -> bytes:
     rows = [changed_row(draw) for _ in range(draw.choice([1, 1, 1, 2, 50]))]
-    shapes: list[Any] = [rows[0], rows, {"instances": rows}, {"inputs": rows}, {"dataframe_records": rows}]
-    shapes += [{"dataframe_split": {"columns": list(rows[0]), "data": [list(rows[0].values())]}}]
-    return post(draw.choice(PATHS), json.dumps(draw.choice(shapes)).encode("utf-8", "surrogatepass"))
+    split = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    as_tensors = [
+        {"name": name, "shape": [len(rows)], "datatype": "FP64", "data": values} for name, values in columns.items()
+    ]
+    forms: list[tuple[str, Any]] = [("/predict", rows[0]), ("/models/live/predict", rows)]
+    forms += [("/v1/models/live:predict", {"instances": rows}), ("/v2/models/live/infer", {"inputs": as_tensors})]
+    forms += [("/invocations", {"inputs": columns}), ("/invocations", {"dataframe_split": split})]
+    forms += [("/invocations", {"dataframe_records": rows}), ("/invocations", {"instances": rows})]
+    path, value = draw.choice(forms)
+    if draw.random() < 0.1:
+        path = draw.choice(PATHS)
+    return post(path, json.dumps(value).encode("utf-8", "surrogatepass"))
 
 
 def broken_json(draw: random.Random) -> bytes:

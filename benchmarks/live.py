@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ import pyarrow as pa
 
 from benchmarks import environments, live_report, prepare, report
 from benchmarks.peers_live.known import FILES, PEERS, Peer
-from benchmarks.server import Server, ServerFailed, cores, free_port, wrk
+from benchmarks.server import Server, ServerFailed, cores, free_port, require_wrk, wrk
 from benchmarks.verify import WrongOutput, check_answers
 from benchmarks.workload import DATA, FOLDER, LOGS
 
 CONNECTIONS = (1, 16, 64)
 ROUNDS, SECONDS = 3, 8  # with fewer it is but a try
 WARM_SECONDS = 1
+# A peer that fails so is left out, the others go on. Lookup and value errors: an answer of another shape than expected.
+LEAVE_OUT = (ServerFailed, WrongOutput, environments.CannotInstall, HTTPException, ImportError, OSError)
+LEAVE_OUT += (LookupError, TypeError, ValueError, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,7 @@ class Campaign:
                     continue
                 try:
                     self._once(part, entry, model, connections, seconds, number)
-                except (ServerFailed, WrongOutput, environments.CannotInstall, ImportError, OSError) as error:
+                except LEAVE_OUT as error:
                     self.left_out[f"{part}: {entry.name}"] = f"{type(error).__name__}: {error}"
                     print(f"LEFT OUT: {part}: {entry.name}: {error}", flush=True)
                     self.runs[part] = [run for run in self.runs.get(part, []) if run["name"] != entry.name]
@@ -249,15 +252,20 @@ PARTS: dict[str, Callable[[Campaign, argparse.Namespace], None]] = {
 
 
 def live(arguments: argparse.Namespace) -> None:
-    if not shutil.which("wrk"):
-        raise SystemExit("wrk is not here: apt-get install wrk")
+    require_wrk()
     campaign = Campaign()
     parts = arguments.parts or (["peers"] if arguments.peers else list(PARTS))
-    for part in parts:
-        PARTS[part](campaign, arguments)
+    try:
+        for part in parts:
+            PARTS[part](campaign, arguments)
+    finally:  # what was measured is kept even if the rest cannot be
+        _save(campaign, arguments)
+
+
+def _save(campaign: Campaign, arguments: argparse.Namespace) -> None:
     tables = {
-        f"{part}: {PARTS[part].__doc__.splitlines()[0]}": live_report.table(campaign.runs.get(part, []))
-        for part in parts
+        f"{part}: {PARTS[part].__doc__.splitlines()[0]}": live_report.table(runs)
+        for part, runs in campaign.runs.items()
     }
     tables["Targets"] = live_report.targets_table(campaign.runs)
     facts = {"conditions": campaign.conditions, "left_out": campaign.left_out, "environments": campaign.python}

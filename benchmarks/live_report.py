@@ -19,7 +19,17 @@ def table(runs: list[Run]) -> str:
 def _table_of(runs: list[Run], connections: int) -> str:
     here = [run for run in runs if run["connections"] == connections]
     heads = [f"{connections} connection{'s' * (connections > 1)}", "req/s (min–max)", "× limit", "× best by hand"]
-    heads += ["p50 ms", "p99 ms", "p99 / p50", "CPU µs each", "worker RSS MB", "worker PSS MB", "all PSS MB", "start s"]
+    heads += [
+        "p50 ms",
+        "p99 ms",
+        "p99 / p50",
+        "CPU µs each",
+        "of it worker",
+        "worker RSS MB",
+        "worker PSS MB",
+        "all PSS MB",
+        "start s",
+    ]
     heads += ["not answered", "wrk cores", "load", "rounds"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     middle = {name: _medians([run for run in here if run["name"] == name]) for name in {run["name"] for run in here}}
@@ -31,7 +41,12 @@ def _table_of(runs: list[Run], connections: int) -> str:
         cells += [f"{its['rate']:,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"]
         cells += ["–" if one is None else f"{one:.2f}" for one in against]
         cells += [f"{its['p50_ms']:.3g}", f"{its['p99_ms']:.3g}", f"{its['p99_ms'] / its['p50_ms']:.1f}"]
-        cells += [f"{its['cpu_us']:.1f}", f"{its['worker_rss_mb']:.0f}", f"{its['worker_pss_mb']:.0f}"]
+        cells += [
+            f"{its['cpu_us']:.1f}",
+            f"{its['worker_cpu_us']:.1f}",
+            f"{its['worker_rss_mb']:.0f}",
+            f"{its['worker_pss_mb']:.0f}",
+        ]
         cells += [f"{its['pss_mb']:.0f}", f"{its['start']:.2f}"]
         cells += [f"{sum(run['refused'] + run['broken'] for run in here if run['name'] == name)}"]
         lines.append([*cells, f"{its['wrk_cores']:.2f}", f"{its['load']:.1f}", str(len(rates))])

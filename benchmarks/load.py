@@ -22,7 +22,7 @@ from benchmarks import report
 from benchmarks.environments import variables
 from benchmarks.live import Running, measure, running
 from benchmarks.openloop import Offer
-from benchmarks.server import Memory, Server, cores
+from benchmarks.server import Memory, Server, cores, require_wrk
 from benchmarks.workload import DATA
 
 TIMES_TOO_MANY = 10
@@ -227,6 +227,7 @@ CAMPAIGNS: dict[str, Callable[[argparse.Namespace], Told]] = {
 
 
 def load(arguments: argparse.Namespace) -> None:
+    require_wrk()
     conditions = report.conditions()
     lines, facts = [["what", "to reach", "measured", ""], ["---", "---:", "---:", "---"]], {}
     for name in arguments.campaigns or CAMPAIGNS:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,13 @@ def ask(port: int, path: str, body: bytes, timeout: float = 30) -> tuple[int, by
         return response.status, response.read()
     finally:
         connection.close()
+
+
+def require_wrk() -> None:
+    if not shutil.which("wrk"):
+        raise SystemExit(
+            "benchmarks: wrk is not here. Install it (a package of most distributions: apt-get install wrk)."
+        )
 
 
 def wrk(url: str, bodies: Path, connections: int, seconds: float, on: Iterable[int]) -> dict[str, Any]:
