@@ -64,12 +64,14 @@ def checked(tmp_path: Path) -> Iterator[Callable[..., CheckReport]]:
         "group": rng.choice(["a", "b", "c"], 150),
     }
 
-    def run(code: str, options: str = "", *, data: Any = rows, head: str = "", **keywords: Any) -> CheckReport:
+    def run(
+        code: str, options: str = "", *, data: Any = rows, head: str = "", tail: str = "", **keywords: Any
+    ) -> CheckReport:
         sys.modules.pop("tiny", None)
         if data is not None:
             pq.write_table(pa.table(data), tmp_path / "rows.parquet")
             options = f'source="rows.parquet", {options}'
-        (tmp_path / "tiny.py").write_text(head + HEAD + code + TAIL.format(options=options))
+        (tmp_path / "tiny.py").write_text(head + HEAD + code + TAIL.format(options=options) + tail)
         model = load_model(tmp_path / "tiny.py")
         return check(model, load_settings(tmp_path), **{"date": None, **keywords})
 
@@ -87,8 +89,12 @@ def differing(report: CheckReport) -> set[str]:
     return {o.kind for o in report.outcomes if not o.passed}
 
 
+def in_batch(report: CheckReport) -> set[str]:
+    return differing(report) - {"http", "keys", "fetch"}
+
+
 def first(report: CheckReport, name: str) -> Outcome:
-    return next(o for o in report.outcomes if o.name == name)
+    return next(o for o in report.outcomes if o.name.startswith(name))
 
 
 def test_an_honest_model_passes_every_arrangement(checked: Callable[..., CheckReport]) -> None:
@@ -105,6 +111,11 @@ def test_an_honest_model_passes_every_arrangement(checked: Callable[..., CheckRe
         "in reverse order",
         "in random order",
         "as JSON, like requests",
+        "over HTTP, one row at a time (50 of them)",
+        "over HTTP, 32 rows at a time",
+        "over HTTP, in lists",
+        "over HTTP, in tensors (V2)",
+        "over HTTP, without keys",
         "again, after all of the above",
     ]
     text = told(report)
@@ -167,7 +178,7 @@ def predict(loaded, rows: pd.DataFrame):
 def test_a_model_that_depends_on_its_batch(checked: Callable[..., CheckReport], expression: str) -> None:
     report = checked(f"def predict(loaded, rows: pd.DataFrame): return pd.DataFrame({{'score': {expression}}})")
     assert not report.ok
-    assert differing(report) == {"batch"}
+    assert in_batch(report) == {"batch"}
     found = first(report, "one at a time").difference
     assert found is not None
     assert found.column == "score"
@@ -183,7 +194,7 @@ def test_a_model_that_depends_on_its_batch(checked: Callable[..., CheckReport], 
 @pytest.mark.parametrize("expression", ["rows.x.cumsum()", "rows.x.shift(fill_value=0)", "np.sort(rows.x)"])
 def test_a_model_that_depends_on_the_order(checked: Callable[..., CheckReport], expression: str) -> None:
     report = checked(f"def predict(loaded, rows: pd.DataFrame): return pd.DataFrame({{'score': {expression}}})")
-    assert differing(report) == {"batch", "order"}
+    assert in_batch(report) == {"batch", "order"}
     assert report.findings[0].text.startswith("The answer depends on the order of the rows.")
     assert "First seen in reverse order:" in report.findings[0].details
 
@@ -327,7 +338,7 @@ def predict(loaded, rows: pd.DataFrame):
     flags = pd.get_dummies(rows.group.astype(str))
     return pd.DataFrame({"score": flags["a"] * 1.0 + flags["b"] * 2.0 + rows.x})
 """)
-    assert differing(report) == {"batch"}
+    assert in_batch(report) == {"batch"}
     text = told(report)
     assert "here (" in text
     assert "predict raised KeyError: 'b'" in text or "predict raised KeyError: 'a'" in text
@@ -644,6 +655,308 @@ def test_a_pattern_that_cannot_be_made_up_is_told() -> None:
     )
     with pytest.raises(ModelFileError, match=r"Row\.code: no value .* pattern is \^\[A-Z\].* Give the model a source"):
         made_up(row_type(namespace["Row"]), 10)
+
+
+# Over HTTP
+
+IN_SERVICE = """
+import asyncio, threading
+def in_service():
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return threading.current_thread() is not threading.main_thread()
+    return True
+"""
+HTTP = "over HTTP, "
+
+
+def over_http(report: CheckReport) -> dict[str, bool]:
+    """What was asked over HTTP, and whether it passed."""
+    return {o.name.removeprefix(HTTP): o.passed for o in report.outcomes if o.name.startswith(HTTP)}
+
+
+def test_a_row_that_is_answered_otherwise_in_service(checked: Callable[..., CheckReport]) -> None:
+    code = """
+def predict(loaded, rows: pd.DataFrame):
+    return rows.x + (in_service() & (rows.x > 1.5))
+"""
+    report = checked(IN_SERVICE + code)
+    assert not report.ok
+    assert in_batch(report) == set()
+    assert not any(over_http(report).values())
+    [finding] = report.findings
+    assert finding.text.startswith("The answer over HTTP differs, though in batch it does not. In service, predict is")
+    assert finding.details[0].startswith("First seen over HTTP, one row at a time")
+    assert finding.details[1].startswith("id 1")
+    found = first(report, "over HTTP, 32 rows at a time").difference
+    assert found is not None
+    assert (found.column, found.rows) == ("score", sum(np.random.default_rng(7).normal(size=150) > 1.5))
+    assert float(found.found) == float(found.expected) + 1
+    assert "again, after all of the above" in [o.name for o in report.outcomes if o.passed]
+
+
+def test_rows_that_are_answered_otherwise_at_the_same_time(checked: Callable[..., CheckReport]) -> None:
+    code = """
+def predict(loaded, rows: pd.DataFrame):
+    return rows.x + (in_service() and len(rows) > 4)
+"""
+    report = checked(IN_SERVICE + code)
+    assert over_http(report) == {
+        "one row at a time (50 of them)": True,
+        "32 rows at a time": False,
+        "in lists": False,
+        "in tensors (V2)": False,
+        "without keys": False,
+    }
+    assert report.findings[0].details[0] == "First seen over HTTP, 32 rows at a time:"
+
+
+def test_a_model_that_looks_for_keys_which_it_is_not_given(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+import sys
+def predict(loaded, rows: pd.DataFrame):
+    frame = sys._getframe()
+    while not isinstance(table := frame.f_locals.get("rows"), pa.Table) or "id" not in table.column_names:
+        frame = frame.f_back
+    return rows.x + table["id"].null_count
+""")
+    assert [name for name, passed in over_http(report).items() if not passed] == ["without keys"]
+    assert report.findings[0].text.startswith("The answer differs where a request has no keys.")
+
+
+def test_a_model_that_asks_for_keys_is_not_asked_without(checked: Callable[..., CheckReport]) -> None:
+    report = checked("def predict(loaded, rows: pa.Table, keys: pa.Table): return keys['id'].cast('double')")
+    assert report.ok
+    assert "without keys" not in over_http(report)
+
+
+def test_every_kind_of_value_passes_over_http(checked: Callable[..., CheckReport]) -> None:
+    kinds = MADE_UP.partition("class Score")[0].replace("id: Key[Annotated[int, Ge(5000)]]", "id: Key[date]")
+    report = checked(
+        kinds
+        + """
+class Score(TypedDict):
+    whole: int
+    share: float
+    free: float | None
+    text: str
+    choice: Literal["a", "b", "c"] | None
+    colour: Colour
+    flag: bool | None
+    day: date
+    at: datetime
+    price: Annotated[Decimal, Digits(5, 2)]
+    tags: list[str]
+    inner: Inner
+    inners: list[Inner] | None
+def predict(loaded, rows: list[Row]): return [{name: row[name] for name in Score.__annotations__} for row in rows]
+""",
+        data=None,
+    )
+    assert report.ok, told(report)
+    assert len(over_http(report)) == 5
+
+
+def test_rejects_agree_over_http(
+    checked: Callable[..., CheckReport], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sereno.toml").write_text('[models.tiny]\nlog = "sync"\n[serve]\nkeys_file = "nowhere"\n')
+    data = {"id": range(200), "x": [9.0 if i % 3 else 0.5 for i in range(200)], "y": [0.0] * 200, "group": ["a"] * 200}
+    bounds = """
+class Score(TypedDict):
+    score: Annotated[float, Ge(0.6)]
+"""
+    for code in (RAISES.format(limit=1), bounds + "def predict(loaded, rows: np.ndarray): return rows[:, 0]"):
+        code = code.replace("rows: np.ndarray", "rows: list[Row]").replace("rows[:, 0]", "[r['x'] for r in rows]")
+        report = checked(code, data=data)
+        assert all(over_http(report).values()), told(report)
+    assert capfd.readouterr() == ("", "")  # the server's log stays where it is
+    assert not (tmp_path / ".sereno").exists()  # and answers are not kept
+
+
+def test_an_answer_that_is_none_in_service(checked: Callable[..., CheckReport]) -> None:
+    report = checked(
+        IN_SERVICE + "def predict(loaded, rows: pd.DataFrame): return rows.x[: 0 if in_service() else len(rows)]"
+    )
+    assert not report.ok
+    assert "was given 1 rows and answered 0" in first(report, "over HTTP, one row at a time").error
+    assert "tiny.py:" in first(report, "over HTTP, in lists").error
+
+
+def test_a_row_that_a_request_cannot_carry(checked: Callable[..., CheckReport], tmp_path: Path) -> None:
+    (tmp_path / "sereno.toml").write_text("[serve]\nmax_text_bytes = 100\nmax_rows = 3\n")
+    code = """
+class Row(TypedDict):
+    id: Key[str]
+    x: float
+def predict(loaded, rows: pd.DataFrame): return rows.x
+"""
+    data = {"id": ["a", "b" * 101, *map(str, range(50))], "x": [0.5] * 52}
+    report = checked(code, data=data)
+    assert over_http(report) == {
+        "one row at a time (50 of them)": False,
+        "32 rows at a time": False,
+        "in lists": False,
+        "in tensors (V2)": False,
+        "without keys": True,
+    }
+    found = first(report, "over HTTP, 32 rows at a time").difference
+    assert found is not None
+    assert (found.rows, found.row) == (1, 1)
+    assert found.found == "a reject (HTTP 413: A text in the request is longer than 100 bytes.)"
+
+
+def test_more_rows_than_a_request_may_have_are_sent_in_several(
+    checked: Callable[..., CheckReport], tmp_path: Path
+) -> None:
+    (tmp_path / "sereno.toml").write_text(
+        "[serve]\nmax_rows = 3\nmax_body_bytes = 1000\n[models.tiny]\nqueue_rows = 1\n"
+    )
+    report = checked(HONEST)
+    assert report.ok, told(report)
+
+
+# fetch against read
+
+FETCHED = """
+from sereno import Fetched
+class Row(TypedDict):
+    id: Key[int]
+    x: float
+    bought: Fetched[list[int]]
+    spent: Fetched[float | None]
+def read():
+    return [{"id": i, "x": i / 7, "bought": [i, 2, 3], "spent": i / 3} for i in range(60)]
+def predict(loaded, rows: list[Row]): return [r["x"] + %s for r in rows]
+"""
+TOTAL = "sum(r['bought']) + (r['spent'] or 0)"
+
+
+@pytest.fixture
+def fetching(checked: Callable[..., CheckReport]) -> Callable[..., CheckReport]:
+    """Checks a model whose columns are fetched by this code."""
+
+    def run(code: str, answer: str = TOTAL, options: str = "", head: str = FETCHED) -> CheckReport:
+        return checked(head % answer + code, options, data=None, tail="model.read(read)\nmodel.fetch(fetch)\n")
+
+    return run
+
+
+@pytest.mark.parametrize("word", ["def", "async def"])
+def test_fetch_that_gives_what_read_gives(fetching: Callable[..., CheckReport], word: str) -> None:
+    report = fetching(f"{word} fetch(keys): return {{k: {{'bought': [k, 2, 3], 'spent': k / 3}} for k in keys[::-1]}}")
+    assert report.ok, told(report)
+    assert not report.findings
+    names = list(over_http(report))
+    assert names[0] == "one row at a time (50 of them)"
+    assert names[-1] == "with columns fetched"
+    assert "without keys" not in names
+
+
+def test_fetch_that_differs_from_read(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching(
+        "def fetch(keys): return {k: {'bought': [k, 2, 3 + (k == 40)], 'spent': k / 3 + (k > 50)} for k in keys}"
+    )
+    assert not report.ok
+    [finding] = report.findings
+    assert (finding.level, finding.about) == ("problem", "fetch")
+    assert finding.text.startswith("fetch gives other values than read for the same keys")
+    assert finding.details == ("id 40: bought[2] is 3 by read, 4 by fetch (10 rows differ)",)
+    assert [name for name, passed in over_http(report).items() if not passed] == ["with columns fetched"]
+
+
+def test_fetch_that_differs_where_predict_does_not_look(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching(
+        "def fetch(keys): return {k: {'bought': [k, 2, 3], 'spent': None} for k in keys}", "sum(r['bought'])"
+    )
+    assert not report.ok
+    assert report.findings[0].details[0].endswith("spent is 0.0 by read, null by fetch (60 rows differ)")
+
+
+def test_fetch_that_gives_lists_in_another_order(fetching: Callable[..., CheckReport]) -> None:
+    code = "def fetch(keys): return {k: {'bought': [3, k, 2], 'spent': k / 3} for k in keys}"
+    report = fetching(code)
+    assert report.ok
+    [finding] = report.findings
+    assert (finding.level, finding.about) == ("warning", "fetch")
+    assert "No prediction of the sample changes by it" in finding.text
+    report = fetching(code, "r['bought'][0]")
+    assert not report.ok
+    assert report.findings[0].text.startswith("fetch gives other values than read")
+
+
+def test_fetch_that_depends_on_the_other_keys(fetching: Callable[..., CheckReport]) -> None:
+    # LIMIT 10 in a query of all keys at once
+    report = fetching("""
+def fetch(keys): return {k: {'bought': [k, 2, 3] if i < 10 else [], 'spent': k / 3} for i, k in enumerate(keys)}
+""")
+    assert "other values than read" in report.findings[0].text
+    # a query of one key at a time that forgets the first
+    report = fetching(
+        "def fetch(keys): return {k: {'bought': [k, 2, 3], 'spent': 1.0 if len(keys) == 1 else k / 3} for k in keys}"
+    )
+    assert report.findings[0].details[0].startswith("id 0: spent is 0.0 by read, 1.0 by fetch (")
+
+
+def test_fetch_that_does_not_know_a_key(fetching: Callable[..., CheckReport]) -> None:
+    code = "def fetch(keys): return {k: {'bought': [k, 2, 3], 'spent': k / 3} for k in keys if k != 7 and k < 58}"
+    report = fetching(code)
+    assert not report.ok
+    [finding] = report.findings
+    assert finding.text.startswith("fetch knows nothing of 3 of the sample's 60 keys")
+    assert finding.details == ("The first of them is id 7: nothing is known of this key.",)
+    # where the columns may be null, they are, and that is a difference
+    nullable = FETCHED.replace("Fetched[list[int]]", "Fetched[list[int] | None]")
+    report = fetching(code, "len(r['bought'] or '')", head=nullable)
+    assert report.findings[0].details == ("id 7: bought is [7, 2, 3] by read, null by fetch (3 rows differ)",)
+
+
+def test_fetch_that_raises(fetching: Callable[..., CheckReport], capfd: pytest.CaptureFixture[str]) -> None:
+    report = fetching("def fetch(keys):\n    return {}['nothing']")
+    assert not report.ok
+    [finding] = report.findings
+    assert finding.text == (
+        "fetch raised KeyError: 'nothing'. A live request without bought or spent gets no prediction."
+    )
+    assert "    return {}['nothing']" in finding.details
+    assert "a reject (fetch raised KeyError: 'nothing')" in told(report)
+    assert capfd.readouterr().err == ""
+    report = fetching("def fetch(keys): return {k: {'bought': 'none', 'spent': 1} for k in keys}")
+    assert "a value of fetch does not fit its column: bought: must be a list" in report.findings[0].text
+
+
+def test_fetch_that_is_too_slow(fetching: Callable[..., CheckReport], tmp_path: Path) -> None:
+    (tmp_path / "sereno.toml").write_text("[models.tiny]\nfetch_timeout_seconds = 0.001\n")
+    report = fetching("import asyncio\nasync def fetch(keys): await asyncio.Event().wait()")
+    assert not report.ok
+    [finding] = report.findings
+    assert "slower than models.NAME.fetch_timeout_seconds" in finding.text
+    assert "HTTP 504: The row's features were not there within 0.001 seconds." in finding.details[1]
+
+
+def test_of_made_up_keys_fetch_is_not_asked(checked: Callable[..., CheckReport]) -> None:
+    report = checked(FETCHED % TOTAL + "def fetch(keys): raise AssertionError", data=None, tail="model.fetch(fetch)\n")
+    assert report.ok
+    assert "note: What fetch gives was not compared" in told(report)
+    assert "with columns fetched" not in over_http(report)
+
+
+def test_a_model_that_can_only_run_in_batch(checked: Callable[..., CheckReport]) -> None:
+    report = checked(FETCHED % TOTAL, data=None, tail="model.read(read)\n")
+    assert report.ok
+    [finding] = report.findings
+    assert (finding.level, finding.about) == ("warning", "fetch")
+    assert "cannot be served, so nothing was asked over HTTP" in finding.text
+    assert "has no fetch function" in finding.text
+    assert not over_http(report)
+
+
+def test_a_model_whose_fetch_lacks_a_value_here(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching("def fetch(keys, shop: str): return {}")
+    assert report.ok
+    assert "cannot be served, so nothing was asked over HTTP" in report.findings[0].text
+    assert "'shop'" in report.findings[0].text
 
 
 # The script block

@@ -1,7 +1,7 @@
 """`sereno check`: score a sample in every arrangement that batch and live could give it, and compare.
 
 Batch gives `predict` thousands of rows at once, a live request one. The same row must get the same prediction in both,
-so each arrangement is scored and held against the sample scored whole.
+so each arrangement is scored and held against the sample scored whole; at last over HTTP, with the model in service.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from sereno.check.arrangements import outcomes
+from sereno.check.arrangements import again, outcomes
 from sereno.check.compare import Reference, frames
+from sereno.check.over_http import ask_over_http
 from sereno.check.report import CheckReport, Difference, Finding, Level, Outcome, render, told
 from sereno.check.requirements import differences
 from sereno.check.sample import Sample, has_source, take_sample
@@ -54,7 +55,11 @@ def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200
         return _report(model, sample.origin, sample.table.num_rows, [], findings)
     findings += _about_raised(reference)
     compared = outcomes(reference)
-    findings += _about_outcomes(reference, compared)
+    asked = ask_over_http(reference, settings, is_made_up=sample.is_made_up)
+    compared += [*asked.outcomes, again(reference, "again, after all of the above")]
+    findings += asked.findings
+    is_about_fetch = any(f.level == "problem" for f in asked.findings)
+    findings += _about_outcomes(reference, [o for o in compared if not (is_about_fetch and o.kind == "fetch")])
     return _report(model, sample.origin, sample.table.num_rows, compared, findings)
 
 
@@ -96,7 +101,8 @@ def _sample(model: Model, settings: Settings, date: str | None, rows: int, findi
             )
     findings.append(why)
     table = made_up(model.inputs, rows, SEED)
-    return Sample(table=table, origin=f"{table.num_rows} rows made up from {model.inputs.name}, its row type")
+    origin = f"{table.num_rows} rows made up from {model.inputs.name}, its row type"
+    return Sample(table=table, origin=origin, is_made_up=True)
 
 
 def _about_refused(sample: Sample) -> list[Finding]:
@@ -148,6 +154,20 @@ CAUSES = {
     "json": (
         "The answer depends on how a row arrived, though its values are the same. Usual causes: predict looks at the "
         "identity, memory layout or metadata of what it is given."
+    ),
+    "http": (
+        "The answer over HTTP differs, though in batch it does not. In service, predict is called in a thread of its own, "
+        "or on the event loop where it is fast, with the rows that wait. Usual causes: it uses what belongs to the thread "
+        "that loaded the model (a database connection, `threading.local`), starts an event loop of its own, or has a case "
+        "for some sizes of batch. HTTP 413 means a limit of the server: see [serve] in the settings."
+    ),
+    "keys": (
+        "The answer differs where a request has no keys. predict does not ask for them, so it may not see whether they are "
+        "there: take what identifies a row as a third parameter, `keys`, and requests will need them."
+    ),
+    "fetch": (
+        "The answer differs where a request leaves out the Fetched columns, though fetch gave the values that the rows "
+        "have. Usual cause: fetch is slower than models.NAME.fetch_timeout_seconds allows (HTTP 504)."
     ),
 }
 

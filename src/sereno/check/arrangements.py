@@ -1,4 +1,4 @@
-"""The arrangements that batch and live could give a sample, each scored and compared."""
+"""The arrangements that batch could give a sample, each scored and compared."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ CHUNKS = (2, 7, 64, 512, 4096)
 
 
 def outcomes(reference: Reference) -> list[Outcome]:
-    table, count = reference.table, reference.table.num_rows
+    count = reference.table.num_rows
     rng = random.Random(0)
     backwards = list(range(count))[::-1]
     shuffled = rng.sample(range(count), count)
-
-    def arranged(name: str, kind: Kind, parts: Sequence[Sequence[int]]) -> Outcome:
-        answers: list[Answer] = [""] * count
-        try:
-            for part in parts:
-                for position, answer in zip(part, reference.score_part(_rows_of(table, part)), strict=True):
-                    answers[position] = answer
-        except OutputError as error:
-            return Outcome(name=name, kind=kind, error=str(error))
-        return Outcome(name=name, kind=kind, difference=reference.compare(answers))
-
-    whole = [range(count)]
-    out = [arranged("again, in the same batch", "state", whole)]
-    out.append(arranged("one at a time", "batch", [range(i, i + 1) for i in range(count)]))
+    out = [again(reference, "again, in the same batch")]
+    out.append(_arranged(reference, "one at a time", "batch", [range(i, i + 1) for i in range(count)]))
     for size in CHUNKS:
         if size < count:
             chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
-            out.append(arranged(f"in batches of {size}", "batch", chunks))
-    out.append(arranged("in reverse order", "order", [backwards]))
-    out.append(arranged("in random order", "order", [shuffled]))
+            out.append(_arranged(reference, f"in batches of {size}", "batch", chunks))
+    out.append(_arranged(reference, "in reverse order", "order", [backwards]))
+    out.append(_arranged(reference, "in random order", "order", [shuffled]))
     out.append(_through_json(reference))
-    out.append(arranged("again, after all of the above", "state", whole))
     return out
+
+
+def again(reference: Reference, name: str) -> Outcome:
+    """The sample as it was scored first."""
+    return _arranged(reference, name, "state", [range(reference.table.num_rows)])
+
+
+def _arranged(reference: Reference, name: str, kind: Kind, parts: Sequence[Sequence[int]]) -> Outcome:
+    answers: list[Answer] = [""] * reference.table.num_rows
+    try:
+        for part in parts:
+            for position, answer in zip(part, reference.score_part(_rows_of(reference.table, part)), strict=True):
+                answers[position] = answer
+    except OutputError as error:
+        return Outcome(name=name, kind=kind, error=str(error))
+    return Outcome(name=name, kind=kind, difference=reference.compare(answers))
 
 
 def _rows_of(table: pa.Table, positions: Sequence[int]) -> pa.Table:

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,16 @@ class Reference:
         first: tuple[int, str, Any, Any] | None = None
         rows, worst = 0, 0.0
         for position, (expected, found) in enumerate(zip(self.answers, answers, strict=True)):
-            differing = [d for d in self._differing(expected, found) if d[3] > self.model.tolerance]
-            if not differing:
+            beyond = [d for d in self._differing(expected, found) if d[3] > self.model.tolerance]
+            if not beyond:
                 continue
             rows += 1
-            worst = max(worst, *(d[3] for d in differing))
-            first = first or (position, *differing[0][:3])
+            worst = max(worst, *(d[3] for d in beyond))
+            first = first or (position, *beyond[0][:3])
         if first is None:
             return None
         position, column, *both = first
-        expected, found = (_shown(v) if column or not isinstance(v, str) else f"a reject ({v})" for v in both)
+        expected, found = (shown(v) if column or not isinstance(v, str) else f"a reject ({v})" for v in both)
         return Difference(
             row=position,
             key=self.key(position),
@@ -86,13 +86,7 @@ class Reference:
             if _kind_of(expected) != _kind_of(found):
                 yield "", expected, found, math.inf
             return
-        for name in self._outputs:
-            for path, a, b in _leaves(name, expected[name], found[name]):
-                if isinstance(a, float) and isinstance(b, float):
-                    size = max(abs(a), abs(b), self._sizes.get(_column_of(path), 0.0))
-                    yield path, a, b, abs(a - b) / size if size else 0.0
-                elif a != b:
-                    yield path, a, b, math.inf
+        yield from differing(expected, found, self._sizes)
 
     def traceback_of(self, position: int) -> list[str]:
         """What predict raises on one row, in the user's frames; empty where it does not."""
@@ -101,6 +95,22 @@ class Reference:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is shown
             return frames(self.model, error)
         return []
+
+
+def differing(
+    expected: Mapping[str, Any], found: Mapping[str, Any], sizes: Mapping[str, float]
+) -> Iterator[tuple[str, Any, Any, float]]:
+    """(column, expected, found, how far apart) of every value that is not the same.
+
+    Floats are apart relative to the larger of the two and of their column's size.
+    """
+    for name in expected:
+        for path, a, b in _leaves(name, expected[name], found[name]):
+            if isinstance(a, float) and isinstance(b, float):
+                size = max(abs(a), abs(b), sizes.get(_column_of(path), 0.0))
+                yield path, a, b, abs(a - b) / size if size else 0.0
+            elif a != b:
+                yield path, a, b, math.inf
 
 
 def _leaves(path: str, expected: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -140,9 +150,9 @@ def _kind_of(answer: Answer) -> str:
     return answer.split(":")[0] if answer.startswith("predict raised") else answer
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(v)}" for name, v in value.items())
+        return ", ".join(f"{name} {shown(v)}" for name, v in value.items())
     text = repr(value) if isinstance(value, float | str | list) else "null" if value is None else str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
 

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Level = Literal["problem", "warning", "note"]
-Kind = Literal[
-    "state", "batch", "order", "json"
-]  # of an arrangement: what a difference would say the answer depends on
+# of an arrangement: what a difference would say the answer depends on
+Kind = Literal["state", "batch", "order", "json", "http", "keys", "fetch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,7 @@ class Finding:
     """Something that the check has to say; a problem fails it."""
 
     level: Level
-    about: Literal["script block", "source", "rejects", "predict", "parity"]
+    about: Literal["script block", "source", "rejects", "predict", "parity", "fetch"]
     text: str  # one paragraph
     details: tuple[str, ...] = ()  # lines below it, such as a traceback
 

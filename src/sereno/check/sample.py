@@ -36,6 +36,7 @@ class Sample:
     table: pa.Table  # the rows that fit the input type
     origin: str  # "200 rows of 2026-05-01, from the source"
     refused: tuple[tuple[str | None, str], ...] = ()  # key and reason of each row that does not fit
+    is_made_up: bool = False
 
 
 def has_source(model: Model, settings: Settings) -> bool:
