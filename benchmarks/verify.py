@@ -85,11 +85,19 @@ def _ask_in_turn(
 ) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for number in numbers:
-        connection.request("POST", path, bodies[number], {"Content-Type": "application/json"})
-        response = connection.getresponse()
+        try:
+            response = _ask(connection, path, bodies[number])
+        except ConnectionError:  # some close a connection that is idle for a moment, as they may
+            connection.close()
+            response = _ask(connection, path, bodies[number])
         body = response.read()
         if response.status != 200:
             raise WrongOutput(f"status {response.status} for row {number}: {body[:300]!r}")
         if not abs(answer(json.loads(body)) - right[number]) <= 1e-9:
             raise WrongOutput(f"row {number} differs from direct prediction by more than 1e-9: {body[:300]!r}")
     connection.close()
+
+
+def _ask(connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    return connection.getresponse()
