@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -35,20 +36,26 @@ class Basket(NamedTuple):
     past: list[int]  # all that this customer buys in the year, in order …
     position: int  # … and where this basket begins
 
-    def cut(self, known: int, rng: np.random.Generator) -> tuple[Visit, list[int]]:
+    def cut(self, known: int, rng: Random) -> tuple[Visit, list[int]]:
         """A visit at the moment when `known` products are in the basket, and what is still to come."""
-        products = rng.permutation(self.products).tolist()
+        products = rng.sample(self.products, len(self.products))
         bought = self.past[max(0, self.position - HISTORY) : self.position][::-1]
         return {"customer_id": self.customer, "basket": products[:known], "bought": bought}, products[known:]
 
 
 def read_baskets() -> list[Basket]:
     purchases = pd.read_parquet(HERE / "data" / "purchases.parquet")
-    past: dict[int, list[int]] = {customer: [] for customer in purchases["customer_id"].unique().tolist()}
+    products = purchases["product_id"].tolist()
+    first = np.flatnonzero(purchases["basket_id"].diff())  # the lines of a basket stand together
+    heads = purchases.iloc[first]
+    past: dict[int, list[int]] = {}
     baskets = []
-    for (day, _, customer), products in purchases.groupby(["day", "basket_id", "customer_id"])["product_id"]:
-        baskets.append(Basket(day, customer, products.tolist(), past[customer], len(past[customer])))
-        past[customer] += products.tolist()
+    for day, customer, start, end in zip(
+        heads["day"], heads["customer_id"].tolist(), first, [*first[1:], len(products)], strict=True
+    ):
+        own = past.setdefault(customer, [])
+        baskets.append(Basket(day, customer, products[start:end], own, len(own)))
+        own += products[start:end]
     return baskets
 
 
@@ -60,7 +67,7 @@ class Regression:
         self.numbers = products["product_id"].to_numpy()
         size = 2 * len(products) + 1
         self.gram, self.target = np.zeros((size, size)), np.zeros((size, len(products)))
-        self.rng = np.random.default_rng(0)
+        self.rng = Random(0)
 
     def add(self, baskets: list[Basket]) -> None:
         for start in range(0, len(baskets), BLOCK):
@@ -72,7 +79,7 @@ class Regression:
     def cut(self, basket: Basket) -> tuple[Visit, list[int]]:
         most = len(basket.products)
         has_just_come = most == 1 or self.rng.random() < EMPTY_SHARE
-        return basket.cut(0 if has_just_come else int(self.rng.integers(1, most)), self.rng)
+        return basket.cut(0 if has_just_come else self.rng.randrange(1, most), self.rng)
 
     def solve(self) -> Weights:
         penalty = np.full(len(self.gram), RIDGE)
@@ -112,7 +119,7 @@ def measure(recommend: Recommend, visits: list[Visit], rest: list[list[int]]) ->
 
 
 def report(learned: Weights, before: list[Basket], december: list[Basket]) -> None:
-    rng = np.random.default_rng(1)
+    rng = Random(1)
     several = [basket for basket in december if len(basket.products) > 1]
     half = [basket.cut(len(basket.products) // 2, rng) for basket in several]
     situations = {

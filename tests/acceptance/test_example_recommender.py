@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -22,9 +21,8 @@ import pytest
 from sereno.loader import load_model
 from tests.acceptance.browser import Browser, Page
 from tests.acceptance.server import Server
+from tests.recommender import EXAMPLE, trained_copy
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "recommender"
-MADE = ("*.npz", "*.sqlite", "predictions", "exports", ".sereno", "__pycache__")
 CUSTOMER, NOBODY = 1104, 1_000_000
 CHEESE, SALMON, NAVEL_ORANGES, ITALIAN_WINE = 101, 601, 814, 1010
 
@@ -34,21 +32,9 @@ def run_python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A copy of the example with its model trained and its database made; and what train.py printed."""
-    folder = tmp_path_factory.mktemp("recommender") / "shop"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*MADE))
-    printed = ""
-    for program in ("train.py", "prepare_shop.py"):
-        done = run_python("-W", "error", program, folder=folder)
-        assert done.returncode == 0, done.stderr
-        printed += done.stdout
-    return folder, printed
-
-
-@pytest.fixture(scope="module")
-def folder(trained: tuple[Path, str]) -> Path:
-    return trained[0]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example with its model trained and its database made."""
+    return trained_copy(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +83,18 @@ def test_the_extract_is_what_its_page_says() -> None:
 # The model.
 
 
-def test_the_figures_of_the_readme_are_those_of_the_training(trained: tuple[Path, str]) -> None:
+def test_the_figures_of_the_readme_are_those_of_the_training(folder: Path) -> None:
+    printed = (folder / "printed.txt").read_text(encoding="utf-8")
     page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
     for situation in ("half of the basket is known", "the basket is still empty", "half is known, of a new customer"):
         told = percents(next(line for line in page.splitlines() if line.startswith(f"| {situation}")))
-        found = percents(next(line for line in trained[1].splitlines() if line.startswith(situation)))
+        found = percents(next(line for line in printed.splitlines() if line.startswith(situation)))
         assert len(found) == 6
         assert found == pytest.approx(told, abs=0.15)  # another processor may add up in another order
         bestsellers, favourites, model = found[0:2], found[2:4], found[4:6]
         assert model > favourites >= bestsellers
     told = percents(page[page.index("Scores are what") :])[:2]
-    assert percents(trained[1][trained[1].index("At a random moment") :]) == pytest.approx(told, abs=0.15)
+    assert percents(printed[printed.index("At a random moment") :]) == pytest.approx(told, abs=0.15)
 
 
 def test_ten_others_than_those_in_the_basket_best_first(module: dict[str, Any]) -> None:

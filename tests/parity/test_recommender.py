@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ import pytest
 import sereno
 from sereno.loader import load_model
 from tests.acceptance.server import Server
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "recommender"
-MADE = ("*.npz", "*.sqlite", "predictions", "exports", ".sereno", "__pycache__")
+from tests.recommender import trained_copy
 
 
 def in_folder(folder: Path, *command: str) -> str:
@@ -30,10 +27,7 @@ def in_folder(folder: Path, *command: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example, trained, and its recommendations for all customers published."""
-    folder = tmp_path_factory.mktemp("recommender") / "shop"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*MADE))
-    in_folder(folder, "train.py")
-    in_folder(folder, "prepare_shop.py")
+    folder = trained_copy(tmp_path_factory)
     in_folder(folder, "-m", "sereno", "run", "recommender.py")
     return folder
 
