@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import re
+import ssl
 import threading
 from collections import Counter
 from pathlib import Path
@@ -22,11 +23,20 @@ class Load:
     answer said `Connection: close` comes again on a new connection.
     """
 
-    def __init__(self, port: int | None = None, *, unix: Path | None = None, callers: int = 8, keep_alive: bool = True):
+    def __init__(
+        self,
+        port: int | None = None,
+        *,
+        unix: Path | None = None,
+        callers: int = 8,
+        keep_alive: bool = True,
+        tls: bool = False,
+    ):
         self.weights: Counter[float] = Counter()
         self.failures: list[str] = []
         self.refused = 0  # attempts to connect: a server that has ended refuses them
         self._port, self._unix = port, unix
+        self._tls = ssl._create_unverified_context() if tls else None
         self._callers, self._keep_alive = callers, keep_alive
         self._stop = threading.Event()
         self._news = threading.Condition()
@@ -64,7 +74,7 @@ class Load:
                 if self._unix is not None:
                     reader, writer = await asyncio.open_unix_connection(self._unix)
                 else:
-                    reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls)
             except (ConnectionRefusedError, FileNotFoundError):
                 self.refused += 1
                 await asyncio.sleep(0.01)

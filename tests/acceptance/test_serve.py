@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -227,11 +228,18 @@ def test_tls_takes_the_new_certificate_at_a_reload(folder: Path) -> None:
         certificate(folder, "new")
         server.reload()
         assert ssl.get_server_certificate(("127.0.0.1", server.port)) not in ("", old)
+        with Load(server.port, keep_alive=False, tls=True) as load:
+            for weight in (3.0, 4.0):
+                (folder / "weight.txt").write_text(str(weight))
+                server.reload()
+                load.wait_for(weight=weight)
+        assert not load.failures
+        assert not load.refused
         (folder / "key.pem").write_text("no key")
         server.reload()
         assert "the reload was refused" in server.log
         assert "TLS cannot be spoken with" in server.log
-        assert ask(server, 1, verify=False).json() == {"y": 2.0}
+        assert ask(server, 1, verify=False).json() == {"y": 4.0}
 
 
 def test_a_unix_socket(folder: Path) -> None:
@@ -290,6 +298,24 @@ def test_what_does_not_end_in_time_is_killed(folder: Path) -> None:
         assert server.stop() in (0, 1)
         stuck.join()
         assert not server.workers()
+
+
+def test_it_ends_with_its_terminal(folder: Path) -> None:
+    """A SIGHUP of the terminal that was closed is no wish for a reload."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "sereno", "serve", "total.py", "--port", "0"]
+    with open(folder / "out", "w+") as out:
+        process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *command], cwd=folder, stdin=theirs, stdout=out, stderr=out
+        )
+        os.close(theirs)
+        with process:
+            while "Try:" not in (folder / "out").read_text():
+                assert process.poll() is None
+                threading.Event().wait(0.05)
+            os.close(ours)
+            assert process.wait(PATIENCE) == 0
+        assert "reload" not in (folder / "out").read_text()
 
 
 def test_workers_end_with_their_supervisor(folder: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-LONGEST = 64 * 1024  # bytes of a message
+LONGEST = 160 * 1024  # bytes of a message, which is less than the kernel takes
 MOST_DESCRIPTORS = 64
 
 
@@ -21,6 +21,7 @@ class Job(msgspec.Struct, tag=True, kw_only=True):
     overrides: dict[str, str]
     slot: int  # of the board
     workers: int
+    watch: bool  # tell which files it reads
     verbose: bool  # tell tracebacks too
 
 
@@ -54,7 +55,7 @@ class Served(msgspec.Struct, kw_only=True):
 
     name: str
     fingerprint: str
-    tries: str  # a curl line, with URL in place of the server's
+    tries: str  # a curl line, with URL in place of the server's; empty where it would be long
     home: str
     log_days: int | None  # how long its answers are kept; None: they are not logged
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sereno.exceptions import WorkerError
 from sereno.serve.control import Control, Failed, Ready, ToWorker
 
 
@@ -52,16 +53,23 @@ class Worker:
 
 
 def start_worker() -> Worker:
-    """A new interpreter, which waits for its job. The first one starts before there are settings."""
+    """A new interpreter, which waits for its job. The first one starts before there are settings.
+
+    Raises WorkerError where the system has no room for another process.
+    """
     control, theirs = Control.pair()
     warnings = [f"-W{option}" for option in sys.warnoptions]
     with theirs:
         # -P: a module in the folder where the server was started is not taken for one of ours
-        process = subprocess.Popen(
-            [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what a model prints is log; stdout is for what scripts read
-            process_group=0,  # Ctrl-C at a terminal is the supervisor's affair
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a model prints is log; stdout is for what scripts read
+                process_group=0,  # Ctrl-C at a terminal is the supervisor's affair
+            )
+        except OSError as error:
+            control.close()
+            raise WorkerError(f"No worker can be started: {error.strerror}.") from error
     return Worker(process, control)

@@ -79,7 +79,7 @@ class Supervisor:
         self._board = Board.create(8 + 8 * self._count)
         self._workers: list[Worker] = []
         self._first = first
-        self._generation = 1
+        self._generation = self._newest = 1
         self._next: int | None = None  # the generation that starts beside the one in service
         self._next_settings = settings
         self._again = False  # a reload was asked for while one was under way
@@ -116,12 +116,11 @@ class Supervisor:
     # Workers come
 
     def _start(self, place: int, generation: int) -> None:
-        """Raises OSError where the system has no room for another process."""
+        """Raises WorkerError where there is no room for another process."""
         taken = {worker.slot for worker in self._workers}
         slot = next((slot for slot in range(1, self._board.slots) if slot not in taken), None)
-        if slot is None:  # many hang, and have not ended yet
-            self._due[place] = time.monotonic() + 1.0
-            return
+        if slot is None:
+            raise WorkerError(f"No worker can be started: {len(taken)} of them are still ending.")
         worker, self._first = self._first or start_worker(), None
         worker.place, worker.generation, worker.slot = place, generation, slot
         self._workers.append(worker)
@@ -136,6 +135,7 @@ class Supervisor:
             overrides=dict(options.overrides),
             slot=worker.slot,
             workers=self._count,
+            watch=self._watcher is not None,
             verbose=self._verbose,
         )
         worker.send(job, [self._board.descriptor])
@@ -178,6 +178,8 @@ class Supervisor:
             if len(self._of(self._next, Phase.READY)) == self._count:
                 self._switch()
             return
+        if worker.generation != self._generation:
+            return  # it was refused, and has not ended yet
         models = {model.name: model.fingerprint for model in ready.models}
         if not self._is_announced:
             self._listening.open()
@@ -239,7 +241,8 @@ class Supervisor:
             return
         self._again = False
         self._reload_since = time.monotonic()
-        self._next = self._generation + 1
+        self._newest += 1  # numbers do not come again: of a generation that was refused, some may still be ending
+        self._next = self._newest
         try:
             self._next_settings = self._options.settings()
             # what listens is what was opened at the start
@@ -251,8 +254,8 @@ class Supervisor:
         try:
             for place in range(self._count):
                 self._start(place, self._next)
-        except OSError as error:
-            self._refuse(f"no worker can be started: {error.strerror}.")
+        except WorkerError as error:
+            self._refuse(str(error))
 
     def _switch(self) -> None:
         """The next generation is the one in service; the old one finishes what it has."""
@@ -357,9 +360,9 @@ class Supervisor:
     def _replace(self, place: int) -> None:
         try:
             self._start(place, self._generation)
-        except OSError as error:
+        except WorkerError as error:
             pause = self._start_later(place)
-            self._note(f"no worker can be started: {error.strerror}. The next try is in {pause:g} s.")
+            self._note(f"{error} The next try is in {pause:g} s.")
 
     def _fold(self, worker: Worker) -> None:
         """Keep what it has counted, and free its slot."""
@@ -368,7 +371,7 @@ class Supervisor:
         ended: Ended = "hung" if worker.is_hung else "died" if worker.process.returncode else "drained"
         try:
             fold(self._board, worker.slot, ended)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError, RuntimeError) as error:  # it may have written anything
             self._note(f"what worker {worker.pid} has counted is lost: {error}.")
         self._board.clear(worker.slot)
 

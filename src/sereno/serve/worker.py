@@ -7,6 +7,8 @@ the sockets that it is given, until it is told to drain or the supervisor is gon
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import os
 import resource
@@ -17,6 +19,7 @@ import ssl
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -41,6 +44,7 @@ QUIET_SECONDS = 1.0  # without a new connection for so long, a server that ends 
 HANDSHAKE_SECONDS = 0.2  # for connections that are being made while it stops
 SECONDS_OF_GRACE = 0.5  # a signal to all processes reaches a worker before the supervisor's word does
 LONGEST_WORDS = 16_000  # of a message that the supervisor prints
+LONGEST_LINE = 500  # to try a model; /docs has what is longer
 
 LOG = logging.getLogger("sereno.serve")
 
@@ -62,15 +66,17 @@ class Serving:
         self._deadline = 0.0
         self._ended = asyncio.Event()
         self._opening: set[asyncio.Task[None]] = set()
-        self._look()
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # every connection, also those whose TLS is not agreed yet
 
     async def run(self, ready: Ready) -> None:
         """Until it has drained."""
-        self._board.set_state(self._slot, State.READY)
+        self._look()
         self._loop.add_reader(self._control.fileno(), self._on_message)
         self._loop.add_signal_handler(signal.SIGTERM, self._loop.call_later, SECONDS_OF_GRACE, self.leave)
         self._control.send(ready)
         await self._ended.wait()
+        assert self._draining is not None
+        await self._draining
 
     def leave(self) -> None:
         """Drain on our own account; the supervisor, if there is one, starts another worker."""
@@ -113,7 +119,9 @@ class Serving:
     def _connect(self) -> asyncio.Protocol:
         self._accepted = self._loop.time()
         make: Callable[..., asyncio.Protocol] = self._config.http_protocol_class
-        return make(config=self._config, server_state=self._state, app_state={}, _loop=self._loop)
+        connection = make(config=self._config, server_state=self._state, app_state={}, _loop=self._loop)
+        self._made.add(connection)
+        return connection
 
     def _release(self, place: int) -> None:
         for _, listener in self._listeners.pop(place, ()):
@@ -130,6 +138,13 @@ class Serving:
         self._draining = self._loop.create_task(self._finish(drain.accept_seconds))
 
     async def _finish(self, accept_seconds: float | None) -> None:
+        try:
+            await self._answer_all(accept_seconds)
+            await self._service.close()
+        finally:
+            self._ended.set()
+
+    async def _answer_all(self, accept_seconds: float | None) -> None:
         for connection in list(self._state.connections):
             # WebSockets see `draining`, and close themselves
             if isinstance(connection, self._config.http_protocol_class):
@@ -138,12 +153,15 @@ class Serving:
             await self._until_nobody_comes(accept_seconds)
         for place in list(self._listeners):
             self._release(place)
-        while (self._state.connections or self._state.tasks) and self._loop.time() < self._deadline:
+        while self._is_busy() and self._loop.time() < self._deadline:
             await asyncio.sleep(0.02)
         if left := len(self._state.connections):
             LOG.warning("sereno: worker %d ends with %d connections that did not finish in time.", os.getpid(), left)
-        await self._service.close()
-        self._ended.set()
+
+    def _is_busy(self) -> bool:
+        if self._state.connections or self._state.tasks:
+            return True
+        return any(connection.transport is None for connection in self._made)
 
     async def _until_nobody_comes(self, seconds: float) -> None:
         """Go on accepting while callers still come: they do not know yet. Then let nobody in, and take those who are."""
@@ -162,6 +180,7 @@ class Serving:
         """Once a second: the time, and whether a model hangs."""
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         if not self._service.is_draining:
+            # the supervisor looks there
             hangs = any(live.is_hung for live in self._service.lives.values())
             self._board.set_state(self._slot, State.HUNG if hangs else State.READY)
         self._loop.call_later(1.0, self._look)
@@ -181,6 +200,8 @@ def main(descriptor: int) -> None:
     board = Board.attach(descriptors[0])
     board.set_pid(job.slot, os.getpid())
     _raise_limits()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a model prints stands in the log when it was printed
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, str(threads_each(job.workers)))
     try:
@@ -188,8 +209,11 @@ def main(descriptor: int) -> None:
             runner.run(_serve(job, control, board, started))
             _flush()
             os._exit(0)  # a predict that hangs in a thread would be waited for
-    except BaseException as error:  # noqa: BLE001 - told to the supervisor, who tells the operator
-        control.send(_told(error, verbose=job.verbose))
+    except BaseException as error:
+        if _serving:
+            LOG.critical("sereno: worker %d cannot go on.", os.getpid(), exc_info=error)
+        with contextlib.suppress(OSError):
+            control.send(_told(error, verbose=job.verbose))
         _flush()
         os._exit(1)
 
@@ -206,12 +230,14 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
         overrides=job.overrides,
     )
     homes = {file.resolve(): str(options.settings(file).home) for file in options.model_files()}
-    belonging = Belonging(options)
-    control.send(belonging.told())
+    belonging = Belonging(options) if job.watch else None
+    if belonging is not None:
+        control.send(belonging.told())
     app, service = _open(options, board, job.slot)
     serving = Serving(app, service, control, board, job.slot)
-    belonging.add(service)
-    control.send(belonging.told())
+    if belonging is not None:
+        belonging.add(service)
+        control.send(belonging.told())
     board.beat(job.slot)
     _serving.append(serving)
     await serving.run(
@@ -220,7 +246,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                 Served(
                     name=live.name,
                     fingerprint=live.fingerprint,
-                    tries=curl(service, live, "URL"),
+                    tries=tries if len(tries := curl(service, live, "URL")) < LONGEST_LINE else "",
                     home=homes[live.model.file],
                     log_days=live.settings.log_days if live.settings.log != "off" else None,
                 )
@@ -228,7 +254,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                 if live.model.file is not None
             ],
             hang_seconds=max(live.settings.predict_timeout_seconds for live in service.lives.values()),
-            seen=belonging.seen(started),
+            seen=belonging.seen(started) if belonging is not None else "",
         )
     )
 
