@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from sereno.answers.read import read_answers as read_answers
     from sereno.client import AsyncClient as AsyncClient
     from sereno.client import Client as Client
+    from sereno.exceptions import InvalidRowsError as InvalidRowsError
     from sereno.exceptions import SerenoError as SerenoError
     from sereno.exceptions import ServerError as ServerError
+    from sereno.exceptions import UnavailableError as UnavailableError
     from sereno.model import Model as Model
     from sereno.model import Secret as Secret
     from sereno.predictions import read_predictions as read_predictions
@@ -30,11 +32,13 @@ _HOME = {
     "Digits": "schema",
     "Fetched": "schema",
     "Interval": "schedule",
+    "InvalidRowsError": "exceptions",
     "Key": "schema",
     "Model": "model",
     "Secret": "model",
     "SerenoError": "exceptions",
     "ServerError": "exceptions",
+    "UnavailableError": "exceptions",
     "read_answers": "answers.read",
     "read_predictions": "predictions",
 }
@@ -44,11 +48,13 @@ __all__ = [
     "Digits",
     "Fetched",
     "Interval",
+    "InvalidRowsError",
     "Key",
     "Model",
     "Secret",
     "SerenoError",
     "ServerError",
+    "UnavailableError",
     "read_answers",
     "read_predictions",
 ]
