@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,13 +114,12 @@ def overload(arguments: argparse.Namespace) -> Told:
     peak = statistics.median(peaks)
     flooded, ended = flood["started"] - probed["started"], flood["started"] + seconds - probed["started"]
     usual = [took for due, status, took in probed["each"] if status == 200 and due < flooded]
-    bound = 2 * max(usual)
-    wrong = [due - ended for due, status, took in probed["each"] if due > ended and (status != 200 or took > bound)]
+    wrong = [moment for moment, is_usual in _halves(probed["each"], ended, 2 * max(usual)) if not is_usual]
     facts = {"peaks": peaks, "memory_before": asdict(before), "flood": flood, "usual_ms": _ms(usual), "probed": probed}
     say(f"offered {flood['offered']:,} in {seconds} s: {flood['statuses']}; a refusal took {flood['refused_ms']} ms")
     say(f"of the load's core: {flood['cpu_share']:.2f}; late by (ms) {flood['lag_ms']}")
     say(f"answers took {flood['good_ms']} ms; of the server's core: {flood['server_cpu_share']:.2f}")
-    say(f"usual {facts['usual_ms']} ms; after the flood: {[round(one, 2) for one in wrong]}")
+    say(f"usual {facts['usual_ms']} ms")
     return Told(
         findings=[
             Finding(what="overload: answers a second, × peak", least=0.9, measured=flood["good_rate"] / peak),
@@ -242,6 +241,17 @@ def load(arguments: argparse.Namespace) -> None:
     folder = DATA / "results" if is_short else report.RESULTS
     all_facts = {"conditions": conditions, "left_out": {}, "campaigns": facts}
     report.save("load", vars(arguments), {"Campaigns": report.markdown(lines)}, all_facts, folder)
+
+
+def _halves(each: Sequence[tuple[float, int, float]], start: float, bound: float) -> Iterator[tuple[float, bool]]:
+    """For every half second after `start`: its end, and whether all in it was answered, and most of it within `bound`."""
+    number = 0
+    while half := [one for one in each if 0 <= one[0] - start - number / 2 < 0.5]:
+        number += 1
+        is_usual = (
+            all(status == 200 for _, status, _ in half) and statistics.median(took for _, _, took in half) <= bound
+        )
+        yield number / 2, is_usual
 
 
 def _count(outcome: Mapping[str, Any], *names: str) -> int:
