@@ -28,6 +28,8 @@ UNSET = msgspec.UNSET  # in a live row: a column that is to be fetched
 NATIVE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "date": date}
 UNKNOWN_TO_MSGSPEC = re.compile(r'["\\\x00-\x1f]')  # in names of fields
 EXACT = 2.0**53  # JSON's whole numbers from here on may not be what stood there, once they are floats
+# A text as it stands in JSON. One that never ends reaches to the end, or each quote in it would be tried as a beginning.
+JSON_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
 NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 

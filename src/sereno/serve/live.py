@@ -10,9 +10,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from sereno.exceptions import ModelFileError
-from sereno.rows import UNKNOWN_TO_MSGSPEC, UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
+from sereno.rows import JSON_TEXT, UNKNOWN_TO_MSGSPEC, UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
 from sereno.scoring import RowScorer, Scorer
 from sereno.serve.batcher import Batcher, Recorder, Waiting
 from sereno.serve.fetching import Fetcher
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from sereno.serve.metrics import Metrics
     from sereno.settings import ModelSettings, ServeSettings
 
-STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+TEXTS = re.compile(JSON_TEXT, re.DOTALL)
 NO_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
+STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one deeper, or one less deep
 
 
 class _Asking(Waiting):
@@ -159,7 +161,7 @@ class Live:
         is_long = len(body) > limits.max_text_bytes
         if not is_deep and not is_long:
             return
-        if is_long and max(map(len, STRINGS.findall(body)), default=0) > limits.max_text_bytes + 2:
+        if is_long and max(map(len, TEXTS.findall(body)), default=0) > limits.max_text_bytes + 2:
             raise RequestError(413, f"A text in the request is longer than {limits.max_text_bytes:,} bytes.")
         if is_deep and _depth_exceeds(body, limits.max_depth):
             raise RequestError(400, f"The JSON nests deeper than {limits.max_depth} levels.")
@@ -246,9 +248,5 @@ def unfit(mistakes: Sequence[Mistake]) -> RequestError:
 
 def _depth_exceeds(body: bytes, most: int) -> bool:
     """Whether brackets nest deeper than that, of which those in texts do not count."""
-    brackets = STRINGS.sub(b"", body).translate(None, NO_BRACKETS)
-    for _ in range(most):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
-    return bool(brackets)
+    steps = np.frombuffer(TEXTS.sub(b"", body).translate(STEPS, NO_BRACKETS), np.int8)
+    return bool(steps.cumsum(dtype=np.int32).max(initial=0) > most)

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from sereno import __version__
+from sereno.rows import JSON_TEXT
 from sereno.serve.platforms import platform_of
 from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Names, Positions
@@ -34,7 +35,7 @@ TEXT = b"text/plain; charset=utf-8"
 FORMS = "dataframe_split, dataframe_records, instances or inputs"
 SPLIT = 'dataframe_split must be an object of "data" (a list of rows), and "columns" and "index" if you like.'
 # pandas frames have NaN where a value is missing, and Python writes it into JSON, which has no such word
-NAN = re.compile(rb'"(?:[^"\\]|\\.)*"|\bNaN\b')
+NAN = re.compile(JSON_TEXT + rb"|\bNaN\b", re.DOTALL)
 
 ERROR_CODES = {
     400: "BAD_REQUEST",
