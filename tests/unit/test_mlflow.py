@@ -323,11 +323,11 @@ class TestServer:
         assert (reply.status_code, reply.text) == (200, __version__)
 
     def test_not_ready(self, total: Served) -> None:
-        total.service.is_draining = True
+        total.service.draining.set()
         try:
             assert total.ask("GET", "/ping").status_code == 404
         finally:
-            total.service.is_draining = False
+            total.service.draining.clear()
 
     def test_another_method_is_told_in_the_same_shape(self, total: Served) -> None:
         reply = total.ask("GET", "/invocations")
