@@ -200,6 +200,9 @@ class ModelSettings:
     batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once in a run.")
     max_batch_rows: int = _setting(256, _whole(1), "How many rows of live requests `predict` is given at once.")
     queue_rows: int = _setting(1_000, _whole(1), "How many rows of live requests may wait; beyond it, 503.")
+    queue_seconds: float = _setting(
+        1.0, _number(None), "How long `predict` may take for those that wait; beyond it, and a full batch, 503."
+    )
     fetch_timeout_seconds: float = _setting(2.0, _number(None), "How long `fetch` may take.")
     predict_timeout_seconds: float = _setting(
         30.0, _number(None), "A live `predict` that takes longer hangs: its process is replaced."

@@ -251,6 +251,17 @@ def test_a_request_may_be_split_anywhere(servers: Servers) -> None:
             assert (status, body) == (200, b'{"total":5.0}')
 
 
+def test_a_known_head_may_come_before_its_body(servers: Servers) -> None:
+    with connected(servers.lane_port) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for a in range(20, 70):
+            head, _, body = request(total(a), request_id=None).partition(b"\r\n\r\n")
+            for piece in (head + b"\r\n\r\n", body[:5], body[5:] + request(total(7), request_id=None)):
+                sock.sendall(piece)
+                time.sleep(0.0005)
+            assert [one[2] for one in answers(sock, 2)] == [b'{"total":%.1f}' % (a + 1), b'{"total":8.0}']
+
+
 def test_a_request_may_come_byte_by_byte(servers: Servers) -> None:
     with connected(servers.lane_port) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -322,6 +333,16 @@ def test_what_is_no_request_is_told_and_closed(servers: Servers, sent: bytes) ->
         sock.sendall(sent)
         status, headers, _ = answers(sock, 1)[0]
         assert (status, headers["connection"]) == (400, "close")
+        assert sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_with_a_body_is_no_websocket(servers: Servers, method: str) -> None:
+    sent = request(total(1), method=method, headers="Connection: Upgrade\r\nUpgrade: websocket\r\n")
+    with connected(servers.lane_port) as sock:
+        sock.sendall(sent)
+        status, headers, _ = answers(sock, 1)[0]
+        assert (status, headers["connection"]) == (400 if method == "POST" else 405, "close")
         assert sock.recv(1) == b""
 
 
@@ -400,7 +421,11 @@ def test_half_a_head_is_not_waited_for(hasty: Servers) -> None:
 @pytest.mark.parametrize("path", ["/models/fast/predict", "/models/fast/predict?application"])
 def test_half_a_body_is_not_waited_for(hasty: Servers, path: str) -> None:
     with connected(hasty.lane_port) as sock:
-        sock.sendall(request(b"{", path, length=100))
+        sock.sendall(
+            request(json.dumps(total(1)).encode() + b" " * 70, path, request_id=None)
+        )  # so that its head is known
+        answers(sock, 1)
+        sock.sendall(request(b"{", path, request_id=None, length=88))
         status, headers, _ = answers(sock, 1)[0]
         assert (status, headers["connection"]) == (408, "close")
         assert sock.recv(1) == b""

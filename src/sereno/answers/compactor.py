@@ -26,7 +26,7 @@ EVERY_SECONDS = 300  # by the clock, as workers seal their segments,
 SEALED_SECONDS = 3  # and so long after it,
 SEGMENT_BYTES = 64 << 20  # or as soon as finished segments hold so much
 LOOK_SECONDS = 2.0
-NICE = 10
+NICE = 19  # answers to callers come first; it catches up when there is time
 LONGEST_PAUSE = 600.0  # after passes that failed
 
 LOG = logging.getLogger("sereno.answers")
@@ -140,7 +140,7 @@ class Watch:
             self._not_before.pop(model, None)
             return
         failures = self._failures[model] = self._failures.get(model, 0) + 1
-        self._not_before[model] = time.monotonic() + min(LONGEST_PAUSE, 10.0 * 2**failures)
+        self._not_before[model] = time.monotonic() + min(LONGEST_PAUSE, min(5.0, self._every) * 2**failures)
         LOG.error("The pass over the answers of %s ended with %d; it is tried again.", model, process.returncode)
 
 

@@ -122,6 +122,7 @@ class Batcher:
         *,
         max_batch_rows: int,
         queue_rows: int,
+        queue_seconds: float,
         timeout_seconds: float,
         watcher: Watcher,
         recorder: Recorder | None,
@@ -135,7 +136,8 @@ class Batcher:
         self.predicting_since: float | None = None
         self._score = score
         self._max_batch_rows = max_batch_rows
-        self._queue_rows = queue_rows
+        self._queue_rows, self._queue_seconds = queue_rows, queue_seconds
+        self.most_rows = queue_rows  # may wait; fewer where they would take longer than queue_seconds
         self._timeout = timeout_seconds
         self._watcher = watcher
         self._recorder = recorder
@@ -153,7 +155,7 @@ class Batcher:
     def submit(self, waiting: Waiting) -> None:
         """Have its rows (one or more) scored. Raises RequestError (503) where too many rows wait."""
         queued = self.queued_rows + len(waiting.rows)
-        if queued > self._queue_rows and self.queued_rows:
+        if queued > self.most_rows and self.queued_rows:
             raise self.busy()
         self.queued_rows = queued
         self._queue.append(waiting)
@@ -168,7 +170,11 @@ class Batcher:
     @property
     def room(self) -> int:
         """How many rows may still be submitted."""
-        return max(0, self._queue_rows - self.queued_rows)
+        return max(0, self.most_rows - self.queued_rows)
+
+    @property
+    def is_full(self) -> bool:
+        return self.queued_rows >= self.most_rows
 
     def busy(self) -> RequestError:
         seconds = max(1, min(60, round(self.queued_rows * self._row_seconds)))
@@ -189,10 +195,6 @@ class Batcher:
         """End the thread, once it has done what it is at."""
         if self._thread is not None:
             self._jobs.put(None)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._queue and not self._is_busy
 
     def _take(self) -> Batch:
         """As many of the waiting rows as predict gets at once. A larger request goes in several batches."""
@@ -278,6 +280,13 @@ class Batcher:
         seconds = end - start
         self._recent.append(seconds)
         self._row_seconds += WEIGHT * (seconds / count - self._row_seconds)
+        if self._row_seconds * self._queue_rows > self._queue_seconds:
+            # at least a batch may wait, so that one forms where it pays
+            self.most_rows = min(
+                self._queue_rows, max(self._max_batch_rows, int(self._queue_seconds / self._row_seconds))
+            )
+        else:
+            self.most_rows = self._queue_rows
         if not self.is_on_loop or seconds >= LOOP_SECONDS:
             # the median, since a process that had to wait for its core once has not become slow
             self.is_on_loop = sorted(self._recent)[2] < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)

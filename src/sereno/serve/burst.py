@@ -80,7 +80,7 @@ class Burst(Waiting):
         live, exchange, service = self._bursts.live, self._bursts.exchange, self._bursts.service
         encode = live.encode
         start = None
-        done = 0
+        done, now = 0, service.now
         for lane, request_id, answer in zip(self._lanes, self._ids, answers, strict=True):
             if type(answer) is not tuple or lane.is_draining or lane.is_lost:
                 reply = exchange.refuse(answer) if isinstance(answer, RequestError) else Reply(200, encode(answer))
@@ -92,6 +92,7 @@ class Burst(Waiting):
             done += 1
             turns = lane.turns
             turns.popleft()
+            lane.active, lane.has_asked = now, True
             lane.transport.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (start, request_id, len(body), body))
             if turns:
                 lane.flush()

@@ -35,6 +35,7 @@ APPLICATION_HEADERS = frozenset(
 ON_ITS_WAY: Any = type("OnItsWay", (), {"response_complete": False, "disconnected": False, "keep_alive": True})()
 IN_BURST: Any = type("InBurst", (), {"output": None})()  # keeps a plain request's place among the turns
 OBJECT = ord("{")
+MOST_AWAITED = 1 << 16  # bytes of a body; a longer one goes through the parser, piece by piece
 
 
 class Lane(HttpToolsProtocol):
@@ -49,13 +50,14 @@ class Lane(HttpToolsProtocol):
         self.turn: Turn | None = None  # the hot request that is being received
         self.body = b""
         self.parts: list[bytes] | None = None  # of a body that came in pieces
+        self.awaited = b""  # a request with a known head, of whose body some is missing
         self.head = b""  # what was received up to an empty line, where a request begins with it
         self.header_bytes = self.body_bytes = 0
         self.receiving_since = 0.0  # a request began and is not complete; 0: none
         self.has_headers = False
         self.is_draining = self.is_refusing = self.is_lost = self.is_half_closed = False
         self.paused_since = 0.0  # the client does not read; 0: it does
-        self.active = self.service.now  # last sign of life
+        self.active, self.has_asked = self.service.now, False  # last sign of life; whether it has got an answer
 
     # What arrives
 
@@ -69,30 +71,29 @@ class Lane(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self.head = b""
+        if self.awaited:
+            data, self.awaited, self.receiving_since = self.awaited + data, b"", 0.0
         if not self.receiving_since:  # a request begins here
             end = data.find(b"\r\n\r\n") + 4
             self.head = data[:end]
             known = self.service.heads.get(self.head)
-            if (
-                known is not None
-                and len(data) == end + known.length
-                and (self.cycle is None or not self._is_with_application())
-            ):
-                bursts = known.bursts
-                if bursts is not None and bursts.batcher.is_on_loop and not self.turns and data[end] == OBJECT:
-                    self.url = known.url
-                    self.turns.append(IN_BURST)
-                    bursts.add(self, data[end:])
+            if known is not None and (self.cycle is None or not self._is_with_application()):
+                missing = end + known.length - len(data)
+                if missing == 0:
+                    self._take(known, data[end:])
                     return
-                turn = Turn(self, known.exchange, known.live, self.service.request_id(None), close=False)
-                self.turns.append(turn)
-                turn.ask(NEW(Request, (b"POST", known.url, b"", known.headers, data[end:], turn.request_id)))
-                return
+                if 0 < missing <= MOST_AWAITED:  # most clients send the head first, and the body after it
+                    self.awaited, self.receiving_since, self.has_headers = data, self.service.now, True
+                    return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
+            else:  # the parser is done with this connection: the request that asked for it is the last
+                self.is_refusing = True
+                if self._is_with_application():
+                    self.cycle.keep_alive = False
             return
         except httptools.HttpParserError:
             self.refuse(RequestError(400, "This is no valid HTTP request."))
@@ -101,6 +102,18 @@ class Lane(HttpToolsProtocol):
             self.header_bytes += len(data)
             if self.header_bytes > MAX_HEADER_BYTES:
                 self.refuse(RequestError(431, f"The headers are longer than {MAX_HEADER_BYTES:,} bytes."))
+
+    def _take(self, known: Head, body: bytes) -> None:
+        """A request whose head needs no parsing."""
+        bursts = known.bursts
+        if bursts is not None and bursts.batcher.is_on_loop and not self.turns and body[0] == OBJECT:
+            self.url = known.url
+            self.turns.append(IN_BURST)
+            bursts.add(self, body)
+            return
+        turn = Turn(self, known.exchange, known.live, self.service.request_id(None), close=False)
+        self.turns.append(turn)
+        turn.ask(NEW(Request, (b"POST", known.url, b"", known.headers, body, turn.request_id)))
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -212,8 +225,16 @@ class Lane(HttpToolsProtocol):
         if self.is_draining and self.cycle is not ON_ITS_WAY:
             self.cycle.keep_alive = False
 
+    def _should_upgrade(self) -> bool:
+        """To a WebSocket, by a GET without a body; anything else is a request like others."""
+        if self.parser.get_method() != b"GET" or any(
+            n in (b"content-length", b"transfer-encoding") for n, _ in self.headers
+        ):
+            return False
+        return super()._should_upgrade()
+
     def on_response_complete(self) -> None:
-        self.active = self.service.now
+        self.active, self.has_asked = self.service.now, True
         if self.is_half_closed and not self.pipeline:
             self.transport.close()
             return
@@ -232,7 +253,7 @@ class Lane(HttpToolsProtocol):
     def flush(self) -> None:
         """Write the replies whose turn it is."""
         turns = self.turns
-        self.active = self.service.now
+        self.active, self.has_asked = self.service.now, True
         transport = self.transport
         while turns:
             turn = turns[0]
@@ -288,7 +309,9 @@ class Lane(HttpToolsProtocol):
             if now - self.receiving_since > late:
                 self.refuse(RequestError(408, f"The request was not complete within {late:g} seconds."), self.turn)
         elif not self.turns and not self._is_with_application():
-            quiet = DRAIN_IDLE_SECONDS if self.is_draining else limits.keep_alive_seconds
+            quiet = limits.keep_alive_seconds if self.has_asked else limits.header_timeout_seconds
+            if self.is_draining:
+                quiet = min(quiet, DRAIN_IDLE_SECONDS)
             if now - self.active > quiet:
                 self.transport.close()
 

@@ -88,6 +88,7 @@ class Live:
             RowScorer(scorer).score,
             max_batch_rows=settings.max_batch_rows,
             queue_rows=settings.queue_rows,
+            queue_seconds=settings.queue_seconds,
             timeout_seconds=limits.request_timeout_seconds,
             watcher=metrics,
             recorder=recorder,

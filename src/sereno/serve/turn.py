@@ -51,6 +51,8 @@ class Turn(Waiting):
         exchange, live = self.exchange, self.live
         assert live is not None
         try:
+            if live.batcher.is_full:  # before anything is decoded: what is too much must cost little
+                raise live.batcher.busy()
             self.asked = asked = exchange.read(live, request)
             self.rows = asked.rows
             live.submit(self)
