@@ -16,15 +16,16 @@ import hypothesis.strategies as st
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 
 from sereno import Key
 from sereno.schema import Column
 from sereno.serve.protocols import csv, sagemaker
 from sereno.serve.protocols.invocations import Invocations
+from sereno.serve.protocols.positional import Positions
 from sereno.serve.wire import Mistake, RequestError, Row
 from tests.lives import MODEL, Applicant, Score, Served, live_of, live_with, request_of, served
-from tests.strategies import TEXTS, row_types
+from tests.strategies import FLOATS, INTS, TEXTS, columns, row_of, row_types
 
 LIVE = live_of(Applicant, Score, max_rows=50, max_text_bytes=200)
 CSV, JSON, LINES = "text/csv", "application/json", "application/jsonlines"
@@ -44,7 +45,13 @@ class Text(TypedDict):
     language: str
 
 
-TEXT = live_of(Text, Said)
+class Numbers(TypedDict):
+    id: Key[int]
+    n: int
+    x: float | None
+
+
+TEXT, NUMBERS = live_of(Text, Said), live_of(Numbers, Score)
 
 
 def rows_of(body: Any, content_type: str = CSV, live: Any = LIVE) -> list[Row]:
@@ -205,6 +212,33 @@ class TestRequests:
         alone = [csv.rows_of(live, names, [line])[0] for line in lines]
         many = csv.rows_of(live, names, lines * csv.MANY)[: len(lines)]
         assert [told(one) for one in alone] == [told(one) for one in many]
+
+    @settings(deadline=None)
+    @given(st.data())
+    def test_numbers_are_read_as_json_where_that_says_the_same(self, data: st.DataObject) -> None:
+        names = ("a", "b", "c")[: data.draw(st.integers(1, 3))]
+        live = live_with(
+            TEXT, row_of(*(data.draw(columns(name=name, kinds=("int", "float", "bool"))) for name in names))
+        )
+        cell = st.one_of(
+            st.text("0123456789.-+eE", max_size=5), st.integers(-3, 9).map(str), INTS.map(str), FLOATS.map(repr)
+        )
+        lines = data.draw(st.lists(st.lists(cell, min_size=len(names), max_size=len(names)), min_size=1, max_size=3))
+        body = "\n".join([",".join(line) for line in lines])
+        found = csv.numbers(Positions(live.row, live.decoder), None, body.encode())
+        event("read as JSON" if found is not None else "read as text")
+        if found is not None:
+            alone = [csv.rows_of(live, names, [[c or None for c in line]])[0] for line in lines if line != [""]]
+            assert list(map(repr, found)) == list(map(repr, alone))  # as text, so that -0.0 differs from 0.0
+
+    def test_rows_of_numbers(self) -> None:
+        assert rows_of("1,2.5\n3,4\n", live=NUMBERS) == [(None, 1, 2.5), (None, 3, 4.0)]
+        assert rows_of("x,n\r\n1,2\r\n", live=NUMBERS) == [(None, 2, 1.0)]
+        assert rows_of("7,1,-0\n", live=NUMBERS) == [(7, 1, 0.0)]
+        assert rows_of("7,1,\n", live=NUMBERS) == [(7, 1, None)]
+        assert rows_of("+7,1.0,.5\n", live=NUMBERS) == [(7, 1, 0.5)]
+        assert refused("1.5,2\n3\n", live=NUMBERS).mistakes[0].row == 1
+        assert refused("1,2\n1.5,2\n", live=NUMBERS).mistakes == [Mistake(1, "n", "must be a whole number")]
 
 
 def told(one: Row | RequestError) -> Any:

@@ -140,15 +140,30 @@ def accepted(accept: bytes) -> Form | None:
 
 def read_csv(live: Live, positions: Positions, body: bytes) -> list[Row]:
     """The rows of a CSV body, whose first line may name the columns. Raises RequestError."""
+    if (rows := _numbers(positions, body)) is not None:
+        live.check_count(len(rows))
+        return rows
     try:
         lines = csv.parse(csv.text_of(body))
     except csv.BrokenLineError as error:
         raise RequestError(400, f"The body is not CSV: line {error.line + 1} {error}.") from None
     csv.check_cells(lines, live.limits.max_text_bytes)
     names = header_of(positions, lines[0]) if lines else None
-    rows = lines if names is None else lines[1:]
-    live.check_count(len(rows))
-    return _all_of(live, csv.rows_of(live, positions.names_of(names, rows), rows))
+    found = lines if names is None else lines[1:]
+    live.check_count(len(found))
+    return _all_of(live, csv.rows_of(live, positions.names_of(names, found), found))
+
+
+def _numbers(positions: Positions, body: bytes) -> list[Row] | None:
+    """The rows of numbers, under a header or not; None where that is not all that there is."""
+    first, _, rest = body.partition(b"\n")
+    if not first.translate(None, csv.NUMBERS):
+        return csv.numbers(positions, None, body)
+    first = first.removesuffix(b"\r")
+    if b'"' in first or b"\r" in first:
+        return None
+    names = header_of(positions, csv.parse_line(csv.text_of(first)))
+    return None if names is None else csv.numbers(positions, names, rest)
 
 
 def header_of(positions: Positions, cells: csv.Cells) -> Names | None:

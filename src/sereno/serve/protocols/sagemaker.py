@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from sereno.serve.protocols import csv
-from sereno.serve.protocols.mlflow import explained
+from sereno.serve.protocols.mlflow import explained, refuse
 from sereno.serve.protocols.positional import Positions
 from sereno.serve.wire import Reply, Request, RequestError, Route, Row
 
@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def routes(service: Service) -> list[Route]:
-    return [Route("GET", "/execution-parameters", answer=_execution_parameters)]
+    return [Route("GET", "/execution-parameters", answer=_execution_parameters, refuse=refuse)]
 
 
 def is_batch(environ: Mapping[str, str]) -> bool:
@@ -64,6 +64,8 @@ def read_lines(live: Live, positions: Positions, body: bytes, form: Form, *, bla
     elif not lines[-1]:
         lines.pop()  # the last line has an end too
     live.check_count(len(lines))
+    if form == "csv" and (rows := csv.numbers(positions, None, body)) is not None and len(rows) == len(lines):
+        return list(rows)
     lines = [line.removesuffix(b"\r") for line in lines]
     return _csv_rows(live, positions, lines) if form == "csv" else [_json_row(live, positions, line) for line in lines]
 
