@@ -425,6 +425,18 @@ def test_a_worker_that_is_killed_is_replaced(folder: Path) -> None:
             assert server.wait_for(r"was ended by signal 9\. Another one starts", time + 1)
 
 
+def test_what_a_model_has_started_goes_with_its_worker(folder: Path) -> None:
+    started = "import subprocess\n    load.child = subprocess.Popen(['sleep', '3600'])\n    text = "
+    (folder / "total.py").write_text(MODEL.replace("text = ", started))
+    with Server(folder, "total.py") as server:
+        for end in (server.kill_worker, lambda _: server.reload()):
+            (worker,) = server.workers()
+            (child,) = psutil.Process(worker).children()
+            end(worker)
+            child.wait(PATIENCE)
+            server.until(lambda: len(server.workers()) == 1, "have one worker")
+
+
 def test_service_is_back_after_the_only_worker_was_killed(folder: Path) -> None:
     with Server(folder, "total.py") as server:
         server.kill_worker(server.workers()[0])

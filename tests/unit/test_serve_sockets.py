@@ -56,6 +56,19 @@ def test_a_name_of_several_addresses_listens_on_all(opened: list[Listening]) -> 
         assert [sock.getsockname()[:2] for sock in place] == [(a, port_of(one)) for _, a in addresses]
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_ipv6(opened: list[Listening]) -> None:
+    one = listening(opened, 2, host="::1")
+    assert one.url == f"http://[::1]:{port_of(one)}"
+    one.open()
+    socket.create_connection(("::1", port_of(one))).close()
+    both = listening(opened, host="::")
+    assert both.url == f"http://[::1]:{port_of(both)}"
+    both.open()
+    for address in ("::1", "127.0.0.1"):
+        socket.create_connection((address, port_of(both))).close()
+
+
 def test_callers_are_refused_until_somebody_answers(opened: list[Listening]) -> None:
     one = listening(opened, 2)
     with pytest.raises(ConnectionRefusedError):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from sereno.serve.control import Ready
 from sereno.serve.options import Options
 from sereno.serve.platforms import on_platform
-from sereno.serve.process import Worker, start_worker
+from sereno.serve.process import start_worker
 from sereno.serve.sockets import Listening, listen, refuse_openness
 from sereno.serve.supervisor import Supervisor
 from sereno.settings import Settings
@@ -29,7 +29,7 @@ def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: 
         refuse_openness(settings)
         listening = listen(settings.serve, settings.workers or 1)
     except BaseException:
-        _let_go(first)
+        first.end()
         raise
 
     def announce(ready: Ready) -> None:
@@ -57,12 +57,6 @@ def replace_process(file: Path, arguments: Sequence[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *flags, "-P", "-m", "sereno", "serve", str(file), *arguments])
-
-
-def _let_go(worker: Worker) -> None:
-    worker.process.kill()
-    worker.process.wait()
-    worker.control.close()
 
 
 def _data(listening: Listening, ready: Ready, settings: Settings) -> Mapping[str, Any]:

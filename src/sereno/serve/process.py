@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +47,27 @@ class Worker:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def kill(self) -> None:
+        """At once, with whatever the model has started there."""
+        if self.process.returncode is None:  # until somebody asked how it ended, its number is no one else's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether it has. Then nothing of what the model has started there is left, and `process.returncode` tells how."""
+        if self.process.returncode is None:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return False
+            self.kill()
+            self.process.wait()
+        return True
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone."""
+        self.kill()
+        self.process.wait()
+        self.control.close()
 
     def send(self, message: ToWorker, descriptors: Sequence[int] = ()) -> None:
         """Never waits, never fails."""

@@ -156,7 +156,7 @@ class Supervisor:
                 message = from_worker(content)
             except msgspec.DecodeError:  # no word of ours: what runs there is not what was started
                 self._note(f"worker {worker.pid} sent what is no message; it is killed.")
-                worker.process.kill()
+                worker.kill()
                 return
             if isinstance(message, Belongs):
                 self._belongs(worker, message)
@@ -270,7 +270,7 @@ class Supervisor:
             if worker.phase is Phase.READY:
                 self._drain(worker)
             else:
-                worker.process.kill()
+                worker.kill()
         new = self._of(self._generation, Phase.READY)[0]
         assert new.ready is not None
         models = {model.name: model.fingerprint for model in new.ready.models}
@@ -296,7 +296,7 @@ class Supervisor:
         generation, self._next = self._next, None
         for worker in self._workers:
             if worker.generation == generation:
-                worker.process.kill()
+                worker.kill()
         serving = ", ".join(f"{name} {print_[:12]}" for name, print_ in self._models.items())
         self._note(f"the reload was refused, {serving} stays in service: {why}")
         if self._again:
@@ -312,7 +312,7 @@ class Supervisor:
 
     def _bury(self) -> None:
         """Take leave of the processes that have ended."""
-        for worker in [w for w in self._workers if w.process.poll() is not None]:
+        for worker in [w for w in self._workers if w.has_ended()]:
             self._hear(worker)  # its last word
             with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.control)
@@ -405,7 +405,7 @@ class Supervisor:
             if worker.kill_at is not None and worker.kill_at <= now:
                 worker.kill_at = None
                 self._was_killed |= self._ends_at is not None
-                worker.process.kill()
+                worker.kill()
         if self._is_announced:  # if none ever gets ready, none is started again
             for place in [place for place, due in self._due.items() if due <= now]:
                 del self._due[place]
@@ -474,11 +474,11 @@ class Supervisor:
         self._listening.close()
         for worker in self._workers:
             if worker.phase is Phase.STARTING:
-                worker.process.kill()
+                worker.kill()
             elif worker.phase is Phase.READY and worker.generation == self._generation:
                 self._drain(worker, accept_seconds=accept_seconds)
             elif worker.phase is Phase.READY:
-                worker.process.kill()
+                worker.kill()
             else:
                 worker.kill_at = min(worker.kill_at or self._ends_at, self._ends_at)
         self._compacting.stop()
@@ -489,12 +489,9 @@ class Supervisor:
             self._watcher.stop()
         self._listening.close()
         if self._first is not None:
-            self._first.process.kill()
-            self._first.process.wait()
+            self._first.end()
         for worker in self._workers:
-            worker.process.kill()
-            worker.process.wait()
-            worker.control.close()
+            worker.end()
         self._compacting.stop()
         self._compacting.wait()
         self._selector.close()
