@@ -136,11 +136,11 @@ def test_predict_and_health_are_where_the_variables_say(endpoint: Served) -> Non
 
 
 def test_not_ready(endpoint: Served) -> None:
-    endpoint.service.is_draining = True
+    endpoint.service.draining.set()
     try:
         assert endpoint.ask("GET", "/v1/endpoints/17/deployedModels/42").status_code == 503
     finally:
-        endpoint.service.is_draining = False
+        endpoint.service.draining.clear()
 
 
 def test_errors_have_one_shape_there(endpoint: Served) -> None:
