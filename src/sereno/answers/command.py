@@ -44,7 +44,9 @@ def log(
     notes = list(damage_lines(home, model))
     if without is not None:
         erased = erase(Compactor(home, model), without).erased
-        says = f"Erased {erased:,} answers of key {', '.join(without)}: they are in no file of the log any more."
+        says = (
+            f"Erased {_count(erased, 'answer')} of key {', '.join(without)} from {model}; no file of the log has one."
+        )
         return {"erased": erased}, [says], notes
     if compact:
         done, kept_back = compact_now(home, model, settings.model(model, {}).log_days)
@@ -97,12 +99,16 @@ def answer_lines(answers: Sequence[dict[str, Any]], model: str) -> Iterator[str]
             values = (f"{n}={_short(v)}" for n, v in one[name].items() if v is not None)
             yield f"  {name:<10}  {'  '.join(values)}"
     if not answers:
-        yield f"No answer of {model} is kept that is wanted here."
+        yield f"No such answer of {model} is kept."
 
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def damage_lines(home: Path, model: str) -> Iterator[str]:
@@ -124,11 +130,11 @@ def compact_now(home: Path, model: str, days: int) -> tuple[Done, list[str]]:
 
 
 def done_lines(done: Done, model: str) -> Iterator[str]:
-    yield f"Put {done.answers:,} answers of {model} into the table, from {done.segments:,} segments."
+    yield f"Put {_count(done.answers, 'answer')} of {model} into the table, from {_count(done.segments, 'segment')}."
     if done.dropped_days:
-        yield f"Dropped {done.dropped_days:,} days that were too old."
+        yield f"Dropped {_count(done.dropped_days, 'day')} that were too old."
     if done.joined_files:
-        yield f"Joined {done.joined_files:,} small files."
+        yield f"Joined {_count(done.joined_files, 'small file')}."
 
 
 def kept_back_lines(pids: Sequence[str]) -> Iterator[str]:

@@ -324,10 +324,11 @@ class AnswerLog:
             with told(what, THEN[self.mode]):
                 action(*arguments)
         except Exception as error:  # noqa: BLE001 - this thread must outlive whatever it is
+            says = str(error) if isinstance(error, SerenoError) else f"{what}: {error!r}. {THEN[self.mode]}"
             if not self._failing:
-                LOG.error("%s", error if isinstance(error, SerenoError) else f"{what}: {error!r}")
+                LOG.error("%s", says)
             self._failing = True
-            return error if isinstance(error, StorageError) else StorageError(f"{what}: {error!r}.")
+            return StorageError(says)  # without a traceback: the cause is outside
         if self._failing:
             LOG.warning("The answers of %s are written again.", self._header.model)
         self._failing = False

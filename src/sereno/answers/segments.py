@@ -128,8 +128,7 @@ class SegmentWriter:
         try:
             end = self.size + sum(map(len, frames))
             if self._ahead and end > self._zeroed:
-                self._put([_ZEROS], end)
-                self._zeroed = end + len(_ZEROS)
+                self._write_zeros(end)
             at = self.size
             for start in range(0, len(frames), _AT_ONCE):
                 at += self._put(frames[start : start + _AT_ONCE], at)
@@ -141,6 +140,14 @@ class SegmentWriter:
             os.close(self._descriptor)
             raise
         self.size, self.rows = end, self.rows + rows
+
+    def _write_zeros(self, at: int) -> None:
+        try:
+            self._put([_ZEROS], at)
+            self._zeroed = at + len(_ZEROS)
+        except OSError:  # the disk is nearly full: what is left is for answers
+            self._ahead = False
+            os.ftruncate(self._descriptor, self.size)
 
     def _put(self, pieces: Sequence[bytes], at: int) -> int:
         size = sum(map(len, pieces))

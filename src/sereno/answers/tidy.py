@@ -105,7 +105,7 @@ def check_key(model: str, schema: pa.Schema, key: Sequence[str]) -> None:
     names = key_columns(schema)
     if len(key) > len(names):
         raise NotFoundError(
-            f"A key of model {model!r} has {len(names)} values ({', '.join(names)}), not {len(key)}."
+            f"A key of model {model!r} has {len(names)} value{'s' * (len(names) > 1)} ({', '.join(names)}), not {len(key)}."
             if names
             else f"Model {model!r} has no answers yet, and so no key."
         )
