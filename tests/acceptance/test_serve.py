@@ -435,6 +435,7 @@ def test_what_a_model_has_started_goes_with_its_worker(folder: Path) -> None:
             end(worker)
             child.wait(PATIENCE)
             server.until(lambda: len(server.workers()) == 1, "have one worker")
+            server.wait_for_all(1)
 
 
 def test_service_is_back_after_the_only_worker_was_killed(folder: Path) -> None:
