@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import socket
@@ -147,7 +148,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) ->
     mine = settings.model(model.name, model.declared, model.file.parent if model.file else None)
     metrics = Metrics()
     try:
-        mine = replace(mine, queue_rows=1 << 30)
+        mine = replace(mine, queue_rows=1 << 30, queue_seconds=math.inf)
         live = Live(scorer, "0" * 64, mine, limits, metrics=metrics, fetch=fetch)
         service = Service([live], here, gate=Gate(here, {}), metrics=metrics, access=AccessLog("off"))
     except BaseException:

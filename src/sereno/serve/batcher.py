@@ -149,6 +149,7 @@ class Batcher:
         self._recent = deque([2 * LOOP_SECONDS] * 5, maxlen=5)  # what the last batches took
         self._row_seconds = 0.0  # a row takes, running mean
         self._in_flight: list[Waiting] = []  # what predict is at, in its thread
+        self._keeping: list[Batch] = []  # answered, and waiting for the recorder
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -182,7 +183,9 @@ class Batcher:
 
     def expire(self, now: float) -> None:
         """Answer what has waited too long (504). Called every now and then."""
-        late = [w for w in (*self._in_flight, *self._queue) if not w.is_told and now - w.since > self._timeout]
+        kept = [w for batch in self._keeping for w in batch.requests]
+        every = dict.fromkeys((*self._in_flight, *kept, *self._queue))  # a request in pieces is in several of them
+        late = [w for w in every if not w.is_told and now - w.since > self._timeout]
         for waiting in late:
             waiting.is_told = True
             error = RequestError(504, f"There was no answer within {self._timeout:g} seconds.")
@@ -262,7 +265,7 @@ class Batcher:
             return self._score(rows)
         except PredictError as error:
             return [self._failure(str(error), error)] * len(rows)
-        except Exception as error:  # noqa: BLE001 - a bug of ours must not end the thread, or leave callers waiting
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it must not end the thread, or leave callers waiting
             return [self._failure(f"{type(error).__name__}: {error}", error)] * len(rows)
 
     def _failure(self, reason: str, error: BaseException | None = None) -> RequestError:
@@ -300,6 +303,7 @@ class Batcher:
             return
 
         def then(failed: BaseException | None = None) -> None:
+            self._keeping.remove(batch)
             if failed is None:
                 batch.tell(answers)
             else:
@@ -308,4 +312,5 @@ class Batcher:
         ids, rows, kept = batch.ids(), batch.rows, answers
         if len(good) < count:
             ids, rows, kept = [ids[i] for i in good], [rows[i] for i in good], [answers[i] for i in good]
+        self._keeping.append(batch)
         self._recorder.append(self._clock(), ids, rows, kept, then)  # type: ignore[arg-type]
