@@ -14,7 +14,7 @@ from typing import Literal
 
 import httpx
 
-RETRIES = 20
+RETRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)

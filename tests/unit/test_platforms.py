@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from sereno.config import load_settings
+from sereno.config import ModelSettings, load_settings
 from sereno.exceptions import SettingsError
 from sereno.serve.options import Options
-from sereno.serve.platforms import model_files, on_platform, platform_of
+from sereno.serve.platforms import for_platform, is_batch, model_files, on_platform, platform_of
 
 NOWHERE = Path("/nowhere/opt/ml/model")
 
@@ -137,3 +138,19 @@ def test_the_model_file_of_a_folder(tmp_path: Path) -> None:
         model_files(tmp_path)
     (tmp_path / "sereno.toml").write_text("")
     assert model_files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "batch"), [("true", True), ("True", True), ("false", False), ("", False), (None, False)]
+)
+def test_the_environment_says_that_it_is_a_job(value: str | None, batch: bool) -> None:
+    assert is_batch({} if value is None else {"SAGEMAKER_BATCH": value}) is batch
+
+
+def test_a_batch_transform_job_is_never_turned_away() -> None:
+    plain = ModelSettings()
+    assert for_platform(plain, {}) is plain
+    wide = for_platform(plain, {"SAGEMAKER_BATCH": "true"})
+    assert (wide.queue_rows, wide.queue_seconds) == (sys.maxsize, 600.0)
+    chosen = ModelSettings(queue_rows=5, given={"queue_rows": Path()})
+    assert for_platform(chosen, {"SAGEMAKER_BATCH": "true"}).queue_rows == 5

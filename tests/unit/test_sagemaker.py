@@ -20,7 +20,7 @@ from hypothesis import event, given, settings
 
 from sereno import Key
 from sereno.schema import Column
-from sereno.serve.protocols import csv, sagemaker
+from sereno.serve.protocols import csv
 from sereno.serve.protocols.invocations import Invocations
 from sereno.serve.protocols.positional import Positions
 from sereno.serve.wire import Mistake, RequestError, Row
@@ -376,10 +376,3 @@ class TestServer:
         with served(file) as one:
             parameters = one.ask("GET", "/execution-parameters").json()
         assert parameters == {"MaxConcurrentTransforms": 1, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 1}
-
-
-@pytest.mark.parametrize(
-    ("value", "batch"), [("true", True), ("True", True), ("false", False), ("", False), (None, False)]
-)
-def test_the_environment_says_that_it_is_a_job(value: str | None, batch: bool) -> None:
-    assert sagemaker.is_batch({} if value is None else {"SAGEMAKER_BATCH": value}) is batch

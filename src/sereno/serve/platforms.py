@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sereno.exceptions import SettingsError
 from sereno.serve.options import Options
-from sereno.settings import FILE_NAME
+from sereno.settings import FILE_NAME, ModelSettings
 
 SAGEMAKER_MODEL = Path("/opt/ml/model")  # where SageMaker unpacks a model's artefacts
 # Studio, notebooks and training jobs have other variables of SageMaker's: those do not ask for a server
@@ -53,7 +55,7 @@ def platform_of(environ: Mapping[str, str], model_folder: Path | None = None) ->
         return None
     payload = _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB", SAGEMAKER_PAYLOAD_MB) or SAGEMAKER_LARGEST_MB
     variables = _open_at(_port(environ, "SAGEMAKER_BIND_TO_PORT"), payload)
-    if environ.get("SAGEMAKER_BATCH", "").lower() == "true":
+    if is_batch(environ):
         # a request is as many lines as fit into the payload, and none of them is short of a character and its end
         variables["SERENO_SERVE__MAX_ROWS"] = str(payload << 19)
         variables["SERENO_SERVE__REQUEST_TIMEOUT_SECONDS"] = str(SAGEMAKER_BATCH_SECONDS)
@@ -78,6 +80,23 @@ def on_platform(options: Options, environ: MutableMapping[str, str]) -> Options:
         return options
     os.chdir(folder)  # a sereno.toml there is found as in any working folder
     return replace(options, files=model_files(folder))
+
+
+def for_platform(settings: ModelSettings, environ: Mapping[str, str]) -> ModelSettings:
+    """The settings of a model where it is served.
+
+    A batch transform job has so many requests under way and no more, and gives up where one is turned away too often: there
+    the queue takes whatever comes, unless it was set.
+    """
+    if not is_batch(environ):
+        return settings
+    wide: dict[str, Any] = {"queue_rows": sys.maxsize, "queue_seconds": float(SAGEMAKER_BATCH_SECONDS)}
+    return replace(settings, **{name: value for name, value in wide.items() if name not in settings.given})
+
+
+def is_batch(environ: Mapping[str, str]) -> bool:
+    """Whether this is the container of a batch transform job (which writes `true`; its local mode writes `True`)."""
+    return environ.get("SAGEMAKER_BATCH", "").lower() == "true"
 
 
 def model_files(folder: Path) -> list[Path]:

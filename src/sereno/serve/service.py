@@ -24,6 +24,7 @@ from sereno.serve.burst import Bursts
 from sereno.serve.gate import Gate
 from sereno.serve.live import Live
 from sereno.serve.options import Options
+from sereno.serve.platforms import for_platform
 from sereno.serve.wire import Exchange, RequestError, Route
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
 def open_live(model: Model, settings: Settings, server: Settings, metrics: Metrics, slot: int) -> Live:
     """One model with its queue, its fetch and its log."""
     assert model.file is not None
-    mine = settings.model(model.name, model.declared, model.file.parent)
+    mine = for_platform(settings.model(model.name, model.declared, model.file.parent), os.environ)
     scorer = open_scorer(model, settings)
     digest = fingerprint(model)
     recorder = None

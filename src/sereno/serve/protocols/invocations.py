@@ -20,6 +20,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sereno.serve.platforms import is_batch
 from sereno.serve.protocols import csv, mlflow, sagemaker
 from sereno.serve.protocols.mlflow import Frames
 from sereno.serve.protocols.positional import Names, Positions
@@ -46,7 +47,7 @@ def routes(service: Service) -> list[Route]:
     live = service.only
     if live is None:
         return [Route("POST", "/invocations", answer=_several, refuse=mlflow.refuse)]
-    both = Invocations(live, batch=sagemaker.is_batch(os.environ))
+    both = Invocations(live, batch=is_batch(os.environ))
     exchange = Exchange("invocations", both.read, both.write, mlflow.refuse)
     return [Route("POST", "/invocations", exchange, live)]
 

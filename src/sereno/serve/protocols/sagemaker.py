@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,11 +40,6 @@ _encode = msgspec.json.Encoder().encode
 
 def routes(service: Service) -> list[Route]:
     return [Route("GET", "/execution-parameters", answer=_execution_parameters, refuse=refuse)]
-
-
-def is_batch(environ: Mapping[str, str]) -> bool:
-    """Whether this is the container of a batch transform job (which writes `true`; its local mode writes `True`)."""
-    return environ.get("SAGEMAKER_BATCH", "").lower() == "true"
 
 
 @dataclass(frozen=True, slots=True)
