@@ -93,6 +93,13 @@ class TestBatchTransform:
             {"total": 3.0, "is_large": False},
         ]
 
+    @pytest.mark.parametrize(
+        ("lines", "out"), [(b"", b""), (b"x,\n", b",\n"), (b"\n\n", b",\n,\n"), (b"1,2", b"3.0,false\n")]
+    )
+    def test_few_lines(self, job: Server, lines: bytes, out: bytes) -> None:
+        reply = httpx.post(f"{job.url}/invocations", content=lines, headers={"Content-Type": "text/csv"})
+        assert (reply.status_code, reply.content) == (200, out)
+
     def test_the_log_says_which_lines(self, job: Server) -> None:
         Job(url=job.url, content_type="text/csv").run(b"1,2\n-7,\n")
         assert job.wait_for(r"1 of 2 records got a placeholder: line 2: a: must be at least 0")

@@ -18,8 +18,10 @@ import pyarrow.csv as pacsv
 import pytest
 from hypothesis import event, given, settings
 
-from sereno import Key
-from sereno.schema import Column
+from sereno import Fetched, Key
+from sereno.rows import UNSET, RowDecoder, live_row
+from sereno.schema import Column, row_type
+from sereno.serve.live import Live
 from sereno.serve.protocols import csv
 from sereno.serve.protocols.invocations import Invocations
 from sereno.serve.protocols.positional import Positions
@@ -51,7 +53,21 @@ class Numbers(TypedDict):
     x: float | None
 
 
+class Visit(TypedDict):
+    id: Key[int]
+    there: Fetched[float]
+    here: float
+
+
+def live_that_fetches() -> Live:
+    live = live_with(TEXT, row_type(Visit))
+    live.row = live_row(live.row, keys_needed=True)
+    live.decoder = RowDecoder(live.row)
+    return live
+
+
 TEXT, NUMBERS = live_of(Text, Said), live_of(Numbers, Score)
+VISITS = live_that_fetches()
 
 
 def rows_of(body: Any, content_type: str = CSV, live: Any = LIVE) -> list[Row]:
@@ -239,6 +255,31 @@ class TestRequests:
         assert rows_of("+7,1.0,.5\n", live=NUMBERS) == [(7, 1, 0.5)]
         assert refused("1.5,2\n3\n", live=NUMBERS).mistakes[0].row == 1
         assert refused("1,2\n1.5,2\n", live=NUMBERS).mistakes == [Mistake(1, "n", "must be a whole number")]
+
+
+class TestFetched:
+    """What is fetched may be left out; the key it is fetched by may not."""
+
+    def test_every_way_leaves_it_to_be_fetched(self) -> None:
+        row = {"id": 7, "here": 1.5}
+        for body, content_type in (
+            ("7,1.5\n", CSV),
+            ('7,"1.5"\n', CSV),
+            ("here,id\n1.5,7\n", CSV),
+            ("\n".join(['"7",1.5'] * csv.MANY), CSV),
+            (json.dumps(row), LINES),
+            ("[7, 1.5]", LINES),
+            (json.dumps({"instances": [row]}), JSON),
+            (json.dumps({"instances": [[7, 1.5]]}), JSON),
+            (json.dumps({"dataframe_split": {"columns": ["id", "here"], "data": [[7, 1.5]]}}), JSON),
+        ):
+            assert rows_of(body, content_type, live=VISITS)[0] == (7, UNSET, 1.5)
+        assert rows_of("7,2.5,1.5\n", live=VISITS) == [(7, 2.5, 1.5)]
+
+    def test_without_the_key(self) -> None:
+        error = refused("2.5,1.5,1,1\n", live=VISITS)
+        assert error.mistakes[0].expected == "must be a list of 3 values (id, there, here), or 2 without there"
+        assert [m.column for m in refused('{"here": 1.5}', LINES, live=VISITS).mistakes] == ["id"]
 
 
 def told(one: Row | RequestError) -> Any:
