@@ -30,6 +30,10 @@ class Watcher(Protocol):
     def fetched(self, model: str, seconds: float, *, failed: bool = False) -> None: ...
 
 
+class _TooLate(Exception):
+    """fetch did not answer in time."""
+
+
 class Fetcher:
     """The queue in front of one model's `fetch`. All methods are called on the event loop."""
 
@@ -46,7 +50,6 @@ class Fetcher:
         watcher: Watcher,
     ) -> None:
         self.name = name
-        self.fetching_since: float | None = None
         self._fetch = fetch
         self._then = then  # gets the requests whose rows are complete; raises RequestError (503)
         self._queue_rows = queue_rows
@@ -56,6 +59,7 @@ class Fetcher:
         self._fetched = [i for i, c in enumerate(inputs.columns) if c.role == "fetched"]
         self._queue: list[Waiting] = []
         self._in_flight: list[Waiting] = []
+        self._since = 0.0  # when the call of now, or the last one, began
         self._thread: ThreadPoolExecutor | None = None
         self._stuck: Future[dict[Key, tuple[Any, ...]]] | None = None  # the call that the thread is at, or was last at
         self._task: asyncio.Task[None] | None = None
@@ -63,6 +67,15 @@ class Fetcher:
     @property
     def queued_rows(self) -> int:
         return sum(len(w.rows) for w in (*self._queue, *self._in_flight))
+
+    @property
+    def fetching_since(self) -> float | None:
+        """When the call began that fetch is at, though nobody may wait for it any more; None: it is at none."""
+        return self._since if self._in_flight or self._is_stuck else None
+
+    @property
+    def _is_stuck(self) -> bool:
+        return self._stuck is not None and not self._stuck.done()
 
     def submit(self, waiting: Waiting) -> None:
         """Have the missing columns of its rows fetched. Raises RequestError (503) where too many rows wait."""
@@ -93,14 +106,18 @@ class Fetcher:
                 if any(row[i] is UNSET for i in self._fetched)
             )
             start = perf_counter()
-            self.fetching_since = self.fetching_since or start
+            if not self._is_stuck:
+                self._since = start
             error: RequestError | None = None
             found: dict[Key, tuple[Any, ...]] = {}
             try:
                 found = await self._call(list(keys))
-            except TimeoutError:
+            except _TooLate:
                 error = RequestError(504, f"The row's features were not there within {self._timeout:g} seconds.")
-            except Exception as raised:
+            except (Exception, SystemExit, asyncio.CancelledError) as raised:
+                # fetch may have waited for what somebody else cancelled
+                if isinstance(raised, asyncio.CancelledError) and self._task is not None and self._task.cancelling():
+                    raise
                 error_id = uuid.uuid4().hex[:12]
                 LOG.error("error %s: model %s: fetch: %s", error_id, self.name, raised, exc_info=raised)
                 error = RequestError(
@@ -110,24 +127,34 @@ class Fetcher:
                 )
             self._watcher.fetched(self.name, perf_counter() - start, failed=error is not None)
             done, self._in_flight = self._in_flight, []
-            if self._stuck is None or self._stuck.done():
-                self.fetching_since = None
             for waiting in done:
                 if not waiting.is_told:
                     self._finish(waiting, found, error)
         self._task = None
 
     async def _call(self, keys: list[Key]) -> dict[Key, tuple[Any, ...]]:
+        """Raises _TooLate, and whatever fetch raises, which may be a TimeoutError of its own."""
         fetch = self._fetch
         if fetch.is_async:
-            async with asyncio.timeout(self._timeout):
-                return fetch.read(await fetch.call(keys))
+            deadline = asyncio.timeout(self._timeout)
+            try:
+                async with deadline:
+                    return fetch.read(await fetch.call(keys))
+            except TimeoutError:
+                if deadline.expired():
+                    raise _TooLate from None
+                raise
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"fetch {self.name}")
-        if self._stuck is not None and not self._stuck.done():
-            raise TimeoutError  # the thread is still at a call that nobody waits for; `Live.is_hung` looks at how long
+        if self._is_stuck:
+            raise _TooLate  # the thread is still at a call that nobody waits for; `Live.is_hung` looks at how long
         self._stuck = self._thread.submit(lambda: fetch.read(fetch.call(keys)))
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._stuck)), self._timeout)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._stuck)), self._timeout)
+        except TimeoutError:
+            if self._is_stuck:
+                raise _TooLate from None
+            raise
 
     def _finish(self, waiting: Waiting, found: dict[Key, tuple[Any, ...]], error: RequestError | None) -> None:
         if error is not None:
