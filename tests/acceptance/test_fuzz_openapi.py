@@ -63,6 +63,8 @@ def test_one_model_with_keys(project: Path) -> None:
 @pytest.mark.soak
 def test_a_campaign(project: Path) -> None:
     """Many requests: no 5xx, no crash, and the memory stays what it was once all paths were used."""
+    # two lists of 1,000 rows at once are too much by default, rightly so
+    (project / "sereno.toml").write_text("models.everything.queue_rows = 10000\nmodels.plain.queue_rows = 10000\n")
     with Server(project, "everything.py", "plain.py") as server, ThreadPoolExecutor(TOGETHER) as pool:
         (worker,) = server.workers()
         sent, memory = 0, []
