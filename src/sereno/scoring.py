@@ -101,10 +101,11 @@ class RowScorer:
             return None
         columns = []
         for array, plain in zip(arrays, self._plain, strict=True):
-            if plain is None or not isinstance(array, np.ndarray) or array.shape != (len(rows),):
+            if plain is None or type(array) is not np.ndarray or array.shape != (len(rows),):  # a masked one has nulls
                 return None
             kind, least, most = plain
-            if array.dtype.kind != kind or array.dtype.itemsize > 8:
+            dtype = array.dtype
+            if dtype.kind != kind or dtype.itemsize > 8 or not dtype.isnative:
                 return None
             values = array.tolist()
             # NaN and infinity are not between any two numbers
