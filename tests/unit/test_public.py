@@ -32,7 +32,9 @@ def test_every_name_is_there_and_sorted() -> None:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match="module 'sereno' has no attribute 'Modell'; it has AsyncClient, Client, Digits"):
+    with pytest.raises(
+        AttributeError, match="module 'sereno' has no attribute 'Modell'; it has AsyncClient, Client, Digits"
+    ):
         sereno.Modell  # noqa: B018
 
 

@@ -21,7 +21,9 @@ def test_the_supervisor_is_light() -> None:
     assert not HEAVY & set(json.loads(done.stdout))
 
 
-JOB = Job(files=["a.py"], home=None, env=None, overrides={"serve.port": "0"}, slot=1, workers=2, watch=False, verbose=False)
+JOB = Job(
+    files=["a.py"], home=None, env=None, overrides={"serve.port": "0"}, slot=1, workers=2, watch=False, verbose=False
+)
 SERVED = Served(name="total", fingerprint="12", tries="curl URL", home="/home", log_days=None)
 
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError
 from deltalake.schema import Schema
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
@@ -65,7 +65,7 @@ def read_state(table: Path) -> TableState | None:
     try:
         opened = DeltaTable(table)
         actions = pa.table(opened.get_add_actions(flatten=True)).to_pylist()
-    except (DeltaError, OSError) as error:
+    except Exception as error:
         raise StorageError(f"The table {table} cannot be read: {error}.") from error
     files = tuple(
         DataFile(
@@ -127,7 +127,7 @@ def commit(
         )
     except CommitFailedError as error:
         raise BusyError(f"Table {table} was changed by another program just now. {THEN}") from error
-    except (DeltaError, OSError) as error:
+    except Exception as error:  # delta-rs raises plain ones too
         if state is None and "already exists" in str(error):
             raise BusyError(f"Table {table} was made by another program just now. {THEN}") from error
         raise translated(table, error, THEN) from error
@@ -177,7 +177,7 @@ def vacuum(table: Path, hours: int) -> int:
         gone = DeltaTable(table).vacuum(
             retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=True
         )
-    except (DeltaError, OSError) as error:
+    except Exception as error:
         raise translated(table, error, THEN) from error
     for folder in table.glob("day=*"):
         with contextlib.suppress(OSError):  # not empty

@@ -196,7 +196,8 @@ def translated(table: Path, error: BaseException, then: str = GOES_ON) -> Storag
                 probe.unlink(missing_ok=True)
     except StorageError as cause:
         return cause
-    return StorageError(f"{what}: {error}. {then}")
+    first_line = str(error).partition("\n")[0]  # a backtrace of Rust may follow
+    return StorageError(f"{what}: {first_line}. {then}")
 
 
 def files_of_table(source: str) -> Iterator[tuple[Path, dict[str, str | None]]]:

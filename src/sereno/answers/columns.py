@@ -33,7 +33,10 @@ OWN = pa.schema(
     ]
 )
 EMPTY = OWN.append(pa.field(DAY, pa.date32(), metadata={PART: b"own"}))  # the table before its first answer
-CHUNK = 65_536  # rows made into columns at once
+CHUNK = 65_536  # rows of a table's row groups
+AT_ONCE = (
+    4_096  # rows made into columns at once: their values stay in the processor's cache, which is four times as fast
+)
 
 _PLAIN: dict[str, tuple[Any, pa.DataType]] = {
     "int": (int, pa.int64()),
@@ -57,6 +60,8 @@ def key_columns(schema: pa.Schema) -> list[str]:
 
 def arrow_type(shape: Shape) -> pa.DataType:
     """Nothing is required at any depth, so that another version of the model has the same type."""
+    if _is_text(shape):
+        return pa.string()
     if shape.item is not None:
         return pa.list_(pa.field("element", arrow_type(shape.item)))
     if shape.kind == "row":
@@ -66,8 +71,17 @@ def arrow_type(shape: Shape) -> pa.DataType:
     return _PLAIN[shape.kind][1]
 
 
+def _is_text(shape: Shape) -> bool:
+    """Whether values are kept as JSON: nested rows whose fields differ by case only, which no Delta table can have."""
+    names = {field.name.lower() for field in shape.fields}
+    inner = [*shape.fields, *([shape.item] if shape.item else [])]
+    return len(names) < len(shape.fields) or any(map(_is_text, inner))
+
+
 def _python_type(shape: Shape) -> Any:
     """What msgspec is to make of a value."""
+    if _is_text(shape):
+        return Any
     if shape.item is not None:
         return list[_python_type(shape.item)] | None  # type: ignore[misc]
     if shape.kind == "row":
@@ -112,6 +126,7 @@ class Reader:
         shapes = [*header.inputs, *header.outputs]
         self._fingerprint = header.fingerprint
         self._types = [arrow_type(shape) for shape in shapes]
+        self._texts = [i for i, shape in enumerate(shapes) if _is_text(shape)]
         fields = [place.schema.field(name) for name in place.names]
         self._schema = pa.schema([*OWN, *fields])
         self._row: Any = tuple[tuple(map(_python_type, header.inputs))]  # type: ignore[misc]
@@ -128,7 +143,7 @@ class Reader:
             for batch in self._batches(payload):
                 waiting.append(batch)
                 rows += len(batch[1])
-            if rows >= CHUNK:
+            if rows >= AT_ONCE:
                 yield self._table(waiting)
                 waiting, rows = [], 0
         if rows:
@@ -168,6 +183,8 @@ class Reader:
         rows = [row for _, _, some, _ in batches for row in some]
         answers = [answer for _, _, _, some in batches for answer in some]
         columns = [*zip(*rows, strict=True), *zip(*answers, strict=True)]
+        for i in self._texts:
+            columns[i] = tuple(None if v is None else msgspec.json.encode(v).decode() for v in columns[i])
         try:
             arrays = [pa.array(values, kind) for values, kind in zip(columns, self._types, strict=True)]
         except (ValueError, TypeError, OverflowError, pa.ArrowException):

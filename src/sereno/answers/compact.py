@@ -25,7 +25,7 @@ from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
 from sereno.answers.folder import DAMAGE, PENDING, finished_segments, segments_folder
 from sereno.answers.parts import Parts, remove_parts
-from sereno.answers.segments import Segment, read_segment
+from sereno.answers.segments import Header, read_header, read_segment
 from sereno.exceptions import SerenoError
 from sereno.failpoints import failpoint
 from sereno.storage import exclusive, fsync, told, write_atomically
@@ -188,24 +188,25 @@ class Compactor:
         schema = EMPTY if state is None else state.schema
         columns = set(OWN.names)
         readable: list[Path] = []
-        damaged: list[Segment] = []
+        damaged: list[tuple[Path, int, int]] = []
         for path in paths:
-            segment = read_segment(path)
-            if segment.header is None or segment.header.format != FORMAT:
-                self._set_aside(segment)
+            header = read_header(path)
+            if header is None or header.format != FORMAT:
+                self._set_aside(path, header)
                 continue
-            placed = place(segment.header, schema)
+            placed = place(header, schema)
             schema = placed.schema
             columns.update(placed.names)
             readable.append(path)
 
         def write(parts: Parts) -> None:
             for path in readable:
-                segment = read_segment(path)  # again: all of them at once would fill the memory
+                segment = read_segment(path)  # one at a time: all of them would fill the memory
                 for table in tables_of(segment, schema):
                     parts.write(table if without is None else leave_out(table, schema, without, done))
                 if segment.damaged or segment.lost:
-                    damaged.append(segment)
+                    damaged.append((path, segment.damaged, segment.lost))
+                del segment  # before the next one is read
 
         if not readable:
             return
@@ -213,26 +214,26 @@ class Compactor:
             state, write, kind="append", schema=schema, columns=columns, segments=[path.name for path in readable]
         )
         done.segments += len(readable)
-        for segment in damaged:
-            self._tell_damage(segment)
+        for damage in damaged:
+            self._tell_damage(*damage)
 
-    def _set_aside(self, segment: Segment) -> None:
+    def _set_aside(self, path: Path, header: Header | None) -> None:
         """Keep a segment that cannot be read, out of the way."""
-        if segment.header is None and not segment.answers and segment.path.suffix == ".open":
-            segment.path.unlink()  # the machine died before the header was on the disk
+        if header is None and path.suffix == ".open" and not read_segment(path).answers:
+            path.unlink()  # the machine died before the header was on the disk
             return
-        aside = segment.path.with_suffix(".unreadable")
-        segment.path.rename(aside)
+        aside = path.with_suffix(".unreadable")
+        path.rename(aside)
         why = "its header is damaged"
-        if segment.header is not None:
-            why = f"it has format {segment.header.format}, of a later version of Sereno"
+        if header is not None:
+            why = f"it has format {header.format}, of a later version of Sereno"
         LOG.error("Segment %s cannot be read: %s. It is kept there; its answers are not in the table.", aside, why)
 
-    def _tell_damage(self, segment: Segment) -> None:
+    def _tell_damage(self, path: Path, damaged: int, lost: int) -> None:
         note = {
-            "segment": segment.path.stem,
-            "bytes": segment.damaged,
-            "answers": segment.lost,
+            "segment": path.stem,
+            "bytes": damaged,
+            "answers": lost,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with (self.segments / DAMAGE).open("ab") as stream:
@@ -240,9 +241,9 @@ class Compactor:
         LOG.error(
             "Segment %s was damaged: %s bytes were not as they had been written, %s answers could not be read. The rest of "
             "it is in the table. Look after the disk.",
-            segment.path.stem,
-            segment.damaged,
-            segment.lost,
+            path.stem,
+            damaged,
+            lost,
         )
 
 

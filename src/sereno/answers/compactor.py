@@ -66,9 +66,12 @@ def _days(text: str) -> tuple[str, int]:
 
 
 def _pass(home: Path, model: str, days: int | None) -> int:
+    import gc
+
     from sereno.answers.compact import Compactor
     from sereno.exceptions import SerenoError
 
+    gc.disable()  # it would walk through the rows again and again, and there is nothing to be found
     try:
         done = Compactor(home, model).compact(days=days)
     except SerenoError as error:

@@ -186,6 +186,19 @@ _end_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _header_decoder = msgspec.msgpack.Decoder(Header)
 
 
+def read_header(path: Path) -> Header | None:
+    """The header of a segment, without reading the rest if it is well. Raises OSError."""
+    with path.open("rb") as stream:
+        head = stream.read(_OVERHEAD)
+        if len(head) == _OVERHEAD:
+            marker, length = _HEAD.unpack_from(head)
+            data = memoryview(head + stream.read(min(length, 1 << 24)))
+            if marker == HEADER and _frame_size(data, 0):
+                with contextlib.suppress(msgspec.MsgspecError):
+                    return _header_decoder.decode(data[_OVERHEAD:])
+    return read_segment(path).header
+
+
 def read_segment(path: Path) -> Segment:
     """Read a segment, sealed or not, perhaps while it is written. Raises OSError; damage is told, never raised."""
     data = memoryview(path.read_bytes())
