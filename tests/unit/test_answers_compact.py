@@ -384,6 +384,22 @@ def test_nested_rows_that_change(tmp_path: Path) -> None:
     assert (two["parts"], two["parts_2"]) == (None, [{"name": "b", "price": 1.5}, None])
 
 
+class Twin(TypedDict):
+    a: int
+    A: date
+
+
+class Twins(TypedDict):
+    id: Key[int]
+    parts: list[Twin]
+
+
+def test_fields_that_differ_by_case_only_are_kept_as_text(tmp_path: Path) -> None:
+    keep_rows(tmp_path, Twins, Out1, [(1, [{"a": 1, "A": date(2026, 1, 2)}]), (2, None)], [(0.1,), (0.2,)])
+    compactor(tmp_path).compact()
+    assert [row["parts"] for row in table(tmp_path)] == ['[{"a":1,"A":"2026-01-02"}]', None]
+
+
 def test_nullability_is_no_other_type(tmp_path: Path) -> None:
     keep_rows(tmp_path, TypedDict("a", {"id": Key[int], "x": float}), Out1, [(1, 1.0)], [(0.1,)])
     compactor(tmp_path).compact()

@@ -144,10 +144,9 @@ def kept_back_lines(pids: Sequence[str]) -> Iterator[str]:
 
 def time_of(text: str, option: str, *, end: bool = False) -> datetime:
     """A time that was given as text: a date, a date and time (UTC if it has no zone), or how long ago it was (90m)."""
-    ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if ago:
-        return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
     try:
+        if ago := re.fullmatch(r"(\d{1,6})([smhd])", text):
+            return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
         if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
             return moment(date.fromisoformat(text), end=end)
         when = datetime.fromisoformat(text)

@@ -38,16 +38,15 @@ class Wanted:
 
     def of(self, table: pa.Table, keys: Sequence[str]) -> pa.Table:
         """The rows of a table that are wanted, and of these the newest."""
-        chosen = pc.is_valid(table.column("answered_at"))
+        found = table
         if self.since is not None:
-            chosen = pc.and_(chosen, pc.greater_equal(table.column("answered_at"), pa.scalar(self.since)))
+            found = found.filter(pc.greater_equal(found.column("answered_at"), pa.scalar(self.since)))
         if self.until is not None:
-            chosen = pc.and_(chosen, pc.less(table.column("answered_at"), pa.scalar(self.until)))
+            found = found.filter(pc.less(found.column("answered_at"), pa.scalar(self.until)))
         if self.request is not None:
-            chosen = pc.and_(chosen, pc.equal(table.column("request_id"), self.request))
+            found = found.filter(pc.equal(found.column("request_id"), self.request))
         if self.key is not None:
-            chosen = pc.and_(chosen, matches_key(table, keys, self.key))
-        found = table.filter(chosen)
+            found = found.filter(matches_key(found, keys, self.key))
         if self.newest is not None and found.num_rows > self.newest:
             found = found.take(pc.sort_indices(found.column("answered_at")).slice(found.num_rows - self.newest))
         return found
