@@ -29,10 +29,11 @@ USERS_FILES = {"churn.py", "train.py", "credit_scoring.py", "features.py"}
 
 # The product's words (those of later versions, such as lookup or drift, come with what they name).
 WORDS = (
-    "age, artefact, attempt, batch, data date, data time, discard, disposition, executor, export, failpoint, fingerprint, "
-    "gate, hold, home, in service, interval, key, manifest, model, model file, part, predict, prediction, profile, publish, "
-    "reject, release, report, revision, roll back, row type, run, run key, schedule, script block, secret, snapshot, source, "
-    "spool, store, task, value, version, withdrawn, worker"
+    "age, answer log, artefact, attempt, batch, compactor, data date, data time, discard, disposition, erase, "
+    "executor, export, failpoint, fingerprint, gate, hold, home, in service, interval, key, manifest, model, model "
+    "file, part, predict, prediction, profile, publish, reject, release, report, revision, roll back, row type, "
+    "run, run key, schedule, script block, secret, segment, snapshot, source, spool, store, task, value, version, "
+    "withdrawn, worker"
 )
 
 
