@@ -64,7 +64,12 @@ def test_one_model_with_keys(project: Path) -> None:
 def test_a_campaign(project: Path) -> None:
     """Many requests: no 5xx, no crash, and the memory stays what it was once all paths were used."""
     # two lists of 1,000 rows at once are too much by default, rightly so
-    (project / "sereno.toml").write_text("models.everything.queue_rows = 10000\nmodels.plain.queue_rows = 10000\n")
+    limits = [
+        f"models.{name}.{limit}"
+        for name in ("everything", "plain")
+        for limit in ("queue_rows = 10000", "queue_seconds = 20")
+    ]
+    (project / "sereno.toml").write_text("\n".join(limits))
     with Server(project, "everything.py", "plain.py") as server, ThreadPoolExecutor(TOGETHER) as pool:
         (worker,) = server.workers()
         sent, memory = 0, []
