@@ -28,6 +28,7 @@ import sereno
 from sereno.answers.compact import Compactor
 from sereno.answers.folder import finished_segments, segments_folder
 from sereno.exceptions import NotFoundError
+from sereno.failpoints import POINTS
 from sereno.storage import is_held
 from tests.acceptance.project import Project, faults
 from tests.acceptance.server import Server
@@ -35,6 +36,8 @@ from tests.answers import expected, keep
 
 RECENT = datetime.now(UTC) - timedelta(minutes=1)  # within log_days
 PLACES = ("answers_pending", "answers_part", "answers_commit_before", "answers_commit_after", "answers_segment_removed")
+
+PLACES_OF_WORKERS = ("answers_write", "answers_flush")
 
 
 class Caller:
@@ -197,6 +200,22 @@ def test_sync_a_killed_worker_loses_nothing_that_was_answered(project: Project) 
     assert len(found) == len(set(found))  # and nothing twice
     log(project, "--compact")
     assert sorted(row["request_id"] for row in table(project)) == sorted(found)
+
+
+@pytest.mark.parametrize("place", PLACES_OF_WORKERS)
+def test_sync_a_worker_that_dies_while_it_writes(project: Project, place: str) -> None:
+    project.settings(log="sync")
+    with Server(project.folder, "total.py", **faults(f"{place}:kill@30")) as server:
+        caller = Caller(server, "c")
+        wait_until(lambda: len(caller.answered) > 40, "others take over")  # each of them dies at its thirtieth write
+        answered = caller.stop()
+    found = kept(project)
+    assert set(answered) <= set(found)
+    assert len(found) == len(set(found))
+
+
+def test_each_place_to_fail_is_killed_at() -> None:
+    assert {*PLACES, *PLACES_OF_WORKERS} == {place for place in POINTS if place.startswith("answers_")}
 
 
 def test_a_reload_loses_nothing(project: Project) -> None:
@@ -434,5 +453,6 @@ def test_a_model_whose_pass_fails_keeps_no_other_from_its_own(project: Project) 
         process.terminate()
         assert process.stderr is not None
         said = process.stderr.read()
-    assert "The pass over the answers of bad ended with 1; it is tried again." in said
+    assert "sereno: The answers of bad cannot be put into their table: " in said
+    assert "sereno: The pass over the answers of bad ended with 1; it is tried again." in said
     assert sereno.read_answers("bad", home=project.folder).num_rows == 5

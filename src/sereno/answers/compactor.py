@@ -34,7 +34,7 @@ LOG = logging.getLogger("sereno.answers")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="sereno: %(message)s")
     home = options.home.resolve()
     days = dict(options.days)
     if options.once:
@@ -73,11 +73,10 @@ def _pass(home: Path, model: str, days: int | None) -> int:
 
     gc.disable()  # it would walk through the rows again and again, and there is nothing to be found
     try:
-        done = Compactor(home, model).compact(days=days)
+        Compactor(home, model).compact(days=days)
     except SerenoError as error:
         LOG.error("%s", error)
         return 1
-    LOG.info("%s: %d answers of %d segments put into the table", model, done.answers, done.segments)
     return 0
 
 
@@ -94,7 +93,7 @@ class Watch:
         from sereno.exceptions import BusyError
         from sereno.storage import exclusive
 
-        parent = os.getppid()
+        parent, said = os.getppid(), ""
         lock = self._home / ".sereno" / "locks" / "compactor"
         while not stop.is_set() and os.getppid() == parent:
             try:
@@ -103,8 +102,10 @@ class Watch:
                         self.look(stop)
             except BusyError:
                 stop.wait(LOOK_SECONDS)
-            except OSError as error:  # the disk is full, say
-                LOG.error("The answers of %s cannot be watched: %s", self._home, error)
+            except OSError as error:  # the disk is read-only, say
+                if str(error) != said:
+                    said = str(error)
+                    LOG.error("The answers in %s cannot be put into tables: %s. It is tried again.", self._home, said)
                 stop.wait(LOOK_SECONDS)
 
     def look(self, stop: threading.Event) -> None:

@@ -18,7 +18,7 @@ from sereno.answers.compact import Compactor, Done, leave_out
 from sereno.answers.folder import TIDIED, ask_to_seal, open_segments
 from sereno.answers.parts import Parts
 from sereno.exceptions import BusyError, NotFoundError
-from sereno.storage import write_atomically
+from sereno.storage import is_held, write_atomically
 
 SMALL_BYTES = 32 << 20  # files of a past day that are smaller are joined,
 SMALL_FILES = 8  # once there are more of them than this
@@ -37,6 +37,9 @@ def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
     state = compactor.state()
     if state is None:
         return
+    for path in compactor.segments.glob("*.new"):  # of a worker that died while it made one
+        if not is_held(path) and path.stat().st_mtime < time.time() - 60:
+            path.unlink()
     if days is not None:
         first = today - timedelta(days=days)
         old = [f for f in state.files if f.day < first]
