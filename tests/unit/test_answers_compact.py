@@ -458,7 +458,7 @@ def test_joining_is_bounded_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
             compactor(tmp_path).take_segments(Done())
     size = next(iter(tmp_path.rglob("*.parquet"))).stat().st_size
-    monkeypatch.setattr(tidy, "ONCE_BYTES", 4 * size + 100)
+    monkeypatch.setattr(tidy, "ONCE_BYTES", int(4.5 * size))
     assert compactor(tmp_path).compact().joined_files == 4
     assert compactor(tmp_path).compact().joined_files > 1
     assert compactor(tmp_path).compact().joined_files == 0

@@ -102,7 +102,7 @@ def test_bad_grammar(ask: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_unknown_names(ask: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match=r"There is no failpoint 'plam'. Known are commit_after, commit_before,"):
+    with pytest.raises(SettingsError, match=r"There is no failpoint 'plam'. Known are answers_commit_after,"):
         failpoint("plam")
     ask.setenv("SERENO_FAILPOINT", "plam:kill")
     with pytest.raises(SettingsError, match="There is no failpoint 'plam'"):
