@@ -525,7 +525,7 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _key(options: argparse.Namespace) -> int:
-    from sereno.serve.gate import new_key
+    from sereno.serve.guard import new_key
 
     key, line = new_key(options.name)
     says = [

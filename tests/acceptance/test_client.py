@@ -14,7 +14,7 @@ import pytest
 
 import sereno
 from sereno.exceptions import InvalidRowsError, ServerError, UnavailableError
-from sereno.serve.gate import new_key
+from sereno.serve.guard import new_key
 from tests.acceptance.server import Server
 
 MODELS = Path(__file__).parents[1] / "models"

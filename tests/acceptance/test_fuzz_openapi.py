@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sereno.serve.gate import new_key
+from sereno.serve.guard import new_key
 from tests.acceptance.server import Server
 
 MODELS = Path(__file__).parents[1] / "models"

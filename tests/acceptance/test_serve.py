@@ -92,6 +92,11 @@ def serve(folder: Path, *arguments: str, code: int, **variables: str) -> str:
     return server.log
 
 
+def seldom(*values: object) -> object:
+    """A case for `make soak`."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
 # Start
 
 
@@ -264,8 +269,7 @@ def test_a_unix_socket(folder: Path) -> None:
 # The end
 
 
-@pytest.mark.parametrize("keep_alive", [True, False])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "keep_alive"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_it_drains(folder: Path, number: int, keep_alive: bool) -> None:
     with Server(folder, "total.py", "--workers", "2") as server, Load(server.port, keep_alive=keep_alive) as load:
         load.wait_for(500)
@@ -444,8 +448,7 @@ def test_service_is_back_after_the_only_worker_was_killed(folder: Path) -> None:
         assert ask(server, 1).json() == {"y": 2.0}  # it waited for the new one
 
 
-@pytest.mark.parametrize("warm", [0, 500])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "warm"), [(1, 0), (2, 500), seldom(2, 0), seldom(1, 500)])
 def test_a_worker_whose_predict_hangs_is_replaced(folder: Path, workers: int, warm: int) -> None:
     """In its thread, and, where it was fast before, on the event loop."""
     (folder / "sereno.toml").write_text(

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from sereno.serve.gate import new_key
+from sereno.serve.guard import new_key
 from tests.acceptance.server import PATIENCE, Server
 
 MODEL = """

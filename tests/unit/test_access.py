@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sereno.serve import access as module
 from sereno.serve.access import CHUNK, MOST_ERRORS, MOST_WAITING, AccessLog, _parts, _printable
-from sereno.serve.gate import new_key
+from sereno.serve.guard import new_key
 
 
 class File:

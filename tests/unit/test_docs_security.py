@@ -1,4 +1,4 @@
-"""docs/security.md tells what the gate and the access log do."""
+"""docs/security.md tells what the guard and the access log do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from sereno.serve.access import CHUNK, MOST_ERRORS, Line
-from sereno.serve.gate import _LINE, _LOOPBACK, FREE, KEY_START
+from sereno.serve.guard import _LINE, _LOOPBACK, FREE, KEY_START
 from sereno.serve.metrics import FAMILIES
 from sereno.settings import SETTINGS
 

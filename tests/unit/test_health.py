@@ -12,7 +12,7 @@ import pytest
 
 from sereno.serve.access import AccessLog
 from sereno.serve.board import Board, State
-from sereno.serve.gate import Gate, new_key
+from sereno.serve.guard import Guard, new_key
 from sereno.serve.health import routes, watch
 from sereno.serve.metrics import CONTENT_TYPE, Metrics
 from sereno.serve.wire import Reply, Request
@@ -37,7 +37,7 @@ def service(board: Board) -> Iterator[Any]:
     service = SimpleNamespace(
         board=board,
         slot=1,
-        gate=Gate(settings, {"SERENO_SECRET_API_KEYS": LINE}),
+        guard=Guard(settings, {"SERENO_SECRET_API_KEYS": LINE}),
         metrics=Metrics(),
         access=AccessLog("off"),
         is_draining=False,
@@ -93,7 +93,7 @@ def test_which_model_is_not_ready_is_told_to_those_who_may_ask(service: Any) -> 
         assert reasons(service, (b"host", b"evil.example"), header) == ["a model is not ready"]
     for headers in ([], [LOCAL], [LOCAL, (b"authorization", b"Bearer wrong")]):
         assert reasons(service, *headers) == ["a model is not ready"]
-    assert set(service.gate.refused.values()) == {0}  # who asks for health was not refused
+    assert set(service.guard.refused.values()) == {0}  # who asks for health was not refused
 
 
 def test_not_ready_while_another_worker_hangs(service: Any, board: Board) -> None:
@@ -133,7 +133,7 @@ def test_what_others_keep_is_counted(service: Any) -> None:
     }
     service.access.dropped = 3
     watch(service)
-    service.gate.check(b"/predict", b"localhost", b"Bearer wrong")
+    service.guard.check(b"/predict", b"localhost", b"Bearer wrong")
     text = ask(service, "/metrics").body.decode()
     for line in (
         'sereno_refused_requests_total{reason="key"} 1',

@@ -14,7 +14,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from sereno.serve import openapi
-from sereno.serve.gate import new_key
+from sereno.serve.guard import new_key
 from sereno.serve.openapi.parts import PROBLEM
 from sereno.serve.protocols import native
 from sereno.serve.wire import Mistake, RequestError
@@ -146,7 +146,7 @@ def test_examples_fit(served: Served) -> None:
 def test_the_server_takes_the_examples(plain: Served) -> None:
     for method, path, operation in operations(document(plain)):
         for example in examples(operation.get("requestBody", {"content": {}})):
-            place = path.replace("{model}", "plain").replace("{version}", plain.service.live("plain").version)
+            place = path.replace("{model}", "plain").replace("{version}", plain.service.live("plain").model_version)
             answer = plain.ask(method.upper(), place, example)
             assert answer.status_code == 200, (path, answer.text)
 

@@ -80,7 +80,7 @@ def test_the_address_in_snippets(settings: Any, expected: str) -> None:
 
 def test_quotes_survive_the_shell(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snippets, "example_row", lambda live: {"plan": "it's"})
-    service: Any = SimpleNamespace(only=None, gate=SimpleNamespace(wants_keys=True), limits=ServeSettings(), lives={})
+    service: Any = SimpleNamespace(only=None, guard=SimpleNamespace(wants_keys=True), limits=ServeSettings(), lives={})
     line = snippets.curl(service, plain.service.live("plain"))
     assert line == (
         'curl http://127.0.0.1:8000/models/plain/predict -H "Authorization: Bearer $SERENO_KEY" '

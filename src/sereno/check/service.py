@@ -127,7 +127,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) ->
 
     from sereno.serve.access import AccessLog
     from sereno.serve.app import App
-    from sereno.serve.gate import Gate
+    from sereno.serve.guard import Guard
     from sereno.serve.lane import Lane
     from sereno.serve.live import Live
     from sereno.serve.metrics import Metrics
@@ -150,7 +150,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) ->
     try:
         mine = replace(mine, queue_rows=1 << 30, queue_seconds=math.inf)
         live = Live(scorer, "0" * 64, mine, limits, metrics=metrics, fetch=fetch)
-        service = Service([live], here, gate=Gate(here, {}), metrics=metrics, access=AccessLog("off"))
+        service = Service([live], here, guard=Guard(here, {}), metrics=metrics, access=AccessLog("off"))
     except BaseException:
         metrics.close()
         raise

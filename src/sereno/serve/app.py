@@ -1,6 +1,6 @@
 """The ASGI application: every route, hot ones too, so that any server and any test gets the same answers.
 
-A request passes one gate, whatever its route and method; then its route is looked up.
+A request passes one guard, whatever its route and method; then its route is looked up.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class App:
             return
         service = self.opened()
         assert self._routed is not None
-        error = service.gate.check_scope(scope)
+        error = service.guard.check_scope(scope)
         if scope["type"] == "websocket":
             if error is not None:
                 await send({"type": "websocket.close", "code": 1008, "reason": error.says[:100]})
@@ -105,7 +105,7 @@ class Call:
         self.service, self.scope, self.receive, self.request_id = service, scope, receive, request_id
         self.protocol, self.model = "other", ""
         self.reply: Reply | None = None
-        self.is_turned_away = False  # by the gate
+        self.is_turned_away = False  # by the guard
         self.rows = 0
 
     @property

@@ -63,8 +63,8 @@ def not_ready(service: Service, *, with_names: bool = True) -> list[str]:
 
 
 def watch(service: Service) -> None:
-    """Have counted what others keep: the gate, the logs, the connections. Once, when the service is open."""
-    metrics, refused = service.metrics, service.gate.refused
+    """Have counted what others keep: the guard, the logs, the connections. Once, when the service is open."""
+    metrics, refused = service.metrics, service.guard.refused
     for reason in refused:
         metrics.watch("sereno_refused_requests_total", partial(refused.__getitem__, reason), reason)
     metrics.watch("sereno_access_log_dropped_lines_total", lambda: service.access.dropped)
@@ -88,4 +88,4 @@ def _is_let_in(service: Service, request: Request) -> bool:
     authorization, key = request.header(b"authorization"), request.header(b"x-api-key")
     if not authorization and key is not None:
         authorization = b"Bearer " + key
-    return service.gate.knows(request.header(b"host"), authorization)
+    return service.guard.knows(request.header(b"host"), authorization)

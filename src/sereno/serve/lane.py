@@ -153,7 +153,7 @@ class Lane(HttpToolsProtocol):
                 self._to_application()
                 return
         turn = Turn(self, *hot, service.request_id(given_id), close=not self.parser.should_keep_alive())
-        error = service.gate.check(self.url, host, authorization, origin)
+        error = service.guard.check(self.url, host, authorization, origin)
         if error is None and length > service.limits.max_body_bytes:
             error = service.too_large()
         if error is not None:

@@ -60,7 +60,7 @@ class Live:
     ) -> None:
         model = scorer.model
         self.model, self.name = model, model.name
-        self.fingerprint, self.version = fingerprint, fingerprint[:12]
+        self.fingerprint, self.model_version = fingerprint, fingerprint[:12]
         self.inputs, self.outputs = model.inputs, model.outputs
         self.limits = limits
         self._max_text, self._max_depth = limits.max_text_bytes, limits.max_depth

@@ -105,7 +105,7 @@ def _model(service: Service, live: Live) -> str:
     from sereno.serve.snippets import curl, python
 
     return f"""<section>
-<h1>{escape(live.name)} <small>version {escape(live.version)}</small></h1>
+<h1>{escape(live.name)} <small>model version {escape(live.model_version)}</small></h1>
 <pre><code>{escape(curl(service, live))}</code></pre>
 <pre><code>{escape(python(service, live))}</code></pre>
 </section>"""

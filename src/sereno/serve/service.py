@@ -21,7 +21,7 @@ from sereno.loader import fingerprint, load_model
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
-from sereno.serve.gate import Gate
+from sereno.serve.guard import Guard
 from sereno.serve.live import Live
 from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
@@ -52,7 +52,7 @@ class Service:
         lives: Sequence[Live],
         settings: Settings,
         *,
-        gate: Gate,
+        guard: Guard,
         metrics: Metrics,
         access: AccessLog,
         board: Board | None = None,
@@ -63,7 +63,7 @@ class Service:
         self.lives = {live.name: live for live in lives}
         self.only = lives[0] if len(lives) == 1 else None
         self.settings, self.limits = settings, settings.serve
-        self.gate, self.metrics, self.access = gate, metrics, access
+        self.guard, self.metrics, self.access = guard, metrics, access
         self.done = metrics.done  # hot: called for every request
         self.least_logged = access.least_status
         self.board, self.slot = board, slot
@@ -195,7 +195,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
     service = Service(
         list(lives.values()),
         settings,
-        gate=Gate(settings),
+        guard=Guard(settings),
         metrics=metrics,
         access=AccessLog(settings.serve.access_log),
         board=board,

@@ -55,7 +55,7 @@ def _made_up(row: RowType, without: tuple[str, ...] = ()) -> dict[str, Any] | No
 def curl(service: Service, live: Live, url: str | None = None) -> str:
     """One line of shell. `url` is where the server is reached, for whoever knows better than its settings."""
     body = msgspec.json.encode(example_row(live) or {}).decode().replace("'", "'\\''")
-    key = ' -H "Authorization: Bearer $SERENO_KEY"' if service.gate.wants_keys else ""
+    key = ' -H "Authorization: Bearer $SERENO_KEY"' if service.guard.wants_keys else ""
     url = address(service.limits) if url is None else url
     return f"curl {url}{path_of(service, live)}{key} -H 'Content-Type: application/json' -d '{body}'"
 
@@ -65,8 +65,8 @@ def python(service: Service, live: Live) -> str:
     arguments = [repr(address(service.limits)).replace("'", '"')]
     if service.only is not live:
         arguments.append(f'model="{live.name}"')
-    if service.gate.wants_keys:
+    if service.guard.wants_keys:
         arguments.append('key=os.environ["SERENO_KEY"]')
     row = pformat(example_row(live) or {}, width=100, sort_dicts=False)
-    imports = "import os\n\nimport sereno" if service.gate.wants_keys else "import sereno"
+    imports = "import os\n\nimport sereno" if service.guard.wants_keys else "import sereno"
     return f"{imports}\n\nclient = sereno.Client({', '.join(arguments)})\nrow = {row}\nprint(client.predict(row))\n"

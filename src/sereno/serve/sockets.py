@@ -123,7 +123,7 @@ def is_open(serve: ServeSettings) -> bool:
 
 def refuse_openness(settings: Settings) -> None:
     """Raise SettingsError where a network could reach the server without keys or TLS, and nobody said that it may."""
-    from sereno.serve.gate import read_keys
+    from sereno.serve.guard import read_keys
 
     serve = settings.serve
     if not is_open(serve):

@@ -46,7 +46,7 @@ def document(service: Service) -> Document:
             paths[path] = some
     for operations in paths.values():
         for operation in operations.values():  # who has no key is refused otherwise than a page of another site
-            operation["responses"].pop("403" if service.gate.wants_keys else "401", None)
+            operation["responses"].pop("403" if service.guard.wants_keys else "401", None)
     out: Document = {
         "openapi": "3.1.0",
         "info": {
@@ -56,14 +56,14 @@ def document(service: Service) -> Document:
             "description": _description(service),
         },
         "tags": [
-            *({"name": live.name, "description": f"version {live.version}"} for live in lives),
+            *({"name": live.name, "description": f"model version {live.model_version}"} for live in lives),
             {"name": "server", "description": "about the server itself"},
             *({"name": name, "description": about} for name, about in _protocols(paths).items()),
         ],
         "paths": paths,
         "components": {"schemas": schemas | other_schemas(), "headers": HEADERS},
     }
-    if service.gate.wants_keys:
+    if service.guard.wants_keys:
         out["components"]["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "an API key; X-API-Key is taken too"}
         }
@@ -139,8 +139,8 @@ def _about(service: Service) -> Document:
     """What the server says of itself."""
     model = {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "version": {"type": "string"}, "ready": {"type": "boolean"}},
-        "required": ["name", "version", "ready"],
+        "properties": {"name": {"type": "string"}, "model_version": {"type": "string"}, "ready": {"type": "boolean"}},
+        "required": ["name", "model_version", "ready"],
     }
     models = {"type": "object", "properties": {"models": {"type": "array", "items": model}}, "required": ["models"]}
     ready = {
@@ -191,7 +191,7 @@ def _description(service: Service) -> str:
         "Ask a model with a row, or with a list of rows.",
         "Errors on this server's own paths are problem details (RFC 9457), which tell all mistakes of all rows.",
     ]
-    if service.gate.wants_keys:
+    if service.guard.wants_keys:
         parts.append("Each request needs an API key: `Authorization: Bearer KEY`.")
     parts.append(
         "For many rows one after the other, `/models/NAME/stream` is a WebSocket: each message is a row, and its answer a "

@@ -135,7 +135,7 @@ def _v2(lives: Sequence[Live]) -> Document:
             "get": _operation("v2", "v2_ready", "Whether it is ready", success("It is.", ready), failures | unready)
         },
     }
-    names, versions = [live.name for live in lives], sorted({live.version for live in lives})
+    names, versions = [live.name for live in lives], sorted({live.model_version for live in lives})
     for suffix, name, about in (("", "", ""), ("/versions/{version}", "_version", " of this version")):
         path = f"/v2/models/{{model}}{suffix}"
         parameters = {"parameters": _parameters(names, versions if suffix else ())}
@@ -151,7 +151,7 @@ def _v2(lives: Sequence[Live]) -> Document:
     for one in lives:
         for path, name in (
             (f"/v2/models/{one.name}", "_"),
-            (f"/v2/models/{one.name}/versions/{one.version}", "_version_"),
+            (f"/v2/models/{one.name}/versions/{one.model_version}", "_version_"),
         ):
             body = {"application/json": {"schema": ref("v2.infer"), "examples": _infer_example(one)}}
             found[f"{path}/infer"] = {
@@ -324,7 +324,7 @@ def _errors(statuses: tuple[int, ...]) -> Document:
 
 
 def _either(failures: Document) -> Document:
-    """Responses of a path that is of no protocol's own folder: the gate refuses there as on our own routes."""
+    """Responses of a path that is of no protocol's own folder: the guard refuses there as on our own routes."""
     problem = {"application/problem+json": {"schema": ref("Problem")}}
     return {status: one | {"content": one["content"] | problem} for status, one in failures.items()}
 

@@ -20,7 +20,7 @@ WHY = {
     503: "There is too much to do. Try again after the seconds in Retry-After.",
     504: "The answer was not ready in time.",
 }
-ANYWHERE = (400, 401, 403, 500)  # of the gate, and of bugs
+ANYWHERE = (400, 401, 403, 500)  # of the guard, and of bugs
 ASKING = (404, 408, 413, 415, 422, 503, 504)  # of requests for predictions
 
 PROBLEM = {

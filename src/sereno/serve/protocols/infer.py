@@ -106,7 +106,7 @@ class Translation:
         self._outputs = [(c.name, datatype_of(c.kind), c.kind in NESTED) for c in live.outputs.columns]
         self._positions = {c.name: i for i, c in enumerate(live.outputs.columns)}
         self._everything = Wanted(None, [(i, False) for i in range(len(self._outputs))], b"")
-        self._head = b'{"model_name":%s,"model_version":%s' % (_encode(live.name), _encode(live.version))
+        self._head = b'{"model_name":%s,"model_version":%s' % (_encode(live.name), _encode(live.model_version))
         self._heads = [
             b'{"name":%s,"datatype":"%s","shape":[' % (_encode(name), datatype.encode())
             for name, datatype, _ in self._outputs

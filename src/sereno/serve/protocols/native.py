@@ -73,5 +73,8 @@ def routes(service: Service) -> list[Route]:
 
 def _models(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
     """The models that are served."""
-    models = [{"name": live.name, "version": live.version, "ready": live.is_ready} for live in service.lives.values()]
+    models = [
+        {"name": live.name, "model_version": live.model_version, "ready": live.is_ready}
+        for live in service.lives.values()
+    ]
     return Reply(200, msgspec.json.encode({"models": models}), JSON)

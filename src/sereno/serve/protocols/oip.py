@@ -29,7 +29,7 @@ def routes(service: Service) -> list[Route]:
     for live in service.lives.values():
         translation = Translation(live)
         exchange = Exchange("v2", translation.read, translation.write, refuse)
-        for path in (f"/v2/models/{live.name}", f"/v2/models/{live.name}/versions/{live.version}"):
+        for path in (f"/v2/models/{live.name}", f"/v2/models/{live.name}/versions/{live.model_version}"):
             found += [Route("POST", f"{path}/infer", exchange=exchange, live=live)]
     answers = [
         ("GET", "/v2", _server),
@@ -77,8 +77,10 @@ def _server_ready(service: Service, request: Request, params: dict[str, str]) ->
 
 def _model(service: Service, params: dict[str, str]) -> Live:
     live = service.live(params["m"])
-    if params.get("v", live.version) != live.version:
-        raise RequestError(404, f"Model {live.name!r} is not served in this version. It is in version {live.version}.")
+    if params.get("v", live.model_version) != live.model_version:
+        raise RequestError(
+            404, f"Model {live.name!r} is not served in this version. It is in version {live.model_version}."
+        )
     return live
 
 
@@ -87,7 +89,7 @@ def _metadata(service: Service, request: Request, params: dict[str, str]) -> Rep
     return _json(
         {
             "name": live.name,
-            "versions": [live.version],
+            "versions": [live.model_version],
             "platform": "sereno",
             "inputs": [_described(column) for column in live.inputs.columns],
             "outputs": [_described(column) for column in live.outputs.columns],
