@@ -50,6 +50,15 @@ def load(weight: Path):
     text = weight.read_text().strip()
     if text == "kill":
         os.kill(os.getpid(), 11)
+    if text == "wait":  # all but the first worker, until they are let go
+        try:
+            with weight.with_name("first").open("x") as first:
+                first.write(str(os.getpid()))
+        except FileExistsError:
+            weight.with_name("waits").touch()
+            while not weight.with_name("go").exists():
+                time.sleep(0.02)
+        return 2.0
     return float(text)
 
 
@@ -383,6 +392,34 @@ def test_many_reloads_at_once_are_few(folder: Path) -> None:
             server.send(signal.SIGHUP)
         load.wait_for(weight=22.0)
         assert len(server.wait_for("reloaded in")) <= 3
+
+
+def test_a_new_worker_that_dies_while_the_others_load_ends_the_reload(folder: Path) -> None:
+    with Server(folder, "total.py", "--workers", "2") as server:
+        server.wait_for_all(2)
+        old = server.workers()
+        (folder / "weight.txt").write_text("wait")
+        server.send(signal.SIGHUP)
+        server.wait_for_all(3)
+        new = [psutil.Process(pid) for pid in server.workers() if pid not in old]
+        server.kill_worker(int((folder / "first").read_text()))
+        server.wait_for(r"the reload was refused, .*was ended by signal 9 before the others were ready")
+        psutil.wait_procs(new, PATIENCE)
+        assert server.workers() == old
+        assert 'sereno_worker_restarts_total{reason="died"} 0\n' in httpx.get(f"{server.url}/metrics").text
+        (folder / "weight.txt").write_text("3")
+        server.reload()
+        assert server.wait_for("reloaded in")
+
+
+def test_a_reload_while_the_first_worker_loads_comes_after(folder: Path) -> None:
+    (folder / "weight.txt").write_text("wait")
+    (folder / "first").touch()
+    with Server(folder, "total.py", ready=False) as server:
+        server.until((folder / "waits").exists, "load")
+        server.send(signal.SIGHUP)
+        (folder / "go").touch()
+        server.wait_for("reloaded in")
 
 
 def test_settings_that_need_a_restart_are_told(folder: Path) -> None:

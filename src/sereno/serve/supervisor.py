@@ -190,6 +190,8 @@ class Supervisor:
             self._announce(ready)
             if self._watcher is not None:
                 self._watcher.start()
+            if self._again:
+                self._reload()
         elif models != self._models:
             self._note(f"worker {worker.pid} has read files that were changed since the others read them.")
             self._reload()
@@ -332,8 +334,9 @@ class Supervisor:
             if code:
                 self._note(f"worker {worker.pid} {how} while it drained.")
             return
-        why = worker.failed.says if worker.failed is not None else f"A worker {how} while it loaded."
-        if worker.phase is Phase.STARTING and worker.generation == self._next:
+        moment = "while it loaded" if worker.phase is Phase.STARTING else "before the others were ready"
+        why = worker.failed.says if worker.failed is not None else f"A worker {how} {moment}."
+        if worker.generation == self._next:
             self._refuse(why)
         elif worker.generation == self._generation:
             if not self._is_announced and not self._of(self._generation, Phase.STARTING):
@@ -368,7 +371,9 @@ class Supervisor:
         """Keep what it has counted, and free its slot."""
         from sereno.serve.metrics import Ended, fold
 
-        ended: Ended = "hung" if worker.is_hung else "died" if worker.process.returncode else "drained"
+        is_replaced = worker.generation == self._generation and worker.phase is not Phase.DRAINING
+        has_died = is_replaced and worker.process.returncode != 0 and self._ends_at is None
+        ended: Ended = "hung" if worker.is_hung else "died" if has_died else "drained"
         try:
             fold(self._board, worker.slot, ended)
         except (msgspec.MsgspecError, ValueError, RuntimeError) as error:  # it may have written anything
@@ -423,9 +428,15 @@ class Supervisor:
         assert worker.ready is not None
         seconds = worker.ready.hang_seconds
         if self._board.state(worker.slot) is State.HUNG:
-            self._replace_hung(worker, f"predict has not returned for {seconds:g} s (predict_timeout_seconds).")
+            why = f"predict has not returned for {seconds:g} s (predict_timeout_seconds)."
         elif self._board.age(worker.slot) > seconds + BEAT_GRACE:
-            self._replace_hung(worker, f"it has not moved for {seconds + BEAT_GRACE:g} s.")
+            why = f"it has not moved for {seconds + BEAT_GRACE:g} s."
+        else:
+            return
+        if worker.generation == self._next:
+            self._refuse(f"worker {worker.pid} hangs: {why}")
+        elif worker.generation == self._generation:
+            self._replace_hung(worker, why)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
