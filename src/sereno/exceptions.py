@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from sereno.serve.wire import Mistake
 
 
+MOST_TOLD = 100  # mistakes of a row, and of a request: a small one must not have a large reply
+
+
 class SerenoError(Exception):
     """Something went wrong that Sereno foresaw."""
 
@@ -124,7 +127,7 @@ class ServerError(SerenoError):
         message: str = "",
         *,
         status: int | None = None,  # the HTTP status; None: there was no answer
-        mistakes: Sequence[Mistake] = (),  # of an InvalidRowsError: all of them, with row, column and what is expected
+        mistakes: Sequence[Mistake] = (),  # of an InvalidRowsError: up to 100, with row, column and what is expected
         error_id: str | None = None,  # the server's log tells the cause under it
         request_id: str | None = None,  # that of all tries of the call, as the server's log has it
     ) -> None:

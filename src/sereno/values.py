@@ -20,6 +20,7 @@ from decimal import Context, Decimal
 from enum import Enum
 from typing import Any, Literal
 
+from sereno.exceptions import MOST_TOLD
 from sereno.schema import ABSENT, Column, RowType
 
 Door = Literal["typed", "json", "text"]
@@ -54,7 +55,8 @@ Mistake = tuple[str, str]  # the column, with its path in nested rows (`items[2]
 class Refused(Exception):
     """A value does not fit its column; the message says what would, never the value.
 
-    `mistakes` has all that is wrong with a row, where the row as a whole was refused.
+    `mistakes` has all that is wrong with a row, where the row as a whole was refused: up to MOST_TOLD, of which the last
+    says so if there are more.
     """
 
     def __init__(self, says: str = "", mistakes: Sequence[Mistake] = ()) -> None:
@@ -63,14 +65,14 @@ class Refused(Exception):
 
 
 def admit(column: Column, value: Any, door: Door = "typed") -> Any:
-    """The canonical Python value of `value` in `column`. Raises Refused with every reason, the first one first.
+    """The canonical Python value of `value` in `column`. Raises Refused with all mistakes, the first one first.
 
     Canonical are int, float, bool, str, date, datetime in UTC, Decimal, list, dict and None.
     """
     mistakes: list[Mistake] = []
     admitted = _admit(column, column.name, value, door, mistakes)
     if mistakes:
-        raise Refused(mistakes=mistakes)
+        raise Refused(mistakes=_told(mistakes))
     return admitted
 
 
@@ -79,8 +81,14 @@ def admit_row(row: RowType, value: Any, door: Door) -> dict[str, Any]:
     mistakes: list[Mistake] = []
     admitted = _admit_fields(row, "", value, door, mistakes)
     if mistakes:
-        raise Refused(mistakes=mistakes)
+        raise Refused(mistakes=_told(mistakes))
     return admitted
+
+
+def _told(mistakes: list[Mistake]) -> list[Mistake]:
+    if len(mistakes) <= MOST_TOLD:
+        return mistakes
+    return [*mistakes[: MOST_TOLD - 1], ("row", "has more mistakes")]
 
 
 def _admit(column: Column, where: str, value: Any, door: Door, mistakes: list[Mistake]) -> Any:
@@ -102,7 +110,11 @@ def _admit(column: Column, where: str, value: Any, door: Door, mistakes: list[Mi
     mistakes += [(where, rule) for rule in _broken_rules(column, admitted)]
     if column.kind == "list":
         assert column.item is not None
-        admitted = [_admit(column.item, f"{where}[{i}]", item, door, mistakes) for i, item in enumerate(admitted)]
+        items, admitted = admitted, []
+        for i, item in enumerate(items):
+            admitted.append(_admit(column.item, f"{where}[{i}]", item, door, mistakes))
+            if len(mistakes) > MOST_TOLD:
+                break  # the row is refused; nobody is told more
     elif column.kind == "row":
         assert column.row is not None
         admitted = _admit_fields(column.row, f"{where}.", admitted, door, mistakes)

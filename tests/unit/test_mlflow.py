@@ -180,6 +180,21 @@ class TestRefused:
             "be text",
         }
 
+    def test_a_small_request_has_no_large_reply(self) -> None:
+        many = Invocations(ANY, batch=False)
+        for body in (
+            {"instances": [[{}] * 5] * 1000},
+            {"dataframe_split": {"data": [1] * 1000}},
+            {"dataframe_split": {"columns": NAMES, "data": [[*VALUES[:4], [1] * 300]] * 1000}},
+            "\n".join(["[1]"] * 1000),
+        ):
+            lines = "application/jsonlines" if isinstance(body, str) else "application/json"
+            with pytest.raises(RequestError) as caught:
+                rows_of(body, lines, many)
+            assert len(caught.value.mistakes) == 100
+            assert caught.value.mistakes[-1].expected.endswith(" more mistakes from this row on")
+            assert len(mlflow.refuse(caught.value).body) < 20_000
+
     def test_a_record_that_is_no_object(self) -> None:
         error = refused({"dataframe_records": [ROW, 3]})
         assert [tuple(m) for m in error.mistakes] == [(1, "row", "must be an object")]

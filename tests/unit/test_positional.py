@@ -93,6 +93,21 @@ class TestByPosition:
         says = "Rows do not have a value for each column."
         assert refused(caught.value) == (422, says, [(1, "row", expected), (2, "row", expected)])
 
+    def test_too_many_are_refused_before_anything_is_made_of_them(self) -> None:
+        def check(rows: int) -> None:
+            if rows > 2:
+                raise RequestError(413, "Too many.")
+
+        row = live_row(row_type(Applicant), keys_needed=False)
+        positions = Positions(row, RowDecoder(row), check)
+        for ask in (
+            lambda: positions.mappings(None, [1, 1, 1]),
+            lambda: positions.of_items([[], [], []]),
+            lambda: positions.by_column({"age": [1, 2, 3], "income": [1, 2, 3]}),
+        ):
+            with pytest.raises(RequestError, match="Too many"):
+                ask()
+
     def test_rows_with_and_without_keys_are_not_mixed(self) -> None:
         with pytest.raises(RequestError, match="must all have the same number of values"):
             APPLICANTS.mappings(None, [[1, 2, 3], [2, 3]])

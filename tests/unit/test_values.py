@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sereno.exceptions import MOST_TOLD
 from sereno.schema import Column
 from sereno.values import Refused, admit, admit_row, plain_value
 from tests.strategies import row_of
@@ -130,6 +131,18 @@ def test_a_row_is_told_every_mistake() -> None:
         "n: must be at least 1; band: must be one of A, B; basket: must have at least 2 items; "
         "basket[0].price: must be at least 0.0; gone: is absent"
     )
+
+
+def test_a_row_of_ever_so_many_mistakes_is_told_the_first_of_them() -> None:
+    inner = Column(name="xs[][]", kind="int")
+    row = row_of(Column(name="xs", kind="list", item=Column(name="xs[]", kind="list", item=inner)))
+    for most in (MOST_TOLD, MOST_TOLD + 1, 100_000):
+        with pytest.raises(Refused) as caught:
+            admit_row(row, {"xs": [[1, ""] * most]}, "json")
+        mistakes = caught.value.mistakes
+        assert len(mistakes) == MOST_TOLD
+        assert mistakes[MOST_TOLD - 2] == ("xs[0][197]", "must be a whole number")
+        assert (mistakes[-1] == ("row", "has more mistakes")) == (most > MOST_TOLD)
 
 
 def test_no_reason_holds_the_value() -> None:

@@ -122,7 +122,7 @@ class Live:
             raise self._told(refused) from None
 
     def decode_many(self, body: bytes) -> list[Row]:
-        """The rows of a JSON list of objects. Raises RequestError: 400, 413 too many rows, 422 with all mistakes."""
+        """The rows of a JSON list of objects. Raises RequestError: 400, 413 too many rows, 422 with their mistakes."""
         self.check_json(body)
         if body.count(b"{") <= self.limits.max_rows and (rows := self.decoder.decode_list(body)) is not None:
             self.check_count(len(rows))
@@ -136,7 +136,7 @@ class Live:
         return self.rows_of(values)
 
     def rows_of(self, values: Sequence[Any], door: Door = "json", *, collect: list[Mistake] | None = None) -> list[Row]:
-        """The rows of mappings, whose values came by that door. Raises RequestError: 413 too many, 422 with all mistakes.
+        """The rows of mappings, whose values came by that door. Raises RequestError: 413 too many, 422 with their mistakes.
 
         With `collect`, mistakes are added to it, and the rows that have some are left out.
         """

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sereno.exceptions import MOST_TOLD
+
 if TYPE_CHECKING:
     from sereno.serve.live import Live
     from sereno.serve.service import Service
@@ -56,16 +58,25 @@ class Mistake(NamedTuple):
 class RequestError(Exception):
     """A request, or a row of it, that gets no answer.
 
-    400 malformed · 401 no key or an unknown one · 404 no such model or route · 413 too large · 415 another content type ·
-    422 does not fit the row type · 500 the model raised or answered otherwise than declared, or a bug of ours · 503 too
-    much to do, not ready · 504 not in time.
+    400 malformed, or another host · 401 no key or an unknown one · 403 from the page of another site · 404 no such model or
+    route · 405 another method · 406 no type of answer that the caller accepts · 408 did not arrive in time · 413 too large ·
+    415 another content type · 422 does not fit the row type · 431 headers too large · 500 the model raised or answered
+    otherwise than declared, or a bug of ours · 503 too much to do, not ready · 504 not in time.
     """
 
     status: int
     says: str  # for the caller: what happened and what would be valid; no value, path or traceback
-    mistakes: Sequence[Mistake] = ()  # of a 422: all of them
+    mistakes: Sequence[Mistake] = ()  # of a 422: up to MOST_TOLD; of more, the last one says how many are left out
     retry_after: int | None = None  # seconds, of a 503
     error_id: str | None = None  # of a 500: the log has the traceback under it
+
+    def __post_init__(self) -> None:
+        # here, where every protocol's mistakes come by
+        if len(self.mistakes) > MOST_TOLD:
+            told = self.mistakes[: MOST_TOLD - 1]
+            first = self.mistakes[len(told)]
+            left = len(self.mistakes) - len(told)
+            self.mistakes = [*told, Mistake(first.row, "row", f"{left:,} more mistakes from this row on")]
 
     def __str__(self) -> str:
         return self.says

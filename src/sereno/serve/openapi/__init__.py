@@ -189,7 +189,7 @@ def _told(operation: str, summary: str, found: Document, *, free: bool = False, 
 def _description(service: Service) -> str:
     parts = [
         "Ask a model with a row, or with a list of rows.",
-        "Errors on this server's own paths are problem details (RFC 9457), which tell all mistakes of all rows.",
+        "Errors on this server's own paths are problem details (RFC 9457), which tell the mistakes of all rows, up to 100.",
     ]
     if service.guard.wants_keys:
         parts.append("Each request needs an API key: `Authorization: Bearer KEY`.")

@@ -15,7 +15,7 @@ WHY = {
     408: "The request did not arrive in time.",
     413: "The body, a text in it or the number of rows is too large.",
     415: "The body has a type or encoding that is not taken.",
-    422: "Rows do not fit the row type of the model; all their mistakes are told.",
+    422: "Rows do not fit the row type of the model; their mistakes are told, up to 100.",
     500: "The model failed on a row, or the server has a bug; the log of the server has the cause under the error id.",
     503: "There is too much to do. Try again after the seconds in Retry-After.",
     504: "The answer was not ready in time.",
@@ -34,7 +34,7 @@ PROBLEM = {
         "detail": {"type": "string", "description": "what happened, and what would be valid"},
         "errors": {
             "type": "array",
-            "description": "of a 422: every mistake of every row",
+            "description": "of a 422: the mistakes of all rows, up to 100; of more, the last one says how many are left out",
             "items": {
                 "type": "object",
                 "properties": {

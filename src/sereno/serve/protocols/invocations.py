@@ -57,7 +57,7 @@ class Invocations:
 
     def __init__(self, live: Live, *, batch: bool) -> None:
         self._batch = batch
-        self._positions = Positions(live.row, live.decoder)
+        self._positions = Positions(live.row, live.decoder, live.check_count)
         self._frames = Frames(live, self._positions)
 
     def read(self, live: Live, request: Request) -> Asked:
@@ -182,7 +182,7 @@ def header_of(positions: Positions, cells: csv.Cells) -> Names | None:
 
 
 def _all_of(live: Live, found: Sequence[Row | RequestError]) -> list[Row]:
-    """The rows, if every line has one. Raises RequestError with all mistakes of all lines."""
+    """The rows, if every line has one. Raises RequestError with the mistakes of all lines."""
     mistakes = []
     for position, one in enumerate(found):
         if isinstance(one, RequestError):

@@ -158,7 +158,7 @@ class Frames:
 
 
 def refuse(error: RequestError) -> Reply:
-    """`{"error_code", "message"}`, with every mistake of every row in the message; of a 415, plain text."""
+    """`{"error_code", "message"}`, with the mistakes of all rows in the message; of a 415, plain text."""
     says = explained(error)
     if error.status == 415:
         return Reply(415, says.encode(), TEXT)
@@ -168,7 +168,7 @@ def refuse(error: RequestError) -> Reply:
 
 
 def explained(error: RequestError) -> str:
-    """An error in one text, with all its mistakes."""
+    """An error in one text, with its mistakes."""
     if not error.mistakes:
         return error.says
     found = (

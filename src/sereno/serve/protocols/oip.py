@@ -49,7 +49,7 @@ def routes(service: Service) -> list[Route]:
 
 
 def refuse(error: RequestError) -> Reply:
-    """`{"error": …}`, with every mistake of every row in it."""
+    """`{"error": …}`, with the mistakes of all rows in it."""
     says = explained(error)
     if error.error_id is not None and error.error_id not in says:
         says += f" (error {error.error_id})"

@@ -19,12 +19,18 @@ REMEMBERED, LONGEST = 64, 1 << 14  # how many spellings of column names are comp
 
 
 class Positions:
-    """How lists become the rows of one model. Built once; `row` is the row type as a live request may send it."""
+    """How lists become the rows of one model. Built once.
 
-    def __init__(self, row: RowType, decoder: RowDecoder) -> None:
+    `row` is the row type as a live request may send it. `check_count` refuses too many rows, before any is made.
+    """
+
+    def __init__(
+        self, row: RowType, decoder: RowDecoder, check_count: Callable[[int], None] = lambda rows: None
+    ) -> None:
         self.columns = {c.name: c for c in row.columns}
         self.required = [c.name for c in row.columns if c.default is ABSENT]
         self._decoder = decoder
+        self._check_count = check_count
         self._compiled: dict[Any, Callable[[bytes | str], list[Row] | None]] = {}
         every = tuple(self.columns)
         without_keys = tuple(c.name for c in row.columns if c.role != "key")
@@ -86,12 +92,16 @@ class Positions:
         return decode(rows)
 
     def mappings(self, names: Names | None, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        """Rows that are lists, with their names; None: by position. Raises RequestError (400, 422)."""
+        """Rows that are lists, with their names; None: by position. Raises RequestError (400, 413, 422)."""
         chosen = self.names_of(names, rows)
         return [dict(zip(chosen, row, strict=True)) for row in rows]
 
     def names_of(self, names: Names | None, rows: Sequence[Any]) -> Names:
-        """The columns of rows that are lists; None: by position. Raises RequestError (400, 422) where they are not that."""
+        """The columns of rows that are lists; None: by position. Raises RequestError (400, 422) where they are not that.
+
+        413: there are too many.
+        """
+        self._check_count(len(rows))
         misfits = [i for i, row in enumerate(rows) if not self.fits(names, row)]
         if misfits:
             expected = self.expected(names)
@@ -116,7 +126,7 @@ class Positions:
     def by_column(self, table: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a table by column, `{"age": [34, 61]}`; with single values in place of lists, the one row of them.
 
-        Raises RequestError: 400 where columns have different lengths, or lists and single values are mixed.
+        Raises RequestError: 400 where columns have different lengths, or lists and single values are mixed; 413.
         """
         columns = {name: values for name, values in table.items() if name in self.columns}
         self.by_name(list(columns))
@@ -127,6 +137,7 @@ class Positions:
             raise RequestError(400, "Each column must be a list of values, one for each row; some are single values.")
         if len({len(values) for values in columns.values()}) > 1:
             raise RequestError(400, "All columns must have the same number of values.")
+        self._check_count(max(map(len, columns.values()), default=0))
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def of_items(self, items: Sequence[Any]) -> list[Any]:
@@ -134,6 +145,7 @@ class Positions:
 
         This is a tensor too: its first axis counts rows, its second one columns. Raises RequestError.
         """
+        self._check_count(len(items))
         kinds = {type(item) for item in items}
         alone = self._alone()
         if alone is not None and all(type(item) is dict or _depth(item) <= _nesting(alone) for item in items):

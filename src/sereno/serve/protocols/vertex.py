@@ -54,7 +54,7 @@ class Instances:
     """Requests to one model into rows, and its answers into replies. Built once."""
 
     def __init__(self, live: Live) -> None:
-        self._positions = Positions(live.row, live.decoder)
+        self._positions = Positions(live.row, live.decoder, live.check_count)
 
     def read(self, live: Live, request: Request) -> Asked:
         body = request.body
@@ -76,7 +76,7 @@ class Instances:
 
 
 def refuse(error: RequestError) -> Reply:
-    """`{"error": …}`, with every mistake of every instance in it. Vertex AI hands it on as it is."""
+    """`{"error": …}`, with the mistakes of all instances in it. Vertex AI hands it on as it is."""
     return Reply(error.status, _encode({"error": explained(error)}), headers=extra_headers(error))
 
 
