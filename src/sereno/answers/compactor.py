@@ -4,7 +4,8 @@
 
 It waits and looks; each pass over a model is a process of its own (`--once MODEL`), so that nothing heavy stays in the
 memory, and a model whose pass dies keeps no other from its own. `--days`: how long a model's answers are kept; without it,
-for ever. It ends by SIGTERM, or when the process that started it is gone; a second one waits until the first has ended.
+for ever. It ends by SIGTERM, or when the process that started it is gone (`--parent`: its number, as it may be gone before
+this one can ask); a second one waits until the first has ended.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-EVERY_SECONDS = 300  # by the clock, as workers seal their segments,
-SEALED_SECONDS = 3  # and so long after it,
-SEGMENT_BYTES = 64 << 20  # or as soon as finished segments hold so much
+from sereno.answers.folder import PENDING, SEGMENT_BYTES, SEGMENT_SECONDS, TIDIED, finished_segments, total_size
+
+SEALED_SECONDS = 3  # after workers have sealed their segments by the clock
 LOOK_SECONDS = 2.0
 NICE = 19  # answers to callers come first; it catches up when there is time
 LONGEST_PAUSE = 600.0  # after passes that failed
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server decides when to end
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    Watch(home, days, options.every, options.bytes).run(stop)
+    Watch(home, days, options.every, options.bytes).run(stop, options.parent)
     return 0
 
 
@@ -52,8 +53,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sereno.answers.compactor", description="Run by `sereno serve`.")
     parser.add_argument("home", type=Path, metavar="HOME")
     parser.add_argument("--days", type=_days, action="append", default=[], metavar="MODEL=N")
+    parser.add_argument("--parent", type=int, default=os.getppid(), metavar="PID")
     parser.add_argument("--once", metavar="MODEL", help="one pass over this model")
-    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS")
+    parser.add_argument("--every", type=float, default=SEGMENT_SECONDS, metavar="SECONDS")
     parser.add_argument("--bytes", type=int, default=SEGMENT_BYTES, metavar="N")
     return parser.parse_args(arguments)
 
@@ -89,11 +91,12 @@ class Watch:
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, parent: int) -> None:
+        """Until it is told to stop, or its parent is another process than this."""
         from sereno.exceptions import BusyError
         from sereno.storage import exclusive
 
-        parent, said = os.getppid(), ""
+        said = ""
         lock = self._home / ".sereno" / "locks" / "compactor"
         while not stop.is_set() and os.getppid() == parent:
             try:
@@ -120,8 +123,6 @@ class Watch:
 
     def _waiting(self) -> Iterator[tuple[str, int]]:
         """Models that have something to be put into their table, and its size; or old days to be dropped."""
-        from sereno.answers.folder import PENDING, TIDIED, finished_segments, total_size
-
         today = datetime.now(UTC).date().isoformat()
         for folder in sorted((self._home / ".sereno" / "answers").glob("*")):
             finished = finished_segments(folder)

@@ -13,6 +13,8 @@ from sereno.storage import is_held
 PENDING = "pending.json"  # what is about to be committed
 DAMAGE = "damage.jsonl"  # what could not be read
 TIDIED = "tidied"  # when old days were last dropped
+SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are handed over together
+SEGMENT_BYTES = 64 << 20  # or as soon as there is so much
 _SEAL = "seal"  # its time says when workers were last asked to seal
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sereno.answers.folder import last_request
+from sereno.answers.folder import SEGMENT_BYTES, SEGMENT_SECONDS, last_request
 from sereno.answers.segments import ANSWERS, Header, SegmentWriter, frame
 from sereno.exceptions import SerenoError, StorageError
 from sereno.failpoints import failpoint
@@ -41,8 +41,6 @@ Then = Callable[[StorageError | None], None]
 SECOND = 1.0  # how long an answer may wait before it is written
 FRAME_BYTES = 32_768  # what one encoding makes, about: it holds up the event loop for some 20 µs
 FRAME_ROWS = 256
-SEGMENT_BYTES = 64 << 20
-SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are handed over together
 PATIENCE = 10.0  # seconds that `close` waits for the disk
 THEN = {
     "async": "Serving goes on; they are tried again each second, and dropped once too many wait.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -54,20 +55,25 @@ class Compacting:
         for home, compactor in self._compactors.items():
             if compactor.process is not None and (code := compactor.process.poll()) is not None:
                 compactor.process = None
-                compactor.failures = 0 if now - compactor.started > QUICK else compactor.failures + 1
-                pause = min(LONGEST_PAUSE, 2.0 ** min(10, compactor.failures))
-                compactor.due = now + pause
-                self._note(
-                    f"the compactor of the answers in {home} ended with {code}. It starts again in {pause:g} s; no answer is lost."
-                )
+                self._has_failed(home, compactor, f"ended with {code}")
             if compactor.process is None and compactor.due <= now:
                 compactor.started = now
-                compactor.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", MODULE, home, *compactor.arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,
-                    process_group=0,
-                )
+                try:
+                    compactor.process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", MODULE, home, f"--parent={os.getpid()}", *compactor.arguments],
+                        stdin=subprocess.DEVNULL,
+                        stdout=2,
+                        process_group=0,
+                    )
+                except OSError as error:
+                    self._has_failed(home, compactor, f"cannot be started: {error.strerror}")
+
+    def _has_failed(self, home: str, compactor: _Compactor, how: str) -> None:
+        now = time.monotonic()
+        compactor.failures = 0 if now - compactor.started > QUICK else compactor.failures + 1
+        pause = min(LONGEST_PAUSE, 2.0 ** min(10, compactor.failures))
+        compactor.due = now + pause
+        self._note(f"the compactor of the answers in {home} {how}. It starts again in {pause:g} s; no answer is lost.")
 
     def stop(self) -> None:
         """Have them end."""

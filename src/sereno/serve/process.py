@@ -78,21 +78,23 @@ class Worker:
 def start_worker() -> Worker:
     """A new interpreter, which waits for its job. The first one starts before there are settings.
 
-    Raises WorkerError where the system has no room for another process.
+    Raises WorkerError where the system has no room for another process, or this process for another descriptor.
     """
-    control, theirs = Control.pair()
     warnings = [f"-W{option}" for option in sys.warnoptions]
-    with theirs:
-        # -P: a module in the folder where the server was started is not taken for one of ours
+    with contextlib.ExitStack() as undo:
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a model prints is log; stdout is for what scripts read
-                process_group=0,  # Ctrl-C at a terminal is the supervisor's affair
-            )
+            control, theirs = Control.pair()
+            undo.callback(control.close)
+            with theirs:
+                # -P: a module in the folder where the server was started is not taken for one of ours
+                process = subprocess.Popen(
+                    [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what a model prints is log; stdout is for what scripts read
+                    process_group=0,  # Ctrl-C at a terminal is the supervisor's affair
+                )
         except OSError as error:
-            control.close()
             raise WorkerError(f"No worker can be started: {error.strerror}.") from error
+        undo.pop_all()
     return Worker(process, control)
