@@ -10,6 +10,7 @@ import msgspec
 
 LONGEST = 160 * 1024  # bytes of a message, which is less than the kernel takes
 MOST_DESCRIPTORS = 64
+RESERVE = 1.0  # seconds of the time to drain, so that a worker ends by itself before it is killed
 
 
 class Job(msgspec.Struct, tag=True, kw_only=True):

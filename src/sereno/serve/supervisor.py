@@ -27,6 +27,7 @@ from sereno.exceptions import SerenoError, WorkerError
 from sereno.serve.board import Board, State
 from sereno.serve.compacting import Compacting
 from sereno.serve.control import (
+    RESERVE,
     Accept,
     Belongs,
     Drain,
@@ -49,7 +50,6 @@ LATE = 60.0  # a worker that takes longer to start is worth a word
 QUICK = 10.0  # a worker that dies within so many seconds after it was ready counts as failing
 LONGEST_PAUSE = 30.0  # before a worker that fails again and again is started once more
 ACCEPTING = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}  # seconds; balancers are slower to learn of it than people
-RESERVE = 1.0  # of the time to drain, so that a worker ends by itself before it is killed
 CHANGED = 0  # what the watcher writes among the numbers of signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -88,6 +88,7 @@ class Supervisor:
         self._is_announced = False
         self._failures = [0] * self._count  # of each place, one after the other
         self._due: dict[int, float] = {}  # place → when its next worker starts
+        self._told_to_end: set[signal.Signals] = set()
         self._ends_at: float | None = None  # when whoever is left is killed
         self._error: SerenoError | None = None
         self._was_killed = False
@@ -99,6 +100,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal ends it: 0, or 1 where workers had to be killed. Raises what kept the first from starting."""
+        import sereno.serve.metrics  # noqa: F401  # later there may be no descriptor to read it with
+
         with self._signals():
             try:
                 for place in range(self._count):
@@ -460,26 +463,35 @@ class Supervisor:
             self._waker.send(bytes([CHANGED]))
 
     def _on_signals(self) -> None:
-        numbers = set(self._wake.recv(4096))
+        numbers = self._wake.recv(4096)
         if signal.SIGCHLD in numbers:
             self._bury()
-        for number in {signal.SIGTERM, signal.SIGINT} & numbers:
-            self._stop(ACCEPTING[signal.Signals(number)])
+        for number in numbers:
+            if number in ACCEPTING:
+                self._is_told_to_end(signal.Signals(number))
         if signal.SIGHUP in numbers and self._has_terminal and not has_terminal():
             self._stop()  # whoever started it has closed the window
-        elif {signal.SIGHUP, CHANGED} & numbers:
+        elif signal.SIGHUP in numbers or CHANGED in numbers:
             self._reload()
 
     # The end
 
-    def _stop(self, accept_seconds: float = 0.0) -> None:
-        """Drain all that serve; the second time, kill whoever is left."""
-        now = time.monotonic()
-        if self._ends_at is not None:
+    def _is_told_to_end(self, number: signal.Signals) -> None:
+        """Drain; if it is the same signal again, kill whoever is left.
+
+        The other signal says nothing new: whatever wraps us may pass a SIGTERM on as well as the terminal's SIGINT.
+        """
+        if number in self._told_to_end:
             for worker in self._workers:
-                worker.kill_at = now
+                worker.kill_at = time.monotonic()
+        self._told_to_end.add(number)
+        self._stop(ACCEPTING[number])
+
+    def _stop(self, accept_seconds: float = 0.0) -> None:
+        """Drain all that serve, once."""
+        if self._ends_at is not None:
             return
-        self._ends_at = now + self._settings.serve.drain_seconds
+        self._ends_at = time.monotonic() + self._settings.serve.drain_seconds
         self._due.clear()
         # Only those who take connections from a socket hold it now: what waits in it is theirs, to the last one.
         self._listening.close()

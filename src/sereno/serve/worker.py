@@ -32,7 +32,19 @@ from uvicorn.server import ServerState
 from sereno.adapters.spawn import THREAD_VARIABLES, threads_each
 from sereno.exceptions import SerenoError, SettingsError
 from sereno.serve.board import Board, State
-from sereno.serve.control import Accept, Control, Drain, Failed, Job, Ready, Release, Served, close_all, to_worker
+from sereno.serve.control import (
+    RESERVE,
+    Accept,
+    Control,
+    Drain,
+    Failed,
+    Job,
+    Ready,
+    Release,
+    Served,
+    close_all,
+    to_worker,
+)
 from sereno.serve.options import Options
 from sereno.serve.sockets import BACKLOG, has_waiting, stop_connects
 
@@ -68,6 +80,10 @@ class Serving:
         self._opening: set[asyncio.Task[None]] = set()
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # every connection, also those whose TLS is not agreed yet
 
+    @property
+    def drain_seconds(self) -> float:
+        return self._service.settings.serve.drain_seconds
+
     async def run(self, ready: Ready) -> None:
         """Until it has drained."""
         self._look()
@@ -81,7 +97,7 @@ class Serving:
     def leave(self) -> None:
         """Drain on our own account; the supervisor, if there is one, starts another worker."""
         if self._draining is None:
-            self._drain(Drain(seconds=self._service.settings.serve.drain_seconds, accept_seconds=None))
+            self._drain(Drain(seconds=max(0.0, self.drain_seconds - RESERVE), accept_seconds=None))
 
     def _on_message(self) -> None:
         content, descriptors = self._control.receive()
@@ -301,12 +317,16 @@ _serving: list[Serving] = []  # empty until there is one
 
 
 def _end_with(descriptor: int) -> None:
-    """End this process while it loads, if the supervisor goes. Later, the event loop sees that."""
+    """End this process if the supervisor goes: at once while it loads, else when it had its time to drain.
+
+    The event loop sees it too, and drains, unless predict hangs there: then nobody else is left who ends it.
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLRDHUP)
     poll.poll()
-    if not _serving:
-        os._exit(1)
+    if _serving:
+        time.sleep(_serving[0].drain_seconds)
+    os._exit(1)
 
 
 def _raise_limits() -> None:
