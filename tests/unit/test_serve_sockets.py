@@ -69,6 +69,15 @@ def test_ipv6(opened: list[Listening]) -> None:
         socket.create_connection((address, port_of(both))).close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_port_is_one_server_s_whatever_the_address(opened: list[Listening], host: str) -> None:
+    """Also before it listens, when others could still bind beside it."""
+    for first in ("127.0.0.1", "0.0.0.0"):
+        one = listening(opened, 2, host=first)
+        with pytest.raises(BusyError, match=rf"Port {port_of(one)} is taken by another .* \(pid {os.getpid()}\)"):
+            listen(ServeSettings(host=host, port=port_of(one)), 2)
+
+
 def test_callers_are_refused_until_somebody_answers(opened: list[Listening]) -> None:
     one = listening(opened, 2)
     with pytest.raises(ConnectionRefusedError):

@@ -84,16 +84,16 @@ def listen(serve: ServeSettings, workers: int) -> Listening:
     with contextlib.ExitStack() as undo:
         locks = undo.enter_context(contextlib.ExitStack())
         port = serve.port
+        if port:
+            locks.enter_context(_lock(port))
         for family, address in addresses:
-            if port:
-                locks.enter_context(_lock(address, port))
-                if not shared:
-                    _bind(family, address, port, reuse=False).close()  # fails where anybody listens
+            if port and not shared:
+                _bind(family, address, port, reuse=False).close()  # fails where anybody listens
             for place in places:
                 sock = undo.enter_context(_bind(family, address, port, reuse=not shared))
                 if not port:
                     port = sock.getsockname()[1]
-                    locks.enter_context(_lock(address, port))
+                    locks.enter_context(_lock(port))
                 place.append(sock)
         undo.pop_all()
     name = addresses[0][1]
@@ -199,12 +199,13 @@ def _told(error: OSError, address: str, port: int) -> BusyError | SettingsError:
     return SettingsError(f"Cannot listen on port {port} of {address}: {error.strerror}.{hint}")
 
 
-def _lock(address: str, port: int) -> socket.socket:
+def _lock(port: int) -> socket.socket:
     """What only one server holds: a Unix socket under an abstract name, which has no file and ends with its process.
 
-    It belongs to the same network namespace as the port, so that containers do not lock each other out.
+    It belongs to the same network namespace as the port, so that containers do not lock each other out. It is the port's,
+    not the address's: 0.0.0.0 has the port of every other address too.
     """
-    name = f"\0sereno {address} {port}"
+    name = f"\0sereno {port}"
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         lock.bind(name)
@@ -212,7 +213,7 @@ def _lock(address: str, port: int) -> socket.socket:
     except OSError:
         lock.close()
         raise BusyError(
-            f"Port {port} of {address} is taken by another `sereno serve` (pid {_holder(name) or 'unknown'}). End it, "
+            f"Port {port} is taken by another `sereno serve` (pid {_holder(name) or 'unknown'}). End it, "
             f"choose another --port, or send it a SIGHUP if it should read its files again."
         ) from None
     return lock
