@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from sereno.exceptions import WorkerError
+from sereno.serve.compacting import Compacting
 from sereno.serve.control import Accept, Control, Drain, Failed, Job, Ready, Served, close_all, from_worker, to_worker
+from sereno.serve.process import start_worker
 
 HEAVY = {"asyncio", "numpy", "pyarrow", "pandas", "uvicorn", "uvloop", "starlette", "deltalake", "httpx", "watchfiles"}
 
@@ -51,3 +57,28 @@ def test_nothing_but_messages_is_understood() -> None:
     for content in (b"", b"{}", b'{"type": "Job"}', b"[1]", b'{"type": "Accept", "place": "1"}'):
         with pytest.raises(msgspec.DecodeError):
             to_worker(content)
+
+
+def test_no_process_and_no_descriptor_are_failures_like_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    said: list[str] = []
+    compacting = Compacting(said.append)
+    for module, name in ((subprocess, "Popen"), (Control, "pair")):
+        monkeypatch.setattr(module, name, fail)
+        with pytest.raises(WorkerError, match=r"No worker can be started: Resource temporarily unavailable\."):
+            start_worker()
+        compacting.serve([Served(name="total", fingerprint="12", tries="", home=str(tmp_path), log_days=3)])
+    (line,) = said  # it waits, and tries again
+    assert "cannot be started: Resource temporarily unavailable. It starts again in 2 s" in line
+
+
+def test_a_compactor_whose_parent_was_gone_before_it_asked_ends(tmp_path: Path) -> None:
+    """It inherits the pipe, so that the pipe's end tells of its own."""
+    starts = (
+        "import os, subprocess, sys; subprocess.Popen([sys.executable, '-P', '-m', 'sereno.answers.compactor', "
+        f"sys.argv[1], f'--parent={{os.getpid()}}']); os.kill(os.getpid(), {int(signal.SIGKILL)})"
+    )
+    done = subprocess.run([sys.executable, "-c", starts, os.fspath(tmp_path)], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
