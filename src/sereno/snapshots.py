@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -199,9 +198,14 @@ class SnapshotStore:
             self.refuse_other_kind(state, publication.disposition, publication.schema)
             return self._commit_publication(state, publication)
 
-    def _alone(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        from sereno.adapters import delta
+
         busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
-        return exclusive(self._lock, busy, wait_seconds=PATIENCE)
+        with exclusive(self._lock, busy, wait_seconds=PATIENCE):
+            delta.remove_torn_checkpoints(self.folder)
+            yield
 
     def refuse_other_kind(self, state: State, disposition: str, schema: pa.Schema) -> None:
         """Raise PublishError where a publication could not become part of the table that is there."""
@@ -285,7 +289,14 @@ class SnapshotStore:
             f"The newest commit to table {self.folder} is there for readers, but could not be flushed to the disk",
             "A power cut may take it back. See to the disk; the next `sereno run` (also one with nothing to do) flushes it again.",
         ):
-            for path in (log, log.parent, self.folder, self.folder.parent, self.folder.parent.parent):
+            for path in (
+                log,
+                *delta.checkpoint_files(self.folder),
+                log.parent,
+                self.folder,
+                self.folder.parent,
+                self.folder.parent.parent,
+            ):
                 fsync(path)
 
     def rollback(self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = "") -> Rollback:

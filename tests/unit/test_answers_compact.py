@@ -13,6 +13,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from sereno import Key, failpoints
+from sereno.adapters import answer_table
 from sereno.adapters.delta import current_version, read_commit
 from sereno.answers import log as log_module
 from sereno.answers import tidy
@@ -152,8 +153,6 @@ def test_a_commit_of_another_program_meanwhile(tmp_path: Path, monkeypatch: pyte
     keep(tmp_path, range(10))
     compactor(tmp_path).compact()
     keep(tmp_path, range(10, 20))
-    from sereno.adapters import answer_table
-
     commit = answer_table.commit
 
     def late(table: Path, *arguments: Any, **options: Any) -> None:
@@ -181,6 +180,32 @@ def test_a_power_cut_that_emptied_the_newest_commit(tmp_path: Path, fail_at: Any
     (tmp_path / "answers" / "shop" / "_delta_log" / f"{1:020d}.json").write_bytes(b"")
     compactor(tmp_path).compact()
     assert [row["request_id"] for row in table(tmp_path)] == [f"r{n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1" + bytes(400)], ids=["empty", "zeros"])
+def test_a_power_cut_that_tore_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(answer_table, "CHECKPOINT_EVERY", 3)
+    flushed: list[str] = []
+    flush = answer_table.fsync
+    monkeypatch.setattr(answer_table, "fsync", lambda path: (flush(path), flushed.append(path.name)))
+    for n in range(4):
+        keep(tmp_path, [n])
+        compactor(tmp_path).compact()
+    (checkpoint,) = (tmp_path / "answers" / "shop" / "_delta_log").glob("*.checkpoint.parquet")
+    assert {checkpoint.name, "_last_checkpoint"} <= set(flushed)
+    checkpoint.write_bytes(content)
+    keep(tmp_path, [4])
+    compactor(tmp_path).compact()
+    assert [row["request_id"] for row in table(tmp_path)] == [f"r{n}" for n in range(5)]
+
+
+def test_delta_makes_no_checkpoint_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would not be on the disk for good, and the log's files before it may be gone already."""
+    monkeypatch.setitem(answer_table.CONFIGURATION, "delta.checkpointInterval", "2")
+    for n in range(4):
+        keep(tmp_path, [n])
+        compactor(tmp_path).compact()
+    assert not list(tmp_path.rglob("*checkpoint*"))
 
 
 def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

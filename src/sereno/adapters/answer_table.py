@@ -18,12 +18,20 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
 from deltalake.exceptions import CommitFailedError
 from deltalake.schema import Schema
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
-from sereno.adapters.delta import PREFIX, current_version, log_file, read_commit, translated
+from sereno.adapters.delta import (
+    PREFIX,
+    checkpoint_files,
+    current_version,
+    log_file,
+    read_commit,
+    remove_torn_checkpoints,
+    translated,
+)
 from sereno.exceptions import BusyError, StorageError
 from sereno.storage import fsync
 
@@ -33,6 +41,9 @@ CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 1 days",
     "delta.dataSkippingStatsColumns": "answered_at",
 }
+# A checkpoint is made by `flush_log`: only once it is on the disk for good may old files of the log go.
+NO_CHECKPOINT = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+CHECKPOINT_EVERY = 100  # commits
 WHEN = "answered_at"
 THEN = "No answer is lost: the compactor tries again."
 
@@ -116,14 +127,24 @@ def commit(
                 partition_by=["day"],
                 configuration=CONFIGURATION,
                 commit_properties=properties,
+                post_commithook_properties=NO_CHECKPOINT,
             )
             return
         opened = DeltaTable(table, version=state.version)
         new = [field for field in Schema.from_arrow(schema).fields if field.name not in state.schema.names]
         if new:
-            opened.alter.add_columns(new, commit_properties=CommitProperties(max_commit_retries=0))
+            opened.alter.add_columns(
+                new,
+                commit_properties=CommitProperties(max_commit_retries=0),
+                post_commithook_properties=NO_CHECKPOINT,
+            )
         opened.create_write_transaction(
-            actions, mode="append", schema=opened.schema(), partition_by=["day"], commit_properties=properties
+            actions,
+            mode="append",
+            schema=opened.schema(),
+            partition_by=["day"],
+            commit_properties=properties,
+            post_commithook_properties=NO_CHECKPOINT,
         )
     except CommitFailedError as error:
         raise BusyError(f"Table {table} was changed by another program just now. {THEN}") from error
@@ -158,24 +179,42 @@ def find_commit(table: Path, after: int, name: str, value: str) -> int | None:
 
 
 def flush_log(table: Path, after: int) -> None:
-    """Make all commits younger than a version last."""
-    for version in range(after + 1, current_version(table) + 1):
+    """Make all commits younger than a version last; now and then with a checkpoint, after which old ones go."""
+    newest = current_version(table)
+    for version in range(after + 1, newest + 1):
         fsync(log_file(table, version))
     fsync(table / "_delta_log")
+    last = max((int(path.name.partition(".")[0]) for path in checkpoint_files(table)[:-1]), default=-1)
+    if newest - last < CHECKPOINT_EVERY:
+        return
+    try:
+        opened = DeltaTable(table)
+        opened.create_checkpoint()
+        for path in (*checkpoint_files(table), table / "_delta_log"):
+            fsync(path)
+        opened.cleanup_metadata()
+    except OSError:
+        raise
+    except Exception as error:
+        raise translated(table, error, THEN) from error
 
 
-def remove_empty_commits(table: Path) -> None:
-    """A power cut may leave the newest file of the log empty; nothing in it was relied on yet."""
-    newest = log_file(table, current_version(table))
-    if newest.exists() and not newest.stat().st_size:
+def mend_log(table: Path) -> None:
+    """A power cut may leave the newest files of the log empty; nothing in them was relied on yet."""
+    while (newest := log_file(table, current_version(table))).exists() and not newest.read_bytes().strip(b"\0"):
         newest.unlink()
+    remove_torn_checkpoints(table)
 
 
 def vacuum(table: Path, hours: int) -> int:
     """Remove files that no version needs that was current in the last hours; how many."""
     try:
         gone = DeltaTable(table).vacuum(
-            retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=True
+            retention_hours=hours,
+            dry_run=False,
+            enforce_retention_duration=False,
+            post_commithook_properties=NO_CHECKPOINT,
+            full=True,
         )
     except Exception as error:
         raise translated(table, error, THEN) from error

@@ -1,6 +1,7 @@
 """The Delta table: the one file that knows deltalake. Commits files that others wrote, and reads the log back.
 
-Local commits of delta-rs flush nothing: whoever commits flushes the log's file and folder afterwards.
+Local commits of delta-rs flush nothing, nor do the checkpoints that it writes at each hundredth: whoever commits flushes
+the log's file, `checkpoint_files` and the folder afterwards, and begins with `remove_torn_checkpoints`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.schema import Field, PrimitiveType, Schema
@@ -58,6 +60,29 @@ def current_version(table: Path) -> int:
     """The table's newest version; -1 if there is no table."""
     versions = [int(f.stem) for f in (table / "_delta_log").glob("*.json") if f.stem.isdigit()]
     return max(versions, default=-1)
+
+
+def checkpoint_files(table: Path) -> list[Path]:
+    """The newest checkpoint, and the file that says which it is."""
+    newest = sorted((table / "_delta_log").glob("*.checkpoint*.parquet"))[-1:]
+    return [path for path in (*newest, table / "_delta_log" / "_last_checkpoint") if path.exists()]
+
+
+def remove_torn_checkpoints(table: Path) -> None:
+    """A power cut may leave a checkpoint that nobody can read. Without it all is read from the log, which has it too."""
+    log = table / "_delta_log"
+    for path in sorted(log.glob("*.checkpoint*.parquet"), reverse=True):
+        first = int(path.name.partition(".")[0])
+        try:
+            pq.read_table(path)
+            return  # older ones were flushed before
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, or this user's rights: nothing is known about the file
+            if not log_file(table, first).exists():  # somebody cut the log
+                return
+            (log / "_last_checkpoint").unlink(missing_ok=True)  # before the file that it names
+            path.unlink()
 
 
 def commits(table: Path) -> Iterator[Commit]:

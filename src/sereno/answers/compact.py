@@ -90,10 +90,10 @@ class Compactor:
     # Exactly once
 
     def _recover(self) -> None:
+        answer_table.mend_log(self.table)
         pending = Pending.read(self.segments)
         if pending is None:
             return
-        answer_table.remove_empty_commits(self.table)
         if self.is_committed(pending):
             answer_table.flush_log(self.table, pending.version)
             self._remove_segments(pending.segments)
