@@ -223,10 +223,20 @@ class TestDecode:
     def test_who_sends_ever_new_names_fills_no_memory(self) -> None:
         positions = positions_of(Applicant)
         names = ("age", "income")
-        for i in range(REMEMBERED):
-            assert positions.decode(b"%d" % i, lambda: names, b"[]") == []
-        assert positions.decode(b"more", lambda: names, b"[]") is None
-        assert positions_of(Applicant).decode(b" " * (LONGEST + 1), lambda: names, b"[]") is None
+        for i in range(2 * REMEMBERED):
+            assert positions.decode(b"%d" % i, lambda: (*names, "other"), b"[]") == []
+        assert len(positions._spelled) == REMEMBERED
+        assert positions.decode(b" " * (LONGEST + 1), lambda: names, b"[]") is None
+        assert positions.decode(b"many", lambda: (*names, *map(str, range(1000))), b"[]") is None
+
+    def test_nor_does_it_slow_down_anybody_else(self) -> None:
+        positions = positions_of(Applicant)
+        names = ("age", "income")
+        decode = positions._compiled(names)
+        for i in range(2 * REMEMBERED):
+            assert positions.decode(b" " * i, lambda: ("income", "age"), b"[[null, 40]]") == [(None, 40, None)]
+        assert positions.decode(b"ours", lambda: names, b"[[40, 1.5]]") == [(None, 40, 1.5)]
+        assert positions._spelled[b"ours"] is decode
 
     @settings(deadline=None)
     @given(st.data())

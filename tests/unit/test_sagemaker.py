@@ -252,6 +252,8 @@ class TestRequests:
         assert rows_of("x,n\r\n1,2\r\n", live=NUMBERS) == [(None, 2, 1.0)]
         assert rows_of("7,1,-0\n", live=NUMBERS) == [(7, 1, 0.0)]
         assert rows_of("7,1,\n", live=NUMBERS) == [(7, 1, None)]
+        assert rows_of("7,1,2\r8,3,4\n9,5,6", live=NUMBERS) == [(7, 1, 2.0), (8, 3, 4.0), (9, 5, 6.0)]
+        assert refused("7,1,\r2\n", live=NUMBERS).status == 422
         assert rows_of("+7,1.0,.5\n", live=NUMBERS) == [(7, 1, 0.5)]
         assert refused("1.5,2\n3\n", live=NUMBERS).mistakes[0].row == 1
         assert refused("1,2\n1.5,2\n", live=NUMBERS).mistakes == [Mistake(1, "n", "must be a whole number")]

@@ -101,7 +101,10 @@ def numbers(positions: Positions, names: Names | None, body: bytes) -> list[Row]
             names = positions.by_position(lines.partition(b"\n")[0].count(b",") + 1)
         except RequestError:
             return None
-    lists = b"[[%b]]" % lines.replace(b"\r\n", b"\n").replace(b"\n", b"],[")
+    lines = lines.replace(b"\r\n", b"\n")
+    if b"\r" in lines:
+        return None  # it ends a line too, which a blank in JSON does not
+    lists = b"[[%b]]" % lines.replace(b"\n", b"],[")
     return positions.decode(b"csv:" + ",".join(names).encode(), lambda: names, lists)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from sereno.rows import NOT_DECODED
 from sereno.schema import Column
 from sereno.serve.protocols.compression import compress
 from sereno.serve.protocols.positional import Positions
@@ -130,7 +131,7 @@ class Translation:
             body = body[: int(length)]
         try:
             asked = _decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except NOT_DECODED as error:
             raise RequestError(400, f"The body is no inference request: {_reason(error)}.") from None
         # a body this small cannot hold a text that is too long
         is_small = not binary and len(body) <= limits.max_text_bytes
@@ -239,7 +240,7 @@ class Translation:
                 self._live.check_json(raw)
                 try:
                     value = msgspec.json.decode(raw)
-                except (msgspec.MsgspecError, RecursionError):
+                except NOT_DECODED:
                     mistakes.append(Mistake(row, column.name, "must be JSON in text"))
             elif text is not None:
                 mistakes.append(Mistake(row, column.name, "must be JSON in text, with datatype BYTES"))

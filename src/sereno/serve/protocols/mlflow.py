@@ -21,7 +21,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from sereno import __version__
-from sereno.rows import JSON_TEXT
+from sereno.rows import JSON_TEXT, NOT_DECODED
 from sereno.serve.platforms import platform_of
 from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Names, Positions
@@ -72,7 +72,6 @@ class SplitBody(msgspec.Struct, gc=False):
     inputs: UnsetType = UNSET
 
 
-NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode_split = msgspec.json.Decoder(SplitBody).decode
 _decode_body = msgspec.json.Decoder(Body).decode
 _encode = msgspec.json.Encoder().encode

@@ -15,7 +15,9 @@ from sereno.schema import ABSENT, Column, RowType
 from sereno.serve.wire import Mistake, RequestError, Row
 
 Names = tuple[str, ...]
-REMEMBERED, LONGEST = 64, 1 << 14  # how many spellings of column names are compiled, and of how many bytes
+Decode = Callable[[bytes | str], list[Row] | None]
+REMEMBERED, LONGEST = 64, 1 << 14  # how many spellings of column names are kept, and of how many bytes
+MOST_NAMES = 256  # beside the columns; compiling thousands takes longer than what it saves
 
 
 class Positions:
@@ -31,7 +33,8 @@ class Positions:
         self.required = [c.name for c in row.columns if c.default is ABSENT]
         self._decoder = decoder
         self._check_count = check_count
-        self._compiled: dict[Any, Callable[[bytes | str], list[Row] | None]] = {}
+        self._spelled: dict[bytes, Decode] = {}
+        self._layouts: dict[Names, Decode] = {}  # compiled ones of our own, which never go
         every = tuple(self.columns)
         without_keys = tuple(c.name for c in row.columns if c.role != "key")
         without_fetched = tuple(c.name for c in row.columns if c.role != "fetched")
@@ -83,13 +86,25 @@ class Positions:
 
         `spelled` is what `names` is made of, as it came, so that names that were seen before cost nothing.
         """
-        decode = self._compiled.get(spelled)
+        decode = self._spelled.get(spelled)
         if decode is None:
-            # callers have a few spellings; who sends ever new ones must not have them all compiled
-            if len(self._compiled) >= REMEMBERED or len(spelled) > LONGEST or (found := names()) is None:
+            if len(spelled) > LONGEST or (found := names()) is None:
                 return None
-            decode = self._compiled[spelled] = self._decoder.by_position(found)
+            if len(found) > len(self.columns) + MOST_NAMES:
+                return None
+            decode = self._compiled(found)
+            if len(self._spelled) >= REMEMBERED:  # callers have a few; who sends ever new ones fills no memory
+                del self._spelled[next(iter(self._spelled))]
+            self._spelled[spelled] = decode
         return decode(rows)
+
+    def _compiled(self, names: Names) -> Decode:
+        decode = self._layouts.get(names)
+        if decode is None:
+            decode = self._decoder.by_position(names)
+            if names in self.layouts:
+                self._layouts[names] = decode
+        return decode
 
     def mappings(self, names: Names | None, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """Rows that are lists, with their names; None: by position. Raises RequestError (400, 413, 422)."""

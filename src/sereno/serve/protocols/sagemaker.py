@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from sereno.rows import NOT_DECODED
 from sereno.serve.protocols import csv
 from sereno.serve.protocols.mlflow import explained, refuse
 from sereno.serve.protocols.positional import Positions
@@ -141,7 +142,7 @@ def _json_row(live: Live, positions: Positions, line: bytes) -> Row | RequestErr
         return live.rows_of(positions.mappings(None, [values]))[0]
     except RequestError as error:
         return RequestError(error.status, error.says.replace("The body", "The line"), error.mistakes)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         return RequestError(400, "The line is not JSON.")
 
 

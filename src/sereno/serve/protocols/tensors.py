@@ -45,6 +45,7 @@ JSON_TYPES: dict[str, frozenset[type]] = {  # datatype → what its values are i
     **{datatype: frozenset((float, int, type(None))) for datatype in _FLOATS},
     "BYTES": frozenset((str, type(None))),
 }
+WHOLE = frozenset((int, float, type(None)))
 _LENGTH = struct.Struct("<I")
 
 
@@ -59,10 +60,14 @@ def from_json(datatype: str, data: list[Any], count: int, width: int, most_text:
         data = [value for row in data for value in row]
     if len(data) != count * width:
         raise RequestError(400, f"{where}: data does not have as many values as its shape says.")
-    fits = set(map(type, data)) <= JSON_TYPES[datatype]
+    types = set(map(type, data))
+    valid = _INTEGERS.get(datatype)
+    fits = types <= JSON_TYPES[datatype]
+    if not fits and valid is not None and types <= WHOLE:  # 1e2 and 100.0 are whole numbers too
+        fits = all(type(value) is not float or value.is_integer() for value in data)
     # what 64 bits cannot hold is refused by the row type, as on every way in
-    if fits and datatype != "INT64" and (valid := _INTEGERS.get(datatype)) is not None:
-        fits = all(value is None or value in valid for value in data)
+    if fits and valid is not None and datatype != "INT64":
+        fits = all(value is None or int(value) in valid for value in data)
     if not fits:
         raise RequestError(400, f"{where}: data has other values than {datatype}.")
     if datatype == "BYTES" and any(value is not None and len(value.encode()) > most_text for value in data):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sereno.exceptions import SettingsError
+from sereno.rows import NOT_DECODED
 from sereno.serve.protocols.mlflow import explained
 from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Positions
@@ -31,7 +32,6 @@ class Body(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(Body).decode
 _encode = msgspec.json.Encoder().encode
-NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def routes(service: Service) -> list[Route]:
