@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sereno.serve import access as module
 from sereno.serve.access import CHUNK, MOST_ERRORS, MOST_WAITING, AccessLog, _parts, _printable
 from sereno.serve.guard import new_key
+from tests.lives import MODEL, served
 
 
 class File:
@@ -138,11 +139,30 @@ def test_what_is_not_printable_is_shown_as_its_number(sent: bytes, shown: str) -
 def test_no_query_and_no_key_gets_into_the_log(file: File) -> None:
     key = new_key().key
     access = AccessLog("all", file.descriptor)
-    for path in (f"/predict?api_key={key}", f"/{key}/predict", f"/predict/sereno_{key}"):
-        log(access, path=path.encode(), request_id=key.encode(), method=key.encode()[:40])
+    quoted = "".join(f"%{ord(c):02X}" for c in key)
+    paths = (f"/predict?api_key={key}", f"/{key}/predict", f"/predict/sereno_{key}")
+    for path in (*paths, f"/x/{key.replace('_', '%5F')}", f"/%0a/{quoted}", f"/{'x' * 500}{key}"):
+        log(access, path=path.encode(), request_id=key.encode(), method=b"GET")
     access.close()
-    assert key not in file.path.read_text()
-    assert [line["path"] for line in file.lines()] == ["/predict", "/sereno_***/predict", "/predict/sereno_***"]
+    assert key[8:16] not in file.path.read_text()
+    assert [line["path"] for line in file.lines()] == [
+        "/predict",
+        "/sereno_***/predict",
+        "/predict/sereno_***",
+        "/x/sereno_***",
+        "/\\x0a/sereno_***",
+        f"/{'x' * 500}sereno_***",
+    ]
+
+
+def test_a_request_id_is_no_key(tmp_path: Path) -> None:
+    file = tmp_path / "total.py"
+    file.write_text(MODEL)
+    key = new_key().key.encode()
+    with served(file) as one:
+        assert one.service.request_id(b"sereno_7") == b"sereno_7"
+        for given in (key, b"id-" + key):
+            assert key not in one.service.request_id(given)
 
 
 # When it is written

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import select
 import stat
 import threading
 import time
 from collections import deque
 from typing import Literal
+from urllib.parse import unquote_to_bytes
 
 import msgspec
+
+from sereno.serve.guard import KEY
 
 LOG = logging.getLogger("sereno.serve")
 
@@ -32,7 +34,6 @@ MOST_ERRORS = 1_000  # lines a second in mode `errors`: a flood of refused reque
 PATIENCE = 2.0  # seconds that `close` waits for a slow reader
 
 _LONGEST = 512  # bytes of a path that are shown: with all else, a line is then shorter than PIPE_BUF
-_KEY = re.compile(r"sereno_[A-Za-z0-9_-]{20,}")
 _NEVER = 1_000  # no status is as high
 
 
@@ -101,7 +102,7 @@ class AccessLog:
             _printable(request_id[:64]),
             client,
             _printable(method[:16]),
-            _printable(path.partition(b"?")[0]),
+            _printable(_shown(path)),
             protocol,
             model,
             status,
@@ -206,11 +207,19 @@ def _parts(lines: list[bytes], most: int) -> list[bytes]:
     return parts
 
 
+def _shown(path: bytes) -> bytes:
+    """A path without its query, as it was sent; unquoted where quotes (`sereno%5F…`) would hide a key from us alone."""
+    path = path.partition(b"?")[0][: 4 * _LONGEST]
+    if b"%" in path and KEY.search(plain := unquote_to_bytes(path)):
+        return plain
+    return path
+
+
 def _printable(raw: bytes) -> str:
     """What a caller sent, in printable ASCII: nothing that a terminal or a reader of logs would act on; JSON does the rest."""
+    if b"sereno_" in raw:
+        raw = KEY.sub(b"sereno_***", raw)
     text = raw[:_LONGEST].decode("ascii", "backslashreplace")
     if not text.isprintable():
         text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    if "sereno_" in text:
-        text = _KEY.sub("sereno_***", text)
     return text

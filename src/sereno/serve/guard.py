@@ -27,6 +27,7 @@ from sereno.serve.wire import RequestError
 FREE = frozenset({b"/livez", b"/readyz", b"/ping"})  # for whoever restarts us; they say nothing about a model
 SECRET = "api_keys"  # SERENO_SECRET_API_KEYS, or the file of that name in the secrets folder
 KEY_START = "sereno_"  # so that scanners of repositories and logs know a key when they see one
+KEY = re.compile(KEY_START.encode() + rb"[A-Za-z0-9_-]{20,}")
 
 _REMEMBERED = 1024  # values that were accepted before; more than a server meets, and too few to fill the memory
 _LONGEST = 512  # bytes of a header that may hold a key

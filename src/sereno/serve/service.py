@@ -21,7 +21,7 @@ from sereno.loader import fingerprint, load_model
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
-from sereno.serve.guard import Guard
+from sereno.serve.guard import KEY, Guard
 from sereno.serve.live import Live
 from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
@@ -75,9 +75,8 @@ class Service:
             for route in self.routes
             if route.exchange is not None and route.live is not None
         }
-        self.bursts = {
-            live.name: Bursts(self, exchange, live) for exchange, live in self.hot.values() if exchange.is_plain
-        }
+        plain = {live.name: (exchange, live) for exchange, live in self.hot.values() if exchange.is_plain}
+        self.bursts = {name: Bursts(self, *both) for name, both in plain.items()}
         self.now = perf_counter()  # as of the last tick
         self.connections: set[Any] = set()  # uvicorn's, of which the lane's are looked at
         self._prefix = os.urandom(5).hex().encode() + b"-"
@@ -104,7 +103,7 @@ class Service:
 
     def request_id(self, given: bytes | None) -> bytes:
         """The caller's, where it is one that can stand in a log; else a new one."""
-        if given is not None and REQUEST_ID.fullmatch(given):
+        if given is not None and REQUEST_ID.fullmatch(given) and not (b"sereno_" in given and KEY.search(given)):
             return given
         return b"%b%x" % (self._prefix, next(self._count))
 
@@ -143,17 +142,20 @@ class Service:
         ticks = 0
         while True:
             self.now = perf_counter()
-            for live in self.lives.values():
-                live.expire()
             if self.board is not None:
                 self.board.beat(self.slot)
-            if ticks % 4 == 0:
-                for connection in list(self.connections):
-                    if isinstance(connection, Lane):
-                        connection.check(self.now)
-                if self.board is not None:
-                    self.metrics.flush(self.board, self.slot)
-                self.access.flush()
+            try:
+                for live in self.lives.values():
+                    live.expire()
+                if ticks % 4 == 0:
+                    for connection in list(self.connections):
+                        if isinstance(connection, Lane):
+                            connection.check(self.now)
+                    if self.board is not None:
+                        self.metrics.flush(self.board, self.slot)
+                    self.access.flush()
+            except Exception as error:  # noqa: BLE001 - deadlines and heartbeats go on
+                self.bug(error)
             ticks += 1
             await asyncio.sleep(TICK_SECONDS)
 
