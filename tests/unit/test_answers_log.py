@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 from sereno import failpoints
 from sereno.answers import log as log_module
-from sereno.answers.folder import ask_to_seal, finished_segments, open_segments, segments_folder
+from sereno.answers import tidy
+from sereno.answers.compact import Compactor
+from sereno.answers.folder import ask_to_seal, finished_segments, late_writers, open_segments, segments_folder
 from sereno.answers.read import Wanted, find_answers
 from sereno.answers.segments import SegmentWriter
-from sereno.exceptions import StorageError
+from sereno.exceptions import BusyError, StorageError
+from sereno.storage import is_held
 from tests.answers import NOON, asked, expected, keep, nothing, open_log, run_on_loop, told
 
 
@@ -85,8 +89,10 @@ def test_async_answers_leave_at_once_and_are_written_within_the_second(tmp_path:
 
 def test_a_log_that_kept_nothing_leaves_nothing(tmp_path: Path, quick: None) -> None:
     log = open_log(tmp_path)
+    (writer,) = segments_folder(tmp_path, "shop").iterdir()
+    assert is_held(writer)
     log.close()
-    assert list(tmp_path.rglob("*")) == []
+    assert list(segments_folder(tmp_path, "shop").iterdir()) == []
 
 
 def test_sync_answers_leave_after_the_flush_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +260,98 @@ def test_a_request_reaches_what_is_still_in_memory(
     goes_on.set()
     wait_for(lambda: finished_segments(folder))
     assert kept(tmp_path) == ["r1"]
+    log.close()
+
+
+@pytest.mark.parametrize("disk", ["segment", "flush"])
+def test_what_waits_for_a_full_disk_is_not_handed_over(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    folder = segments_folder(tmp_path, "shop")
+    log = open_log(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if disk == "segment":
+            patch.setattr(log_module, "SegmentWriter", full)
+        else:
+            patch.setattr(os, "fdatasync", full)
+        append(log, 1)
+        wait_for(lambda: log._failing)
+        request = ask_to_seal(folder)
+        wait_for(lambda: log._writing)
+        assert late_writers(folder, request) == [str(os.getpid())]
+        monkeypatch.setattr(tidy, "HAND_OVER_SECONDS", 0.05)
+        with pytest.raises(BusyError, match="did not hand over"):
+            tidy.erase(Compactor(tmp_path, "shop"), ["1"])
+    wait_for(lambda: not late_writers(folder, request))
+    assert kept(tmp_path) == ["r1"]
+    log.close()
+
+
+def test_what_the_event_loop_has_in_its_hands_is_handed_over_too(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = segments_folder(tmp_path, "shop")
+    log = open_log(tmp_path)
+    frame_of, looked = log._frame_of, threading.Event()
+    requests: list[int] = []
+    look = log_module.last_request
+
+    def last_request(folder: Path) -> int:
+        request = look(folder)
+        if request:
+            looked.set()
+        return request
+
+    def slow(*arguments: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            requests.append(ask_to_seal(folder))
+            looked.wait()
+        return frame_of(*arguments)
+
+    monkeypatch.setattr(log_module, "last_request", last_request)
+    monkeypatch.setattr(log, "_frame_of", slow)
+    log._frame_rows = 1
+    append(log, 1)
+    wait_for(lambda: not late_writers(folder, requests[0]))
+    assert len(finished_segments(folder)) == 1
+    assert kept(tmp_path) == ["r1"]
+    log.close()
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_a_disk_that_takes_nothing_back_makes_no_answer_double(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, mode: log_module.Mode
+) -> None:
+    log = open_log(tmp_path, mode)
+    flush, cut = os.fdatasync, os.ftruncate
+    failures = iter(range(2))
+
+    def bad(descriptor: int, *arguments: int) -> None:
+        if next(failures, None) is not None:
+            raise OSError(5, "Input/output error")
+        (cut if arguments else flush)(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "fdatasync", bad)
+    monkeypatch.setattr(os, "ftruncate", bad)
+    first = run_on_loop(log, [([b"r1"], [asked(1)], [told(1)])])
+    assert (first[0] is None) == (mode == "async")
+    assert run_on_loop(log, [([b"r2"], [asked(2)], [told(2)])]) == [None]
+    wait_for(lambda: log.waiting == 0)
+    log.close()
+    assert kept(tmp_path) == (["r1", "r2"] if mode == "async" else ["r2"])
+
+
+def test_only_this_user_reads_answers(tmp_path: Path, quick: None) -> None:
+    folder = segments_folder(tmp_path, "shop")
+    log = open_log(tmp_path)
+    append(log, 1)
+    wait_for(lambda: log.written == 1)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     log.close()
 
 

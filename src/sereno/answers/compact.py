@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
-from sereno.answers.folder import DAMAGE, PENDING, finished_segments, segments_folder
+from sereno.answers.folder import DAMAGE, PENDING, finished_segments, make_folder, segments_folder
 from sereno.answers.parts import Parts, remove_parts
 from sereno.answers.segments import Header, read_header, read_segment
 from sereno.exceptions import SerenoError
@@ -80,7 +80,7 @@ class Compactor:
             told(f"The answers of {self.model} cannot be put into their table", answer_table.THEN),
             exclusive(self._lock, busy, wait_seconds=PATIENCE),
         ):
-            self.segments.mkdir(parents=True, exist_ok=True)
+            make_folder(self.segments)
             self._recover()
             yield
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +24,12 @@ def segments_folder(home: Path, model: str) -> Path:
     return home / ".sereno" / "answers" / model
 
 
+def make_folder(folder: Path) -> None:
+    """For this user only: answers are personal data."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def open_segments(folder: Path) -> list[Path]:
     """Segments that a living worker writes."""
     return [path for path in sorted(folder.glob("*.open")) if is_held(path)]
@@ -36,15 +44,60 @@ def finished_segments(folder: Path) -> list[Path]:
     return sorted({*sealed, *(path for path in left if path.exists())})
 
 
-# A request to the workers: hand over what you have. Its time tells one from the next.
+# A request to the workers: hand over what you have. Its time tells one from the next; it is also that of the answer, the
+# file of each log.
 
 
-def ask_to_seal(folder: Path) -> None:
-    """Ask all who write segments in this folder to write what they hold in memory and seal it, within the second."""
+def ask_to_seal(folder: Path) -> int:
+    """Ask all who keep answers in this folder to write what they hold in memory and seal it, within the second."""
     request = folder / _SEAL
-    request.touch()
-    now = time.time_ns()  # the file system's own clock is coarse
-    os.utime(request, ns=(now, now))
+    # the file system's own clock is coarse, and the machine's may be set back
+    time_of_it = max(time.time_ns(), last_request(folder) + 1_000_000)
+    request.touch(mode=0o600)
+    os.utime(request, ns=(time_of_it, time_of_it))
+    return last_request(folder)  # as the file system has it
+
+
+class Writer:
+    """The file of one log, `<pid>-<random>.writer`: locked as long as the log may hold answers in memory.
+
+    Its time is that of the last request before which all its answers are handed over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder)
+        self._path = folder / f"{os.getpid()}-{secrets.token_hex(3)}.writer"
+        hidden = self._path.with_suffix(".new")  # it gets its name once it is locked
+        self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.request = last_request(folder)
+            self.hand_over(self.request)
+            os.rename(hidden, self._path)
+        except OSError:
+            os.close(self._descriptor)
+            hidden.unlink(missing_ok=True)
+            raise
+
+    def hand_over(self, request: int) -> None:
+        """Say that all that was answered before this request is in segments that nobody writes any more."""
+        os.utime(self._descriptor, ns=(request, request))
+        self.request = request
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def late_writers(folder: Path, request: int) -> list[str]:
+    """The pids of the logs that have not handed over what was answered before a request."""
+    late = []
+    for path in sorted(folder.glob("*.writer")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime_ns < request and is_held(path):
+                late.append(path.stem.partition("-")[0])
+    return late
 
 
 def last_request(folder: Path) -> int:

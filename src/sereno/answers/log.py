@@ -26,10 +26,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sereno.answers.folder import SEGMENT_BYTES, SEGMENT_SECONDS, last_request
+from sereno.answers.folder import SEGMENT_BYTES, SEGMENT_SECONDS, Writer, last_request
 from sereno.answers.segments import ANSWERS, Header, SegmentWriter, frame
 from sereno.exceptions import SerenoError, StorageError
-from sereno.failpoints import failpoint
+from sereno.failpoints import FailpointError, failpoint
 from sereno.schema import RowType
 from sereno.storage import told
 
@@ -107,13 +107,15 @@ class AnswerLog:
 
         self._segment: SegmentWriter | None = None
         self._slot = 0.0
-        self._asked = last_request(folder)
+        self._writer: Writer | None = None
+        self._packing = False  # the event loop has batches in its hands, which are in no queue
         self._failing = False
         self._closing = False
         self._bell = threading.Lock()  # locked: nothing to do but wait for the next second
         self._bell.acquire()
         self._thread: threading.Thread | None = None
         if mode != "off":
+            self._try(self._open_writer)
             self._thread = threading.Thread(target=self._run, name=f"answers of {model}", daemon=True)
             self._thread.start()
         self.append: Callable[[float, Sequence[bytes], Sequence[Any], Sequence[Any], Then], None] = {
@@ -167,13 +169,17 @@ class AnswerLog:
 
     def _pack(self) -> None:
         """Encode what waits, so that it no longer waits as objects, which the garbage collector would walk through."""
-        for packed in self._encoded():
-            if self._bytes_in - self._bytes_out + len(packed.frame) > self._limit:
-                self._drop(packed.rows, "limit", self._too_much)
-                continue
-            self._bytes_in += len(packed.frame)
-            self._packed.append(packed)
-            self._frame_rows = max(1, min(FRAME_ROWS, FRAME_BYTES * packed.rows // len(packed.frame)))
+        self._packing = True
+        try:
+            for packed in self._encoded():
+                if self._bytes_in - self._bytes_out + len(packed.frame) > self._limit:
+                    self._drop(packed.rows, "limit", self._too_much)
+                    continue
+                self._bytes_in += len(packed.frame)
+                self._packed.append(packed)
+                self._frame_rows = max(1, min(FRAME_ROWS, FRAME_BYTES * packed.rows // len(packed.frame)))
+        finally:
+            self._packing = False
         if self._bytes_in - self._bytes_out > self._limit // 4:
             self._ring()
 
@@ -268,25 +274,47 @@ class AnswerLog:
         while True:
             self._bell.acquire(timeout=SECOND)
             closing = self._closing
+            if self._writer is None:
+                self._try(self._open_writer)
+            # Asked before, so that whatever was answered before the request is in what is handed over.
+            request = last_request(self._folder)
+            is_asked = self._writer is not None and request > self._writer.request
             self._write_what_waits()
-            # Asked only now, so that whatever was answered before the request is in what is handed over.
-            asked, self._asked = self._asked, last_request(self._folder)
             segment = self._segment
-            if segment is not None and (closing or asked != self._asked or self._is_due(segment)):
+            if segment is not None and (closing or is_asked or self._is_due(segment)):
                 self._segment = None
-                self._try(segment.seal)
+                self._try(self._seal, segment)
+            if self._writer is not None and is_asked and not self._writing and self._segment is None:
+                with contextlib.suppress(OSError):  # it is done at the next turn, then
+                    self._writer.hand_over(request)
             if closing and not self._packed:
+                if self._writer is not None:
+                    self._writer.close()
                 return
+
+    def _open_writer(self) -> None:
+        self._writer = Writer(self._folder)
+
+    def _seal(self, segment: SegmentWriter) -> None:
+        try:
+            segment.seal()
+        finally:
+            if segment.is_torn:
+                self._segment = segment
 
     def _is_due(self, segment: SegmentWriter) -> bool:
         return segment.size > SEGMENT_BYTES or time.time() // SEGMENT_SECONDS != self._slot
 
     def _write_what_waits(self) -> None:
+        # In this order, so that nothing which waits at this moment is missed: what the event loop took is packed then.
+        youngest = self._encoded()  # of the last second, too few to be encoded yet
+        while self._packing:
+            time.sleep(0.0002)
         with contextlib.suppress(IndexError):
             while True:
                 self._writing.append(self._packed.popleft())
         queued = sum(len(p.frame) for p in self._writing)
-        for packed in self._encoded():  # of the last second, too few to be encoded yet
+        for packed in youngest:
             if self._bytes_in - self._bytes_out + len(packed.frame) > self._limit:
                 self._drop(packed.rows, "limit", self._too_much)
                 continue
@@ -312,7 +340,12 @@ class AnswerLog:
         if segment is None:
             segment = SegmentWriter(self._folder, self._header, ahead=self.mode == "sync")
             self._slot = time.time() // SEGMENT_SECONDS
-        segment.append([p.frame for p in packed], sum(p.rows for p in packed))
+        try:
+            segment.append([p.frame for p in packed], sum(p.rows for p in packed))
+        except (OSError, FailpointError):
+            if segment.is_torn:
+                self._segment = segment
+            raise
         self._segment = segment
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> StorageError | None:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from sereno.answers.folder import make_folder
 from sereno.failpoints import FailpointError, failpoint
 from sereno.schema import Column, RowType
 from sereno.storage import fsync
@@ -98,19 +99,24 @@ def frame(marker: bytes, payload: bytes) -> bytes:
 
 
 class SegmentWriter:
-    """Writes one segment. After an OSError it holds what it held before, and is abandoned."""
+    """Writes one segment.
+
+    After an error it holds what it held before, and is given up; unless the disk did not even take that back. Then
+    `is_torn`: only this writer may write the frames again, to the same place, as another segment would have them twice.
+    """
 
     def __init__(self, folder: Path, header: Header, *, ahead: bool = False) -> None:
         """`ahead`: write zeros where frames will lie, so that a flush of new frames need not flush the file's size too."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         self.path = folder / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}.open"
         self.size = self.rows = 0
+        self.is_torn = False
         self._header = header
         self._ahead, self._zeroed = ahead, 0
         # It gets its name once it is locked: an `.open` file without a lock is one whose writer died.
         hidden = self.path.with_suffix(".new")
-        self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._put([frame(HEADER, msgspec.msgpack.encode(header))], 0)
@@ -126,6 +132,8 @@ class SegmentWriter:
     def append(self, frames: Sequence[bytes], rows: int) -> None:
         """Write frames that hold so many rows, and flush them to the disk. All of them are kept, or none."""
         try:
+            if self.is_torn:
+                self._take_back()
             end = self.size + sum(map(len, frames))
             if self._ahead and end > self._zeroed:
                 self._write_zeros(end)
@@ -135,11 +143,19 @@ class SegmentWriter:
             failpoint("answers_flush")
             os.fdatasync(self._descriptor)
         except (OSError, FailpointError):
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.size)
-            os.close(self._descriptor)
+            try:
+                self._take_back()
+            except OSError:
+                self.is_torn = True
+            else:
+                os.close(self._descriptor)
             raise
         self.size, self.rows = end, self.rows + rows
+
+    def _take_back(self) -> None:
+        os.ftruncate(self._descriptor, self.size)
+        os.fsync(self._descriptor)  # a power cut could bring back what another segment will have
+        self.is_torn, self._zeroed = False, 0
 
     def _write_zeros(self, at: int) -> None:
         try:

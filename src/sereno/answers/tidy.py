@@ -15,7 +15,7 @@ from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import CHUNK, OWN, key_columns, matches_key
 from sereno.answers.compact import Compactor, Done, leave_out
-from sereno.answers.folder import TIDIED, ask_to_seal, open_segments
+from sereno.answers.folder import TIDIED, ask_to_seal, late_writers, open_segments
 from sereno.answers.parts import Parts
 from sereno.exceptions import BusyError, NotFoundError
 from sereno.storage import is_held, write_atomically
@@ -37,7 +37,7 @@ def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
     state = compactor.state()
     if state is None:
         return
-    for path in compactor.segments.glob("*.new"):  # of a worker that died while it made one
+    for path in [*compactor.segments.glob("*.new"), *compactor.segments.glob("*.writer")]:  # of workers that died
         if not is_held(path) and path.stat().st_mtime < time.time() - 60:
             path.unlink()
     if days is not None:
@@ -88,13 +88,14 @@ def erase(compactor: Compactor, key: Sequence[str]) -> Done:
         for path in compactor.segments.glob("*.unreadable"):
             path.unlink()  # whose answers these are cannot be known
         state = compactor.state()
-        if state is None:
+        if state is None and not kept_back:
             raise NotFoundError(f"No answer of model {compactor.model!r} is kept.")
-        check_key(compactor.model, state.schema, key)
-        while found := [file for file in state.files if _has(compactor, state, file, key)]:
-            _exchange(compactor, state, _some(found), done, key)
-            state = compactor.state() or state
-        answer_table.vacuum(compactor.table, 0)
+        if state is not None:
+            check_key(compactor.model, state.schema, key)
+            while found := [file for file in state.files if _has(compactor, state, file, key)]:
+                _exchange(compactor, state, _some(found), done, key)
+                state = compactor.state() or state
+            answer_table.vacuum(compactor.table, 0)
     if kept_back:
         raise BusyError(
             f"{done.erased:,} answers were erased, but the process {', '.join(kept_back)} did not hand over its newest "
@@ -116,19 +117,18 @@ def check_key(model: str, schema: pa.Schema, key: Sequence[str]) -> None:
 
 def hand_over(compactor: Compactor) -> list[str]:
     """Have the workers seal all that was answered until now; the pids of those that did not."""
-    from sereno.answers.log import SECOND
-
-    if not compactor.segments.is_dir():
+    folder = compactor.segments
+    if not folder.is_dir():
         return []
-    before = open_segments(compactor.segments)
-    ask_to_seal(compactor.segments)
-    time.sleep(1.3 * SECOND)  # what is in a worker's memory is written within the second
+    before = open_segments(folder)
+    request = ask_to_seal(folder)
     deadline = time.monotonic() + HAND_OVER_SECONDS
-    while there := [path for path in before if path in open_segments(compactor.segments)]:
-        if time.monotonic() > deadline:
-            return [path.stem.split("-")[1] for path in there]
+    while True:
+        there = [path.stem.split("-")[1] for path in before if path in open_segments(folder)]
+        late = sorted({*there, *late_writers(folder, request)})
+        if not late or time.monotonic() > deadline:
+            return late
         time.sleep(0.05)
-    return []
 
 
 def _some(files: Sequence[DataFile]) -> list[DataFile]:
