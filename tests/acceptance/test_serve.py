@@ -65,6 +65,7 @@ def load(weight: Path):
 @model.predict
 def predict(weight, rows: np.ndarray) -> np.ndarray:
     if rows[0, 0] < 0:  # the tests ask for trouble
+        Path(__file__).with_name("asleep").touch()
         time.sleep(-rows[0, 0])
     return rows * weight
 
@@ -189,11 +190,11 @@ def test_two_servers_never_share_a_port(folder: Path) -> None:
         port = str(server.port)
         for workers in ("1", "2"):
             told = serve(folder, "total.py", "--port", port, "--workers", workers, code=1)
-            assert f"Port {port} of 127.0.0.1 is taken by another `sereno serve` (pid {server.pid})" in told
+            assert f"Port {port} is taken by another `sereno serve` (pid {server.pid})" in told
         everywhere = ("--host", "0.0.0.0", "--no-auth", "--tls-terminated-upstream")
         for workers in ("1", "2"):
             told = serve(folder, "total.py", "--port", port, "--workers", workers, *everywhere, code=1)
-            assert f"Port {port} of 0.0.0.0 is taken by another program" in told
+            assert f"Port {port} is taken by another `sereno serve` (pid {server.pid})" in told
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -343,6 +344,47 @@ def test_workers_end_with_their_supervisor(folder: Path) -> None:
         pass
 
 
+def test_a_worker_that_hangs_ends_though_its_supervisor_is_gone(folder: Path) -> None:
+    with Server(folder, "total.py", SERENO_SERVE__DRAIN_SECONDS="2") as server:
+        (worker,) = map(psutil.Process, server.workers())
+        with httpx.Client() as client:
+            for _ in range(500):  # then predict runs on the event loop
+                assert client.post(f"{server.url}/predict", json={"id": 1, "x": 1}).json() == {"y": 2.0}
+            stuck = threading.Thread(target=lambda: _stuck(server, -3600, client))
+            stuck.start()
+            server.until((folder / "asleep").exists, "begin")
+            os.kill(server.pid, signal.SIGKILL)
+            assert not psutil.wait_procs([worker], PATIENCE)[1]
+            stuck.join()
+
+
+def test_only_the_same_signal_again_ends_it_at_once(folder: Path) -> None:
+    answers = []
+    with Server(folder, "total.py") as server:
+        slow = threading.Thread(target=lambda: answers.append(ask(server, -2).json()))
+        slow.start()
+        server.until(lambda: bool(_in_flight(server)), "begin")
+        server.send(signal.SIGTERM)
+        assert server.stop(signal.SIGINT) == 0
+        slow.join()
+        assert answers == [{"y": -4.0}]
+    with Server(folder, "total.py") as server:
+        stuck = threading.Thread(target=lambda: _stuck(server, -3600))
+        stuck.start()
+        server.until(lambda: bool(_in_flight(server)), "begin")
+        server.send(signal.SIGINT)
+        server.until(lambda: _is_draining(server), "drain")
+        assert server.stop(signal.SIGINT) == 1
+        stuck.join()
+
+
+def _is_draining(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/readyz").status_code == 503
+    except httpx.HTTPError:  # it takes no more connections
+        return True
+
+
 # Reload
 
 
@@ -394,7 +436,12 @@ def test_many_reloads_at_once_are_few(folder: Path) -> None:
         assert len(server.wait_for("reloaded in")) <= 3
 
 
-def test_a_new_worker_that_dies_while_the_others_load_ends_the_reload(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [(signal.SIGKILL, "was ended by signal 9 before the others were ready"), (signal.SIGSTOP, "hangs: it has not moved")],
+)
+def test_a_new_worker_that_fails_while_the_others_load_ends_the_reload(folder: Path, number: int, why: str) -> None:
+    (folder / "sereno.toml").write_text(SETTINGS + "predict_timeout_seconds = 5\n")
     with Server(folder, "total.py", "--workers", "2") as server:
         server.wait_for_all(2)
         old = server.workers()
@@ -402,8 +449,8 @@ def test_a_new_worker_that_dies_while_the_others_load_ends_the_reload(folder: Pa
         server.send(signal.SIGHUP)
         server.wait_for_all(3)
         new = [psutil.Process(pid) for pid in server.workers() if pid not in old]
-        server.kill_worker(int((folder / "first").read_text()))
-        server.wait_for(r"the reload was refused, .*was ended by signal 9 before the others were ready")
+        os.kill(int((folder / "first").read_text()), number)
+        server.wait_for(f"the reload was refused, .*{why}")
         psutil.wait_procs(new, PATIENCE)
         assert server.workers() == old
         assert 'sereno_worker_restarts_total{reason="died"} 0\n' in httpx.get(f"{server.url}/metrics").text

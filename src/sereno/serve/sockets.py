@@ -209,7 +209,7 @@ def _lock(port: int) -> socket.socket:
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         lock.bind(name)
-        lock.listen(1)
+        lock.listen(BACKLOG)  # each who asks for our pid stays in there
     except OSError:
         lock.close()
         raise BusyError(
