@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import ssl
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ LONGEST_WAIT_SECONDS = 5.0
 SHOWN = 10  # mistakes in a message; the error has them all
 BUSY = (429, 503)  # refused before it was begun, so that it may be sent again
 SOCKET = "unix://"
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+PIECE = 1 << 16  # bytes that are sent before the time is looked at again
 
 
 class Client:
@@ -68,6 +71,7 @@ class Client:
         if transport is None and self._settings.socket is not None:
             transport = httpx.HTTPTransport(uds=self._settings.socket, verify=verify)
         self._http = httpx.Client(headers=self._settings.headers, verify=verify, transport=transport)
+        self._deadlines = _Deadlines()
 
     @overload
     def predict(self, rows: Mapping[str, Any], *, model: str | None = None) -> dict[str, Any]: ...
@@ -84,10 +88,13 @@ class Client:
         Raises InvalidRowsError, UnavailableError, and ServerError for whatever else the server says.
         """
         call = _Call(self._settings, rows, model)
+        self._deadlines.call = call
         while True:
             wait: float | None
             try:
-                response = self._http.send(call.request(self._http), stream=True)
+                request = call.request(self._http)
+                request.extensions["trace"] = self._deadlines.trace
+                response = self._http.send(request, stream=True)
             except httpx.TransportError as error:
                 wait = call.failed(error)
             else:
@@ -146,23 +153,28 @@ class AsyncClient:
 
         call = _Call(self._settings, rows, model)
         while True:
-            wait: float | None
             try:
-                response = await self._http.send(call.request(self._http), stream=True)
-            except httpx.TransportError as error:
-                wait = call.failed(error)
-            else:
-                try:
-                    async for chunk in response.aiter_bytes():
-                        call.receive(chunk)
-                except httpx.RequestError as error:
-                    raise call.broken(error) from error
-                finally:
-                    await response.aclose()
-                wait = call.answered(response)
+                with anyio.fail_after(call.left()):
+                    wait = await self._try(call)
+            except TimeoutError as error:
+                raise call.not_in_time() from error
             if wait is None:
                 return call.answer
             await anyio.sleep(wait)
+
+    async def _try(self, call: _Call) -> float | None:
+        try:
+            response = await self._http.send(call.request(self._http), stream=True)
+        except httpx.TransportError as error:
+            return call.failed(error)
+        try:
+            async for chunk in response.aiter_bytes():
+                call.receive(chunk)
+        except httpx.RequestError as error:
+            raise call.broken(error) from error
+        finally:
+            await response.aclose()
+        return call.answered(response)
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -172,6 +184,32 @@ class AsyncClient:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+
+class _Deadlines(threading.local):
+    """Ends a call in time whatever the server does; httpx's own timeouts begin anew with every piece that comes or goes.
+
+    httpcore hands out each connection as it is made (its extension `trace`). A connection is used by one thread at a
+    time, whose call is the one that counts.
+    """
+
+    call: _Call
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if not event.endswith(("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")):
+            return
+        stream = info["return_value"]
+        read, write = stream.read, stream.write
+
+        def read_in_time(most: int, timeout: float | None = None) -> bytes:
+            received: bytes = read(most, self.call.left())
+            return received
+
+        def write_in_time(content: bytes, timeout: float | None = None) -> None:
+            for start in range(0, len(content), PIECE):
+                write(content[start : start + PIECE], self.call.left())
+
+        stream.read, stream.write = read_in_time, write_in_time
 
 
 class _Settings:
@@ -221,7 +259,7 @@ class _Call:
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         self._tries += 1
         self._received = []
-        left = max(self._left(), 0.001)
+        left = self.left()
         timeout = httpx.Timeout(left, connect=min(left, self.settings.connect_timeout_seconds))
         return http.build_request(
             "POST", self._url, content=self._body, headers={"X-Request-ID": self._id}, timeout=timeout
@@ -231,7 +269,7 @@ class _Call:
         """Take a piece of an answer's body. Raises UnavailableError where the answer takes too long."""
         self._received.append(chunk)
         if self._left() <= 0:
-            raise self._not_in_time()
+            raise self.not_in_time()
 
     def answered(self, response: httpx.Response) -> float | None:
         """None: there is an answer. Else the seconds to wait before the next try. Raises ServerError."""
@@ -242,9 +280,12 @@ class _Call:
                 return self._wait(error, _retry_after(response))
             raise error
         try:
-            self.answer = _like(self._rows, msgspec.json.decode(body))
-        except msgspec.DecodeError as error:
+            answers = msgspec.json.decode(body)
+        except NOT_JSON as error:
             raise self._error(ServerError, "what it answered is no JSON. Is this a server of Sereno?", 200) from error
+        if _library(self._rows) and not _are_answers(answers, len(self._rows)):
+            raise self._error(ServerError, "what it answered is not a prediction for each row.", 200)
+        self.answer = _like(self._rows, answers)
         return None
 
     def failed(self, error: httpx.TransportError) -> float:
@@ -253,7 +294,7 @@ class _Call:
             seconds = self.settings.connect_timeout_seconds
             return self._wait(self._unavailable(f"it could not be reached within {seconds:g} s"), 0, error)
         if isinstance(error, httpx.TimeoutException):
-            raise self._not_in_time() from error
+            raise self.not_in_time() from error
         if _is_distrust(error):
             raise self._error(
                 ServerError,
@@ -268,7 +309,7 @@ class _Call:
     def broken(self, error: httpx.RequestError) -> ServerError:
         """The error of an answer that began and did not end."""
         if isinstance(error, httpx.TimeoutException):
-            return self._not_in_time()
+            return self.not_in_time()
         return self._unavailable(f"its answer broke off ({_words(error)})")
 
     def _wait(self, error: ServerError, at_least: float, cause: Exception | None = None) -> float:
@@ -278,10 +319,14 @@ class _Call:
             raise error from cause
         return wait
 
+    def left(self) -> float:
+        """Seconds until the call must end, as a timeout may be: never 0."""
+        return max(self._left(), 0.001)
+
     def _left(self) -> float:
         return self._until - time.monotonic()
 
-    def _not_in_time(self) -> ServerError:
+    def not_in_time(self) -> ServerError:
         return self._unavailable(f"it did not answer within {self.settings.timeout_seconds:g} s")
 
     def _unavailable(self, says: str) -> ServerError:
@@ -299,9 +344,10 @@ class _Call:
         status = response.status_code
         problem = _problem(body)
         said = str(problem.get("detail") or problem.get("title") or response.reason_phrase or "no prediction")
+        errors = problem.get("errors")
         mistakes = [
             Mistake(m["row"], m["column"], m["expected"])
-            for m in problem.get("errors", ())
+            for m in (errors if isinstance(errors, list) else ())
             if isinstance(m, dict) and m.keys() >= {"row", "column", "expected"}
         ]
         several = not isinstance(self._rows, Mapping)
@@ -339,7 +385,7 @@ def _is_distrust(error: BaseException | None) -> bool:
 def _problem(body: bytes) -> dict[str, Any]:
     try:
         problem = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return {}
     return problem if isinstance(problem, dict) else {}
 
@@ -371,6 +417,10 @@ def _records(rows: Any) -> Any:
         case "pyarrow":
             return rows.to_pylist()
     return rows
+
+
+def _are_answers(answers: Any, count: int) -> bool:
+    return isinstance(answers, list) and len(answers) == count and all(isinstance(one, dict) for one in answers)
 
 
 def _like(rows: Any, answers: Any) -> Any:

@@ -8,6 +8,7 @@ import json
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -394,6 +395,27 @@ def test_an_answer_that_drips(predict: Callable[..., Any], clock: Clock) -> None
     assert predict(Server(httpx.Response(200, stream=Pieces(clock, b"[", b"]"))).transport, timeout_seconds=3) == []
 
 
+@pytest.mark.parametrize("errors", [None, 5, "no", [None, {"row": 1}]])
+def test_an_error_of_another_form(predict: Callable[..., Any], errors: Any) -> None:
+    with pytest.raises(InvalidRowsError, match="422: No"):
+        predict(Server(problem(422, errors=errors)).transport)
+
+
+@pytest.mark.parametrize("content", [b'"\xff"', b'{"y":"\xe9"}', b"[" * 100_000, b"<html>"])
+def test_an_answer_that_is_no_json(predict: Callable[..., Any], content: bytes) -> None:
+    with pytest.raises(ServerError, match="no JSON"):
+        predict(Server(httpx.Response(200, content=content)).transport)
+    with pytest.raises(ServerError, match="400: "):
+        predict(Server(httpx.Response(400, content=content)).transport)
+
+
+@pytest.mark.parametrize("found", [5, {"y": 1}, [], [1, 2], [{"y": 1}] * 3])
+def test_a_frame_needs_an_answer_for_each_row(predict: Callable[..., Any], found: Any) -> None:
+    for frame in (pd.DataFrame({"x": [1, 2]}), pl.DataFrame({"x": [1, 2]}), pa.table({"x": [1, 2]})):
+        with pytest.raises(ServerError, match="not a prediction for each row"):
+            predict(Server(answer(found)).transport, frame)
+
+
 # Over real sockets
 
 
@@ -454,6 +476,43 @@ def test_what_is_no_http(predict: Callable[..., Any]) -> None:
         pytest.raises(ServerError, match="no HTTP that could be understood"),
     ):
         predict(None, address=f"http://{host}:{port}")
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{", b""),
+    ],
+    ids=["headers that drip", "a body that drips", "a body that stops"],
+)
+def test_a_call_ends_in_time_whatever_the_server_does(
+    predict: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, first: bytes, again: bytes
+) -> None:
+    monkeypatch.setattr(module, "time", time)
+    given_up = threading.Event()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(first)
+            for _ in range(1000):  # far longer than the call may take; a timeout for each piece would never come
+                if given_up.wait(0.02):
+                    return
+                try:
+                    connection.sendall(again)
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(UnavailableError, match="did not answer within 0.3 s"):
+            predict(None, address=f"http://127.0.0.1:{server.getsockname()[1]}", timeout_seconds=0.3)
+        given_up.set()
+        thread.join(10)
 
 
 # Types
