@@ -61,12 +61,13 @@ class RowScorer:
         self._columns = columns
         self._outputs = [c.name for c in scorer.model.outputs.columns]
         positions = [i for i, c in enumerate(columns) if c.role != "key"]
-        self._is_numeric = scorer.model.form == "numpy" and scorer.model.keys_form is None
+        self._plain = [bounds for c in scorer.model.outputs.columns if (bounds := _plain_bounds(c)) is not None]
+        is_plain = len(self._plain) == len(self._outputs)
+        self._is_numeric = is_plain and scorer.model.form == "numpy" and scorer.model.keys_form is None
         in_one_piece = positions == list(range(positions[0], positions[-1] + 1))
         self._features: Any = (
             itemgetter(slice(positions[0], positions[-1] + 1)) if in_one_piece else itemgetter(*positions)
         )
-        self._plain = [_plain_bounds(c) for c in scorer.model.outputs.columns]
 
     def score(self, rows: Sequence[Row]) -> list[Row | str]:
         """The outputs of each row, or the reason why it has none, in order. Raises what `Scorer.score` raises."""
@@ -97,15 +98,12 @@ class RowScorer:
             arrays = list(answer.T)
         else:
             arrays = [answer]
-        if len(arrays) != len(self._plain):
+        if len(arrays) != len(self._plain) or not all(map(_is_plain, arrays, self._plain)):
+            self._is_numeric = False  # it will answer so again: from now on it is not asked twice
             return None
         columns = []
-        for array, plain in zip(arrays, self._plain, strict=True):
-            if plain is None or type(array) is not np.ndarray or array.shape != (len(rows),):  # a masked one has nulls
-                return None
-            kind, least, most = plain
-            dtype = array.dtype
-            if dtype.kind != kind or dtype.itemsize > 8 or not dtype.isnative:
+        for array, (_, least, most) in zip(arrays, self._plain, strict=True):
+            if array.shape != (len(rows),):
                 return None
             values = array.tolist()
             # NaN and infinity are not between any two numbers
@@ -113,6 +111,14 @@ class RowScorer:
             if len(columns[-1]) < len(values):
                 return None
         return list(zip(*columns, strict=True))
+
+
+def _is_plain(array: Any, plain: tuple[str, Any, Any]) -> bool:
+    """Whether an array of that kind, whose values Python has. (A masked array has nulls.)"""
+    if type(array) is not np.ndarray:
+        return False
+    dtype = array.dtype
+    return bool(dtype.kind == plain[0] and dtype.itemsize <= 8 and dtype.isnative)
 
 
 def _plain_bounds(column: Column) -> tuple[str, Any, Any] | None:

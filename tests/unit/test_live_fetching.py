@@ -235,6 +235,7 @@ class Shop:
         self.calls: list[list[int]] = []
         self.threads: set[str] = set()
         self.error: BaseException | None = None
+        self.bad_key: int | None = None  # on which it raises
         self.may_go_on, self.has_begun = threading.Event(), threading.Event()
         self.may_go_on.set()
 
@@ -245,6 +246,8 @@ class Shop:
         assert self.may_go_on.wait(30)
         if self.error is not None:
             raise self.error
+        if self.bad_key in keys:
+            raise ValueError("a NUL in a key, say")
         return {k: [k, k] for k in keys if k < 100}
 
     async def fetch_on_the_loop(self, keys: list[int]) -> dict[int, list[int]]:
@@ -255,6 +258,8 @@ class Shop:
             await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
+        if self.bad_key in keys:
+            raise ValueError("a NUL in a key, say")
         return {k: [k, k] for k in keys if k < 100}
 
     def hold(self) -> None:
@@ -384,6 +389,17 @@ def test_a_key_that_fetch_does_not_know(run: Callable[..., None]) -> None:
     run(test)
 
 
+def test_a_key_on_which_fetch_raises_costs_the_others_nothing(run: Callable[..., None]) -> None:
+    async def test(fetcher: Fetcher, shop: Shop, watched: Watched) -> None:
+        shop.bad_key = 7
+        requests = [Asking((key, 0.5, UNSET)) for key in range(20)]
+        await ask(fetcher, *requests)
+        assert requests[7].error.status == 500
+        assert all(r.answers == ["complete"] for r in requests if r is not requests[7])
+
+    run(test)
+
+
 def test_a_fetch_that_raises(run: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     async def test(fetcher: Fetcher, shop: Shop, watched: Watched) -> None:
         for error in (
@@ -396,7 +412,8 @@ def test_a_fetch_that_raises(run: Callable[..., None], caplog: pytest.LogCapture
             requests = [Asking((1, 0.5, UNSET)), Asking((2, 0.5, UNSET), (3, 0.5, UNSET))]
             await ask(fetcher, *requests)
             assert {r.error.status for r in requests} == {500}
-            [error_id] = {r.error.error_id for r in requests}
+            error_id = requests[0].error.error_id  # each key was tried alone in the end
+            assert len({r.error.error_id for r in requests}) == 2
             assert str(requests[0].error) == (
                 f"The row's features could not be fetched. The server's log tells why, under {error_id}."
             )

@@ -23,6 +23,8 @@ from sereno.serve.wire import Answer, RequestError, Row
 LOG = logging.getLogger("sereno.serve")
 
 LOOP_SECONDS = 0.0007  # where most batches take longer, they go to the thread; back at half of it
+SLOW_SECONDS = 50 * LOOP_SECONDS  # one batch like this, and predict stays in the thread for a while
+THREAD_SECONDS = 10.0
 WEIGHT = 0.2  # of the newest batch in the running mean of what a row takes
 
 
@@ -47,6 +49,17 @@ class Waiting:
         raise NotImplementedError
 
 
+def tell(waiting: Waiting, answers: Sequence[Any]) -> None:
+    """Tell it, unless it was told already that it was too late. One caller's trouble must not cost the others theirs."""
+    if waiting.is_told:
+        return
+    waiting.is_told = True
+    try:
+        waiting.tell(answers)
+    except Exception:
+        LOG.exception("sereno: a reply could not be given; this is a bug of Sereno.")
+
+
 class Batch:
     """Rows that go to `predict` at once."""
 
@@ -67,16 +80,11 @@ class Batch:
     def tell(self, answers: Sequence[Any]) -> None:
         """Give each request its own answers, and nobody else's."""
         if self.spans is None and len(self.requests) == 1:
-            (waiting,) = self.requests
-            if not waiting.is_told:
-                waiting.is_told = True
-                waiting.tell(answers)
+            tell(self.requests[0], answers)
             return
         if self.spans is None and len(self.requests) == len(self.rows):
             for waiting, answer in zip(self.requests, answers, strict=True):
-                if not waiting.is_told:  # else it was told that it was too late
-                    waiting.is_told = True
-                    waiting.tell((answer,))
+                tell(waiting, (answer,))
             return
         position = 0
         for i, waiting in enumerate(self.requests):
@@ -89,9 +97,7 @@ class Batch:
                 if sum(map(len, parts.values())) < len(waiting.rows):
                     continue
                 some = [answer for _, part in sorted(parts.items()) for answer in part]
-            if not waiting.is_told:
-                waiting.is_told = True
-                waiting.tell(some)
+            tell(waiting, some)
 
 
 class Watcher(Protocol):
@@ -146,6 +152,7 @@ class Batcher:
         self._queue: list[Waiting] = []
         self._is_busy = False  # a batch is in the thread; what arrives goes with the next
         self._is_scheduled = False
+        self._in_thread_until = 0.0
         self._recent = deque([2 * LOOP_SECONDS] * 5, maxlen=5)  # what the last batches took
         self._row_seconds = 0.0  # a row takes, running mean
         self._in_flight: list[Waiting] = []  # what predict is at, in its thread
@@ -187,9 +194,8 @@ class Batcher:
         every = dict.fromkeys((*self._in_flight, *kept, *self._queue))  # a request in pieces is in several of them
         late = [w for w in every if not w.is_told and now - w.since > self._timeout]
         for waiting in late:
-            waiting.is_told = True
             error = RequestError(504, f"There was no answer within {self._timeout:g} seconds.")
-            waiting.tell([error] * len(waiting.rows))
+            tell(waiting, [error] * len(waiting.rows))
         if late:
             self._queue, before = [w for w in self._queue if not w.is_told], self._queue
             self.queued_rows -= sum(len(w.rows) - w.sent for w in before if w.is_told)
@@ -265,7 +271,9 @@ class Batcher:
             return self._score(rows)
         except PredictError as error:
             return [self._failure(str(error), error)] * len(rows)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it must not end the thread, or leave callers waiting
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - sys.exit, a panic of a library: nobody is left waiting for it
             return [self._failure(f"{type(error).__name__}: {error}", error)] * len(rows)
 
     def _failure(self, reason: str, error: BaseException | None = None) -> RequestError:
@@ -291,8 +299,12 @@ class Batcher:
         else:
             self.most_rows = self._queue_rows
         if not self.is_on_loop or seconds >= LOOP_SECONDS:
-            # the median, since a process that had to wait for its core once has not become slow
-            self.is_on_loop = sorted(self._recent)[2] < (LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2)
+            # the median, since a process that had to wait for its core once has not become slow; but a predict that is
+            # slow now and then keeps everybody waiting each time
+            if seconds >= SLOW_SECONDS:
+                self._in_thread_until = end + THREAD_SECONDS
+            most = LOOP_SECONDS if self.is_on_loop else LOOP_SECONDS / 2
+            self.is_on_loop = sorted(self._recent)[2] < most and end >= self._in_thread_until
         self._watcher.batch(self.name, count, start - batch.requests[0].since, seconds)
         good = [i for i, a in enumerate(answers) if type(a) is tuple]
         if len(good) < count:

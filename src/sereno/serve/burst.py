@@ -94,7 +94,7 @@ class Burst(Waiting):
             turns.popleft()
             lane.active, lane.has_asked = now, True
             lane.transport.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (start, request_id, len(body), body))
-            if turns:
+            if turns or lane.pipeline or lane.is_half_closed:
                 lane.flush()
         if done:
             service.done(live.name, exchange.name, 200, perf_counter() - self.since, done)

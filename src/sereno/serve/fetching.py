@@ -17,11 +17,13 @@ from typing import Any, Protocol
 from sereno.fetching import Fetch, Key
 from sereno.rows import UNSET, Row
 from sereno.schema import RowType
-from sereno.serve.batcher import Waiting
+from sereno.serve.batcher import Waiting, tell
 from sereno.serve.wire import Mistake, RequestError
 from sereno.values import Refused
 
 LOG = logging.getLogger("sereno.serve")
+
+MOST_TRIES = 32  # calls of fetch for the keys of one batch, to find those on which it raises
 
 
 class Watcher(Protocol):
@@ -108,29 +110,45 @@ class Fetcher:
             start = perf_counter()
             if not self._is_stuck:
                 self._since = start
-            error: RequestError | None = None
-            found: dict[Key, tuple[Any, ...]] = {}
-            try:
-                found = await self._call(list(keys))
-            except _TooLate:
-                error = RequestError(504, f"The row's features were not there within {self._timeout:g} seconds.")
-            except (Exception, SystemExit, asyncio.CancelledError) as raised:
-                # fetch may have waited for what somebody else cancelled
-                if isinstance(raised, asyncio.CancelledError) and self._task is not None and self._task.cancelling():
+            found: dict[Key, tuple[Any, ...] | RequestError] = {}
+            pieces = [list(keys)]
+            tries = 0
+            while pieces:
+                some = pieces.pop()
+                tries += 1
+                try:
+                    found |= await self._call(some)
+                except _TooLate:
+                    late = RequestError(504, f"The row's features were not there within {self._timeout:g} seconds.")
+                    found |= dict.fromkeys(some, late)
+                except KeyboardInterrupt:
                     raise
-                error_id = uuid.uuid4().hex[:12]
-                LOG.error("error %s: model %s: fetch: %s", error_id, self.name, raised, exc_info=raised)
-                error = RequestError(
-                    500,
-                    f"The row's features could not be fetched. The server's log tells why, under {error_id}.",
-                    error_id=error_id,
-                )
-            self._watcher.fetched(self.name, perf_counter() - start, failed=error is not None)
+                except BaseException as raised:
+                    # fetch may have waited for what somebody else cancelled
+                    cancelled = isinstance(raised, asyncio.CancelledError)
+                    if cancelled and self._task is not None and self._task.cancelling():
+                        raise
+                    if len(some) > 1 and tries < MOST_TRIES:  # one key's trouble must not cost the others theirs
+                        half = len(some) // 2
+                        pieces += [some[half:], some[:half]]
+                    else:
+                        found |= dict.fromkeys(some, self._failure(raised))
+            failed = any(isinstance(value, RequestError) for value in found.values())
+            self._watcher.fetched(self.name, perf_counter() - start, failed=failed)
             done, self._in_flight = self._in_flight, []
             for waiting in done:
                 if not waiting.is_told:
-                    self._finish(waiting, found, error)
+                    self._finish(waiting, found)
         self._task = None
+
+    def _failure(self, raised: BaseException) -> RequestError:
+        error_id = uuid.uuid4().hex[:12]
+        LOG.error("error %s: model %s: fetch: %s", error_id, self.name, raised, exc_info=raised)
+        return RequestError(
+            500,
+            f"The row's features could not be fetched. The server's log tells why, under {error_id}.",
+            error_id=error_id,
+        )
 
     async def _call(self, keys: list[Key]) -> dict[Key, tuple[Any, ...]]:
         """Raises _TooLate, and whatever fetch raises, which may be a TimeoutError of its own."""
@@ -156,15 +174,15 @@ class Fetcher:
                 raise _TooLate from None
             raise
 
-    def _finish(self, waiting: Waiting, found: dict[Key, tuple[Any, ...]], error: RequestError | None) -> None:
-        if error is not None:
-            self._tell(waiting, error)
-            return
+    def _finish(self, waiting: Waiting, found: dict[Key, tuple[Any, ...] | RequestError]) -> None:
         rows: list[Row] = []
         mistakes: list[Mistake] = []
         for position, row in enumerate(waiting.rows):
             try:
                 rows.append(self._filled(row, found))
+            except RequestError as error:
+                self._tell(waiting, error)
+                return
             except Refused as refused:
                 mistakes += [Mistake(position, column, expected) for column, expected in refused.mistakes]
         if mistakes:
@@ -176,10 +194,13 @@ class Fetcher:
         except RequestError as busy:
             self._tell(waiting, busy)
 
-    def _filled(self, row: Row, found: dict[Key, tuple[Any, ...]]) -> Row:
+    def _filled(self, row: Row, found: dict[Key, tuple[Any, ...] | RequestError]) -> Row:
+        """Raises RequestError or Refused, where the row's key had no features to give."""
         if not any(row[i] is UNSET for i in self._fetched):
             return row
         values = found.get(tuple(row[i] for i in self._keys))
+        if isinstance(values, RequestError):
+            raise values
         if values is None:
             values = self._fetch.unknown()
         filled = list(row)
@@ -189,5 +210,4 @@ class Fetcher:
         return tuple(filled)
 
     def _tell(self, waiting: Waiting, error: RequestError) -> None:
-        waiting.is_told = True
-        waiting.tell([error] * len(waiting.rows))
+        tell(waiting, [error] * len(waiting.rows))

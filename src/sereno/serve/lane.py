@@ -27,6 +27,9 @@ LOG = logging.getLogger("sereno.serve")
 
 NEW = tuple.__new__  # of a NamedTuple, without the function in between
 MAX_HEADER_BYTES = 1 << 16
+MOST_OVERHEAD = 8  # bytes received for a byte of body: a chunk of one byte takes six
+MOST_TURNS = 64  # requests of one connection that wait for their replies, before less is read
+LINGER_SECONDS = 1.0
 DRAIN_IDLE_SECONDS = 5.0  # how long a draining connection may take to send the request that is its last
 # what the lane leaves to the application; the first three come here only where they come twice
 APPLICATION_HEADERS = frozenset(
@@ -48,11 +51,10 @@ class Lane(HttpToolsProtocol):
         self.service: Service = self.config.loaded_app.opened()
         self.turns: deque[Turn] = deque()  # hot requests without a reply, or behind one without
         self.turn: Turn | None = None  # the hot request that is being received
-        self.body = b""
-        self.parts: list[bytes] | None = None  # of a body that came in pieces
+        self.body: bytes | bytearray = b""
         self.awaited = b""  # a request with a known head, of whose body some is missing
         self.head = b""  # what was received up to an empty line, where a request begins with it
-        self.header_bytes = self.body_bytes = 0
+        self.received_bytes, self.began_now = 0, False  # of a request, after the read that it began in
         self.receiving_since = 0.0  # a request began and is not complete; 0: none
         self.has_headers = False
         self.is_draining = self.is_refusing = self.is_lost = self.is_half_closed = False
@@ -71,6 +73,7 @@ class Lane(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self.head = b""
+        since = self.receiving_since
         if self.awaited:
             data, self.awaited, self.receiving_since = self.awaited + data, b"", 0.0
         if not self.receiving_since:  # a request begins here
@@ -83,7 +86,8 @@ class Lane(HttpToolsProtocol):
                     self._take(known, data[end:])
                     return
                 if 0 < missing <= MOST_AWAITED:  # most clients send the head first, and the body after it
-                    self.awaited, self.receiving_since, self.has_headers = data, self.service.now, True
+                    self.awaited, self.has_headers = data, True
+                    self.receiving_since = since or self.service.now  # however many pieces it comes in
                     return
         try:
             self.parser.feed_data(data)
@@ -92,16 +96,21 @@ class Lane(HttpToolsProtocol):
                 self.handle_websocket_upgrade()
             else:  # the parser is done with this connection: the request that asked for it is the last
                 self.is_refusing = True
-                if self._is_with_application():
-                    self.cycle.keep_alive = False
+                self._end_with_application()
             return
         except httptools.HttpParserError:
             self.refuse(RequestError(400, "This is no valid HTTP request."))
             return
-        if self.receiving_since and not self.has_headers:
-            self.header_bytes += len(data)
-            if self.header_bytes > MAX_HEADER_BYTES:
+        if (
+            self.receiving_since and self.began_now
+        ):  # how much of this belongs to the request is not known, nor is it much
+            self.began_now = False
+        elif self.receiving_since and not self.is_refusing:
+            self.received_bytes += len(data)
+            if not self.has_headers and self.received_bytes > MAX_HEADER_BYTES:
                 self.refuse(RequestError(431, f"The headers are longer than {MAX_HEADER_BYTES:,} bytes."))
+            elif self.received_bytes > MAX_HEADER_BYTES + MOST_OVERHEAD * self.service.limits.max_body_bytes:
+                self.refuse(self.service.too_large(), self.turn)
 
     def _take(self, known: Head, body: bytes) -> None:
         """A request whose head needs no parsing."""
@@ -112,7 +121,7 @@ class Lane(HttpToolsProtocol):
             bursts.add(self, body)
             return
         turn = Turn(self, known.exchange, known.live, self.service.request_id(None), close=False)
-        self.turns.append(turn)
+        self._append(turn)
         turn.ask(NEW(Request, (b"POST", known.url, b"", known.headers, body, turn.request_id)))
 
     def on_message_begin(self) -> None:
@@ -121,8 +130,12 @@ class Lane(HttpToolsProtocol):
         self.expect_100_continue = False
         self.turn = None
         self.has_headers = False
-        self.header_bytes = 0
+        self.received_bytes, self.began_now = 0, True
         self.receiving_since = self.service.now
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.has_headers:  # what comes after the last chunk of a body is nothing that we read
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self.has_headers = True
@@ -146,24 +159,30 @@ class Lane(HttpToolsProtocol):
             elif name == b"content-length":
                 length = int(value)
             elif name == b"x-request-id":
-                given_id = value
+                given_id = value if given_id is None else given_id
             elif name == b"transfer-encoding":
                 head = b""
             elif name in APPLICATION_HEADERS:
                 self._to_application()
                 return
-        turn = Turn(self, *hot, service.request_id(given_id), close=not self.parser.should_keep_alive())
+        close = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+        turn = Turn(self, *hot, service.request_id(given_id), close=close)
         error = service.guard.check(self.url, host, authorization, origin)
         if error is None and length > service.limits.max_body_bytes:
             error = service.too_large()
         if error is not None:
             self.refuse(error, turn)
             return
-        if given_id is None and length and not turn.close and head.count(b"\n") == len(self.headers) + 2:
+        if (
+            given_id is None
+            and length
+            and not close
+            and head.count(b"\r\n") == head.count(b"\n") == len(self.headers) + 2
+        ):
             is_plain = hot[0].is_plain and hot[1].fetcher is None and service.least_logged > 200
             bursts = service.bursts[hot[1].name] if is_plain else None
             service.remember(head, Head(*hot, self.url, self.headers, length, bursts))
-        self.turn, self.body, self.parts, self.body_bytes = turn, b"", None, 0
+        self.turn, self.body = turn, b""
 
     def on_body(self, body: bytes) -> None:
         turn = self.turn
@@ -171,16 +190,15 @@ class Lane(HttpToolsProtocol):
             if not self.is_refusing:
                 super().on_body(body)
             return
-        self.body_bytes += len(body)
-        if self.body_bytes > self.service.limits.max_body_bytes:
+        if len(self.body) + len(body) > self.service.limits.max_body_bytes:
             self.turn = None
             self.refuse(self.service.too_large(), turn)
         elif not self.body:
             self.body = body
         else:
-            if self.parts is None:
-                self.parts = [self.body]
-            self.parts.append(body)
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += body
 
     def on_message_complete(self) -> None:
         self.receiving_since = 0.0
@@ -190,9 +208,13 @@ class Lane(HttpToolsProtocol):
                 super().on_message_complete()
             return
         self.turn = None
+        self._append(turn)
+        turn.ask(Request(b"POST", self.url, b"", self.headers, bytes(self.body), turn.request_id))
+
+    def _append(self, turn: Turn) -> None:
         self.turns.append(turn)
-        body = self.body if self.parts is None else b"".join(self.parts)
-        turn.ask(Request(b"POST", self.url, b"", self.headers, body, turn.request_id))
+        if len(self.turns) >= MOST_TURNS:
+            self.flow.pause_reading()  # until `flush` has written some
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """A client that has sent all it will may still wait for its answers."""
@@ -222,7 +244,12 @@ class Lane(HttpToolsProtocol):
         if self.turns:
             self.cycle = ON_ITS_WAY  # so that this one is queued; flush() starts it
         super().on_headers_complete()
-        if self.is_draining and self.cycle is not ON_ITS_WAY:
+        if self.is_draining:
+            self._end_with_application()
+
+    def _end_with_application(self) -> None:
+        """What the application answers next is the connection's last."""
+        if self.cycle is not None and self.cycle is not ON_ITS_WAY:
             self.cycle.keep_alive = False
 
     def _should_upgrade(self) -> bool:
@@ -263,9 +290,11 @@ class Lane(HttpToolsProtocol):
             transport.write(turn.output)
             if turn.close:
                 turns.clear()
-                self.is_refusing = True
-                transport.close()
+                self.is_refusing = self.is_lost = True  # whatever was asked after it gets no reply any more
+                self._close()
                 return
+        if self.flow.read_paused and not self.paused_since and not self.pipeline:
+            self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
@@ -277,17 +306,24 @@ class Lane(HttpToolsProtocol):
         self.is_refusing = True
         self.receiving_since = 0.0
         service = self.service
+        if self._is_with_application():  # its answer comes first, and is the last
+            self._end_with_application()
+            return
         if turn is None:
             turn = Turn(self, service.fallback, None, service.request_id(None), close=True)
         else:
             turn.path = self.url
         turn.since, turn.close = perf_counter(), True
         self.turns.append(turn)
-        if self._is_with_application():  # its answer comes first, and is the last
-            self.turns.clear()
-            self.cycle.keep_alive = False
-            return
         turn.reply(turn.exchange.refuse(error))
+
+    def _close(self) -> None:
+        """Close, but let a client that still sends read our answer first: a reset would take it away."""
+        if self.scheme == "http" and not self.is_half_closed and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
 
     # Time
 
@@ -297,7 +333,7 @@ class Lane(HttpToolsProtocol):
         self.is_draining = True
         self.active = self.service.now
         if self._is_with_application():
-            self.cycle.keep_alive = False
+            self._end_with_application()
 
     def check(self, now: float) -> None:
         """Close what has been quiet, slow or deaf for too long; called for every connection once a second."""
@@ -306,7 +342,11 @@ class Lane(HttpToolsProtocol):
             self.transport.abort()
         elif self.receiving_since and not (self.has_headers and self._is_with_application()):  # that one sees to it
             late = limits.request_timeout_seconds if self.has_headers else limits.header_timeout_seconds
-            if now - self.receiving_since > late:
+            if now - self.receiving_since <= late:
+                return
+            if self.has_headers and self.turn is None and not self.awaited:
+                self.transport.close()  # the application has answered it, without waiting for its body
+            else:
                 self.refuse(RequestError(408, f"The request was not complete within {late:g} seconds."), self.turn)
         elif not self.turns and not self._is_with_application():
             quiet = limits.keep_alive_seconds if self.has_asked else limits.header_timeout_seconds
