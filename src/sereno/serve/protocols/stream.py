@@ -2,8 +2,8 @@
 
 A message (text or binary) is a row, a JSON object; its answer is a message, the prediction as JSON. Answers come in the
 order of their rows. Many rows may be on their way: they are batched as those of all other requests. A row without an
-answer gets problem details, as on our own route, and the connection stays open. A server that ends answers what has
-arrived, then closes with 1012 (service restart): connect again.
+answer gets problem details, as on our own route, and the connection stays open. A server that ends answers the rows that
+are on their way, then closes with 1012 (service restart): connect again, and send what was not answered.
 """
 
 from __future__ import annotations
