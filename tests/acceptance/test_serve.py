@@ -438,7 +438,10 @@ def test_many_reloads_at_once_are_few(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "why"),
-    [(signal.SIGKILL, "was ended by signal 9 before the others were ready"), (signal.SIGSTOP, "hangs: it has not moved")],
+    [
+        (signal.SIGKILL, "was ended by signal 9 before the others were ready"),
+        (signal.SIGSTOP, "hangs: it has not moved"),
+    ],
 )
 def test_a_new_worker_that_fails_while_the_others_load_ends_the_reload(folder: Path, number: int, why: str) -> None:
     (folder / "sereno.toml").write_text(SETTINGS + "predict_timeout_seconds = 5\n")
