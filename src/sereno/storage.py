@@ -32,21 +32,22 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, temporary: str = "") -> None:
     """Write a file so that a reader, or whoever comes after a crash, finds the old content or the new.
 
-    Only one process at a time writes a path, so what a crash left of the temporary file is overwritten by the next.
+    Only one process at a time writes a path, so what a crash left of the temporary file is overwritten by the next;
+    or each names its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    hidden = path.with_name(temporary or f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with hidden.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        os.replace(hidden, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # above all where the disk is full
+        hidden.unlink(missing_ok=True)  # above all where the disk is full
         raise
     fsync(path.parent)
 

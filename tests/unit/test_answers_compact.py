@@ -125,7 +125,7 @@ def test_interrupted_anywhere_each_answer_is_there_once(tmp_path: Path, fail_at:
         [row["request_id"] for row in table(tmp_path)] == seen(tmp_path) == [*there, *(f"r{n}" for n in range(30, 40))]
     )
     folder = segments_folder(tmp_path, "shop")
-    assert {path.name for path in folder.iterdir()} <= {"tidied"}
+    assert {path.name for path in folder.iterdir()} <= {"tidied", "keys.json"}
     active = {Path(uri).name for uri in DeltaTable(tmp_path / "answers" / "shop").file_uris()}
     assert {path.name for path in tmp_path.rglob("*.parquet")} == active
 
@@ -559,6 +559,54 @@ def test_erasing_is_exact_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert left() == [1.0, 2.0, 4.0, 5.0]
     with pytest.raises(NotFoundError, match=r"A key of model 'shop' has 2 values \(shop, id\), not 3\."):
         tidy.erase(compactor(tmp_path), ["a", "1", "2"])
+
+
+@pytest.mark.parametrize("in_table", [False, True])
+def test_a_key_is_given_in_declared_order(tmp_path: Path, in_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which its columns came to the table, and whatever other versions declared."""
+    monkeypatch.setattr(log_module, "SECOND", 0.01)
+
+    class One(TypedDict):
+        customer: Key[int]
+
+    class Two(TypedDict):
+        shop: Key[int]
+        customer: Key[int]
+
+    class Turned(TypedDict):
+        customer: Key[str]
+        x: float
+        shop: Key[int]
+
+    keep_rows(tmp_path, One, Out1, [(2,)], [(0.0,)])
+    keep_rows(tmp_path, Two, Out1, [(1, 2), (2, 1)], [(1.0,), (2.0,)])
+    if in_table:
+        compactor(tmp_path).compact()
+
+    def left() -> list[float]:
+        return sorted(row["score"] for row in find_answers(tmp_path, "shop", Wanted()).to_pylist())
+
+    found = find_answers(tmp_path, "shop", Wanted(key=("1", "2")))
+    assert found["score"].to_pylist() == [1.0]
+    assert tidy.erase(compactor(tmp_path), ["1", "2"]).erased == 1
+    assert left() == [0.0, 2.0]
+    keep_rows(tmp_path, Turned, Out1, [("2", 0.5, 9), ("3", 0.5, 8)], [(3.0,), (4.0,)])
+    assert tidy.erase(compactor(tmp_path), ["2", "9"]).erased == 1  # of another type: customer_2
+    assert left() == [0.0, 2.0, 4.0]
+    assert tidy.erase(compactor(tmp_path), ["2"]).erased == 1
+    assert left() == [2.0, 4.0]
+
+
+def test_any_order_will_do_where_none_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "SECOND", 0.01)
+
+    class Two(TypedDict):
+        shop: Key[str]
+        customer: Key[int]
+
+    keep_rows(tmp_path, Two, Out1, [("a", 1), ("b", 1)], [(1.0,), (2.0,)])
+    (segments_folder(tmp_path, "shop") / "keys.json").unlink()
+    assert tidy.erase(compactor(tmp_path), ["1", "a"]).erased == 1
 
 
 @pytest.mark.parametrize("place", [*PLACES[:4], "answers_pending@2", "answers_commit_after@2"])

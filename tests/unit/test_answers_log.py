@@ -16,7 +16,14 @@ from sereno import failpoints
 from sereno.answers import log as log_module
 from sereno.answers import tidy
 from sereno.answers.compact import Compactor
-from sereno.answers.folder import ask_to_seal, finished_segments, late_writers, open_segments, segments_folder
+from sereno.answers.folder import (
+    ask_to_seal,
+    finished_segments,
+    known_keys,
+    late_writers,
+    open_segments,
+    segments_folder,
+)
 from sereno.answers.read import Wanted, find_answers
 from sereno.answers.segments import SegmentWriter
 from sereno.exceptions import BusyError, StorageError
@@ -89,10 +96,12 @@ def test_async_answers_leave_at_once_and_are_written_within_the_second(tmp_path:
 
 def test_a_log_that_kept_nothing_leaves_nothing(tmp_path: Path, quick: None) -> None:
     log = open_log(tmp_path)
-    (writer,) = segments_folder(tmp_path, "shop").iterdir()
+    folder = segments_folder(tmp_path, "shop")
+    keys, writer = sorted(folder.iterdir(), key=lambda path: path.suffix)
     assert is_held(writer)
     log.close()
-    assert list(segments_folder(tmp_path, "shop").iterdir()) == []
+    assert list(folder.iterdir()) == [keys]
+    assert known_keys(folder) == [["customer"]]
 
 
 def test_sync_answers_leave_after_the_flush_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +360,7 @@ def test_only_this_user_reads_answers(tmp_path: Path, quick: None) -> None:
     append(log, 1)
     wait_for(lambda: log.written == 1)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("*-*")} == {0o600}
     log.close()
 
 

@@ -173,6 +173,14 @@ def test_what_is_shown(homes: dict[str, Path]) -> None:
     assert show(homes["both"], request="none")[:2] == ([], ["No such answer of shop is kept."])
 
 
+def test_erasing_nobody_is_no_success(tmp_path: Path) -> None:
+    keep(tmp_path, range(3))
+    says = r"Nothing was erased: no answer of shop has the key 7\. Its values are given in this order: customer\."
+    with pytest.raises(NotFoundError, match=says):
+        show(tmp_path, without=["7"])
+    assert show(tmp_path, without=["1"])[0] == {"erased": 1}
+
+
 def test_options_that_do_not_go_together(homes: dict[str, Path]) -> None:
     with pytest.raises(
         SettingsError, match="--since chooses answers to show; with --compact or --erase none are shown"

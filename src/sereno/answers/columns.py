@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -225,15 +226,35 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def matches_key(table: pa.Table, keys: Sequence[str], texts: Sequence[str]) -> pa.ChunkedArray:
-    """Whether each row's key is this one, whose values are given as texts. `keys`: the table's key columns, in order.
+def meanings(keys: Sequence[str], declared: Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+    """Which columns so many values of a key may belong to, value by value. `keys`: the table's key columns.
 
-    A row has a key of as many values as are not null: the key columns of other versions of the model are null in it.
+    In the order in which a version of the model has declared them, each in any of its types (`id`, `id_2`). Of columns
+    that nobody is known to have declared the order is not known: any will do.
+    """
+    found: dict[tuple[str, ...], None] = {}
+    known: set[str] = set()
+    for names in declared:
+        columns = {n: [key for key in keys if re.fullmatch(rf"{re.escape(n)}(_\d+)?", key)] for n in names}
+        known.update(*columns.values())
+        for some in itertools.combinations(names, count):
+            found.update(dict.fromkeys(c for c in itertools.product(*(columns[n] for n in some)) if len({*c}) == count))
+    found.update(dict.fromkeys(c for c in itertools.permutations(keys, count) if not known.issuperset(c)))
+    return list(found)
+
+
+def matches_key(
+    table: pa.Table, keys: Sequence[str], texts: Sequence[str], declared: Sequence[Sequence[str]] = ()
+) -> pa.ChunkedArray:
+    """Whether each row's key is this one, whose values are given as texts in declared order.
+
+    `keys`: the table's key columns. `declared`: their orders, where they are known. A row has a key of as many values as
+    are not null: the key columns of other versions of the model are null in it.
     """
     there = [name for name in keys if name in table.column_names]
     nowhere = pa.chunked_array([pa.repeat(pa.scalar(False), table.num_rows)])
     found = nowhere
-    for chosen in itertools.combinations(there, len(texts)):
+    for chosen in meanings(there, declared, len(texts)):
         fits = pc.invert(nowhere)
         for name in there:
             column = table.column(name)

@@ -43,7 +43,18 @@ def log(
         raise NotFoundError(unknown(home, model))
     notes = list(damage_lines(home, model))
     if without is not None:
-        erased = erase(Compactor(home, model), without).erased
+        compactor = Compactor(home, model)
+        erased = erase(compactor, without).erased
+        if not erased:  # not a success: it may be a slip of the pen
+            order = (
+                f" Its values are given in this order: {', '.join(compactor.declared[-1])}."
+                if compactor.declared
+                else ""
+            )
+            raise NotFoundError(
+                f"Nothing was erased: no answer of {model} has the key {', '.join(without)}.{order} `sereno log {model}` shows "
+                "keys as they are kept."
+            )
         says = (
             f"Erased {_count(erased, 'answer')} of key {', '.join(without)} from {model}; no file of the log has one."
         )

@@ -9,6 +9,7 @@ the segments go into another. So an answer is in the table once, wherever the pr
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
-from sereno.answers.folder import DAMAGE, PENDING, finished_segments, make_folder, segments_folder
+from sereno.answers.folder import DAMAGE, PENDING, finished_segments, known_keys, make_folder, segments_folder
 from sereno.answers.parts import Parts, remove_parts
 from sereno.answers.segments import Header, read_header, read_segment
 from sereno.exceptions import SerenoError
@@ -83,6 +84,11 @@ class Compactor:
             make_folder(self.segments)
             self._recover()
             yield
+
+    @functools.cached_property
+    def declared(self) -> list[list[str]]:
+        """The keys as versions of the model have declared them, the newest last."""
+        return known_keys(self.segments)
 
     def state(self) -> TableState | None:
         return answer_table.read_state(self.table)
@@ -203,7 +209,7 @@ class Compactor:
             for path in readable:
                 segment = read_segment(path)  # one at a time: all of them would fill the memory
                 for table in tables_of(segment, schema):
-                    parts.write(table if without is None else leave_out(table, schema, without, done))
+                    parts.write(table if without is None else self.leave_out(table, schema, without, done))
                 if segment.damaged or segment.lost:
                     damaged.append((path, segment.damaged, segment.lost))
                 del segment  # before the next one is read
@@ -246,9 +252,8 @@ class Compactor:
             lost,
         )
 
-
-def leave_out(table: pa.Table, schema: pa.Schema, key: Sequence[str], done: Done) -> pa.Table:
-    """The rows that do not have this key; counted are those that have it."""
-    gone = matches_key(table, key_columns(schema), key)
-    done.erased += pc.sum(gone).as_py() or 0
-    return table.filter(pc.invert(gone))
+    def leave_out(self, table: pa.Table, schema: pa.Schema, key: Sequence[str], done: Done) -> pa.Table:
+        """The rows that do not have this key; counted are those that have it."""
+        gone = matches_key(table, key_columns(schema), key, self.declared)
+        done.erased += pc.sum(gone).as_py() or 0
+        return table.filter(pc.invert(gone))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sereno.storage import is_held
+from sereno.storage import is_held, write_atomically
 
 PENDING = "pending.json"  # what is about to be committed
 DAMAGE = "damage.jsonl"  # what could not be read
 TIDIED = "tidied"  # when old days were last dropped
 SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are handed over together
 SEGMENT_BYTES = 64 << 20  # or as soon as there is so much
+_KEYS = "keys.json"  # the keys as versions of the model have declared them
 _SEAL = "seal"  # its time says when workers were last asked to seal
 
 
@@ -42,6 +44,27 @@ def finished_segments(folder: Path) -> list[Path]:
     # In this order: one that is sealed in between is found at the second look.
     sealed = sorted(folder.glob("*.sealed"))
     return sorted({*sealed, *(path for path in left if path.exists())})
+
+
+# The table's columns come in the order in which they were new, and a key's values are given in declared order.
+
+
+def known_keys(folder: Path) -> list[list[str]]:
+    """The names of the key's columns as versions of the model have declared them, the newest last."""
+    try:
+        keys: list[list[str]] = json.loads((folder / _KEYS).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return []
+    return keys
+
+
+def remember_key(folder: Path, names: Sequence[str]) -> None:
+    """Several workers may do so at once."""
+    before = known_keys(folder)
+    if not names or before[-1:] == [list(names)]:
+        return
+    now = [*(key for key in before if key != list(names)), list(names)]
+    write_atomically(folder / _KEYS, json.dumps(now).encode(), temporary=f"{os.getpid()}-{secrets.token_hex(3)}.new")
 
 
 # A request to the workers: hand over what you have. Its time tells one from the next; it is also that of the answer, the

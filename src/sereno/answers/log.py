@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sereno.answers.folder import SEGMENT_BYTES, SEGMENT_SECONDS, Writer, last_request
+from sereno.answers.folder import SEGMENT_BYTES, SEGMENT_SECONDS, Writer, last_request, make_folder, remember_key
 from sereno.answers.segments import ANSWERS, Header, SegmentWriter, frame
 from sereno.exceptions import SerenoError, StorageError
 from sereno.failpoints import FailpointError, failpoint
@@ -293,6 +293,8 @@ class AnswerLog:
                 return
 
     def _open_writer(self) -> None:
+        make_folder(self._folder)
+        remember_key(self._folder, [shape.name for shape in self._header.inputs if shape.key])
         self._writer = Writer(self._folder)
 
     def _seal(self, segment: SegmentWriter) -> None:

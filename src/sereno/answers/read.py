@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from sereno.adapters.delta import current_version
 from sereno.answers.columns import DAY, EMPTY, conform, key_columns, matches_key, place, tables_of
 from sereno.answers.compact import Compactor, Pending
 from sereno.answers.segments import read_segment
-from sereno.exceptions import BusyError, NotFoundError
+from sereno.exceptions import BusyError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from sereno.answers.segments import Segment
@@ -35,6 +36,7 @@ class Wanted:
     key: tuple[str, ...] | None = None  # its values as texts, in declared order
     request: str | None = None
     newest: int | None = None  # so many of them only
+    declared: Sequence[Sequence[str]] = ()  # orders of the key's columns
 
     def of(self, table: pa.Table, keys: Sequence[str]) -> pa.Table:
         """The rows of a table that are wanted, and of these the newest."""
@@ -46,7 +48,7 @@ class Wanted:
         if self.request is not None:
             found = found.filter(pc.equal(found.column("request_id"), self.request))
         if self.key is not None:
-            found = found.filter(matches_key(found, keys, self.key))
+            found = found.filter(matches_key(found, keys, self.key, self.declared))
         if self.newest is not None and found.num_rows > self.newest:
             found = found.take(pc.sort_indices(found.column("answered_at")).slice(found.num_rows - self.newest))
         return found
@@ -113,6 +115,8 @@ def find_answers(home: Path, model: str, wanted: Wanted) -> pa.Table:
     if model not in models_with_answers(home):
         raise NotFoundError(unknown(home, model))
     compactor = Compactor(home, model)
+    _check_rights(compactor)
+    wanted = replace(wanted, declared=compactor.declared)
     for _ in range(TRIES):
         try:
             found = _between_commits(compactor, wanted)
@@ -121,6 +125,15 @@ def find_answers(home: Path, model: str, wanted: Wanted) -> pa.Table:
         if found is not None:
             return found
     raise BusyError(BUSY.format(model))
+
+
+def _check_rights(compactor: Compactor) -> None:
+    """Else this user would be shown what is in the table, and not the newest."""
+    if compactor.segments.exists() and not os.access(compactor.segments, os.R_OK | os.X_OK):
+        raise StorageError(
+            f"The newest answers of {compactor.model} lie in {compactor.segments}, which this user may not read. Ask as the "
+            "user that `sereno serve` runs as."
+        )
 
 
 def _between_commits(compactor: Compactor, wanted: Wanted) -> pa.Table | None:
@@ -149,7 +162,7 @@ def _between_commits(compactor: Compactor, wanted: Wanted) -> pa.Table | None:
     if wanted.key is not None:
         from sereno.answers.tidy import check_key
 
-        check_key(compactor.model, schema, wanted.key)
+        check_key(compactor, schema, wanted.key)
     found = _joined(pieces, schema, wanted)
     if state is not None:
         found = _with_table(compactor.table, state, found, schema, wanted)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import CHUNK, OWN, key_columns, matches_key
-from sereno.answers.compact import Compactor, Done, leave_out
+from sereno.answers.compact import Compactor, Done
 from sereno.answers.folder import TIDIED, ask_to_seal, late_writers, open_segments
 from sereno.answers.parts import Parts
 from sereno.exceptions import BusyError, NotFoundError
@@ -91,7 +91,7 @@ def erase(compactor: Compactor, key: Sequence[str]) -> Done:
         if state is None and not kept_back:
             raise NotFoundError(f"No answer of model {compactor.model!r} is kept.")
         if state is not None:
-            check_key(compactor.model, state.schema, key)
+            check_key(compactor, state.schema, key)
             while found := [file for file in state.files if _has(compactor, state, file, key)]:
                 _exchange(compactor, state, _some(found), done, key)
                 state = compactor.state() or state
@@ -104,14 +104,14 @@ def erase(compactor: Compactor, key: Sequence[str]) -> Done:
     return done
 
 
-def check_key(model: str, schema: pa.Schema, key: Sequence[str]) -> None:
+def check_key(compactor: Compactor, schema: pa.Schema, key: Sequence[str]) -> None:
     """Raise NotFoundError where no key of the model has so many values."""
-    names = key_columns(schema)
-    if len(key) > len(names):
+    names = [*compactor.declared, key_columns(schema)][-2 if compactor.declared else -1]
+    if len(key) > max(map(len, [names, *compactor.declared])):
         raise NotFoundError(
-            f"A key of model {model!r} has {len(names)} value{'s' * (len(names) > 1)} ({', '.join(names)}), not {len(key)}."
+            f"A key of model {compactor.model!r} has {len(names)} value{'s' * (len(names) > 1)} ({', '.join(names)}), not {len(key)}."
             if names
-            else f"Model {model!r} has no answers yet, and so no key."
+            else f"Model {compactor.model!r} has no answers yet, and so no key."
         )
 
 
@@ -145,8 +145,8 @@ def _has(compactor: Compactor, state: TableState, file: DataFile, key: Sequence[
     names = key_columns(state.schema)
     with pq.ParquetFile(compactor.table / file.path) as source:
         there = [name for name in names if name in source.schema_arrow.names]
-        batches = source.iter_batches(CHUNK, columns=there)
-        return any(pc.any(matches_key(pa.Table.from_batches([b]), names, key)).as_py() for b in batches)
+        tables = (pa.Table.from_batches([batch]) for batch in source.iter_batches(CHUNK, columns=there))
+        return any(pc.any(matches_key(table, names, key, compactor.declared)).as_py() for table in tables)
 
 
 def _exchange(
@@ -162,7 +162,7 @@ def _exchange(
             with pq.ParquetFile(compactor.table / file.path) as source:
                 for batch in source.iter_batches(CHUNK):
                     table = pa.Table.from_batches([batch])
-                    parts.write(table if without is None else leave_out(table, state.schema, without, done))
+                    parts.write(table if without is None else compactor.leave_out(table, state.schema, without, done))
 
     compactor.commit(
         state,
