@@ -15,10 +15,11 @@ from deltalake import DeltaTable, write_deltalake
 from sereno import Key, failpoints
 from sereno.adapters import answer_table
 from sereno.adapters.delta import current_version, read_commit
+from sereno.answers import compactor as compactor_module
 from sereno.answers import log as log_module
 from sereno.answers import tidy
 from sereno.answers.compact import Compactor
-from sereno.answers.folder import PENDING, finished_segments, segments_folder
+from sereno.answers.folder import PENDING, days_kept, finished_segments, is_tidy, remember_days, segments_folder
 from sereno.answers.read import Wanted, find_answers
 from sereno.exceptions import BusyError, NotFoundError, StorageError
 from sereno.failpoints import FailpointError
@@ -125,7 +126,7 @@ def test_interrupted_anywhere_each_answer_is_there_once(tmp_path: Path, fail_at:
         [row["request_id"] for row in table(tmp_path)] == seen(tmp_path) == [*there, *(f"r{n}" for n in range(30, 40))]
     )
     folder = segments_folder(tmp_path, "shop")
-    assert {path.name for path in folder.iterdir()} <= {"tidied", "keys.json"}
+    assert {path.name for path in folder.iterdir()} <= {"tidied", "keys.json", "days"}
     active = {Path(uri).name for uri in DeltaTable(tmp_path / "answers" / "shop").file_uris()}
     assert {path.name for path in tmp_path.rglob("*.parquet")} == active
 
@@ -455,6 +456,20 @@ def test_without_days_all_are_kept(tmp_path: Path) -> None:
     keep(tmp_path, [1], when=datetime(2000, 1, 1, tzinfo=UTC))
     assert compactor(tmp_path).compact().dropped_days == 0
     assert seen(tmp_path) == ["r1"]
+
+
+def test_days_that_become_known_later_hold_the_same_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model of another server, which began after this one's compactor had done its work of the day."""
+    keep(tmp_path, [1], when=datetime(2000, 1, 1, tzinfo=UTC))
+    assert compactor(tmp_path).compact().dropped_days == 0
+    folder = segments_folder(tmp_path, "shop")
+    assert is_tidy(folder, days_kept(folder))
+    remember_days(folder, 30)
+    assert not is_tidy(folder, days_kept(folder))
+    monkeypatch.setattr("gc.disable", lambda: None)
+    assert compactor_module.main([str(tmp_path), "--once", "shop"]) == 0
+    assert seen(tmp_path) == []
+    assert is_tidy(folder, days_kept(folder))
 
 
 def test_small_files_of_past_days_are_joined(tmp_path: Path) -> None:

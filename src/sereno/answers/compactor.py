@@ -4,8 +4,8 @@
 
 It waits and looks; each pass over a model is a process of its own (`--once MODEL`), so that nothing heavy stays in the
 memory, and a model whose pass dies keeps no other from its own. `--days`: how long a model's answers are kept; without it,
-for ever. It ends by SIGTERM, or when the process that started it is gone (`--parent`: its number, as it may be gone before
-this one can ask); a second one waits until the first has ended.
+as long as a server of this home last said, else for ever. It ends by SIGTERM, or when the process that started it is gone
+(`--parent`: its number, as it may be gone before this one can ask); a second one waits until the first has ended.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from sereno.answers.folder import PENDING, SEGMENT_BYTES, SEGMENT_SECONDS, TIDIED, finished_segments, total_size
+from sereno.answers.folder import (
+    PENDING,
+    SEGMENT_BYTES,
+    SEGMENT_SECONDS,
+    days_kept,
+    finished_segments,
+    is_tidy,
+    remember_days,
+    segments_folder,
+    total_size,
+)
 
 SEALED_SECONDS = 3  # after workers have sealed their segments by the clock
 LOOK_SECONDS = 2.0
@@ -40,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     days = dict(options.days)
     if options.once:
         return _pass(home, options.once, days.get(options.once))
+    for model, number in options.days:
+        with contextlib.suppress(OSError):  # it is known to this one
+            remember_days(segments_folder(home, model), number)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server decides when to end
@@ -75,7 +87,8 @@ def _pass(home: Path, model: str, days: int | None) -> int:
 
     gc.disable()  # it would walk through the rows again and again, and there is nothing to be found
     try:
-        Compactor(home, model).compact(days=days)
+        compactor = Compactor(home, model)
+        compactor.compact(days=days_kept(compactor.segments) if days is None else days)
     except SerenoError as error:
         LOG.error("%s", error)
         return 1
@@ -123,14 +136,11 @@ class Watch:
 
     def _waiting(self) -> Iterator[tuple[str, int]]:
         """Models that have something to be put into their table, and its size; or old days to be dropped."""
-        today = datetime.now(UTC).date().isoformat()
         for folder in sorted((self._home / ".sereno" / "answers").glob("*")):
             finished = finished_segments(folder)
-            tidied = folder / TIDIED
-            is_tidy = not (self._home / "answers" / folder.name).is_dir() or (
-                tidied.exists() and tidied.read_text() == today
-            )
-            if finished or (folder / PENDING).exists() or not is_tidy:
+            days = self._days.get(folder.name, days_kept(folder))
+            is_done = not (self._home / "answers" / folder.name).is_dir() or is_tidy(folder, days)
+            if finished or (folder / PENDING).exists() or not is_done:
                 yield folder.name, total_size(finished)
 
     def _start(self, model: str, stop: threading.Event) -> None:

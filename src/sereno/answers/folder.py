@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sereno.storage import is_held, write_atomically
@@ -18,7 +19,9 @@ DAMAGE = "damage.jsonl"  # what could not be read
 TIDIED = "tidied"  # when old days were last dropped
 SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are handed over together
 SEGMENT_BYTES = 64 << 20  # or as soon as there is so much
+_DAYS = "days"  # how long answers are kept
 _KEYS = "keys.json"  # the keys as versions of the model have declared them
+_NO_DAYS = "none"
 _SEAL = "seal"  # its time says when workers were last asked to seal
 
 
@@ -44,6 +47,37 @@ def finished_segments(folder: Path) -> list[Path]:
     # In this order: one that is sealed in between is found at the second look.
     sealed = sorted(folder.glob("*.sealed"))
     return sorted({*sealed, *(path for path in left if path.exists())})
+
+
+# Servers that share a home have one compactor, which is one of them's: what the others keep it learns from here.
+
+
+def days_kept(folder: Path) -> int | None:
+    """How long the answers of a model are kept, as a server last said; None: none did, so for ever."""
+    try:
+        return int((folder / _DAYS).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def remember_days(folder: Path, days: int) -> None:
+    if days_kept(folder) != days:
+        make_folder(folder)
+        write_atomically(folder / _DAYS, str(days).encode(), temporary=f"{os.getpid()}-{secrets.token_hex(3)}.new")
+
+
+def is_tidy(folder: Path, days: int | None) -> bool:
+    """Whether old days were dropped today, where some are to be."""
+    try:
+        when, _, what = (folder / TIDIED).read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    return when == datetime.now(UTC).date().isoformat() and (days is None or what != _NO_DAYS)
+
+
+def say_tidy(folder: Path, days: int | None) -> None:
+    today = datetime.now(UTC).date().isoformat()
+    write_atomically(folder / TIDIED, (today if days is not None else f"{today} {_NO_DAYS}").encode())
 
 
 # The table's columns come in the order in which they were new, and a key's values are given in declared order.

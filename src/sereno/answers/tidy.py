@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -15,10 +14,10 @@ from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import CHUNK, OWN, key_columns, matches_key
 from sereno.answers.compact import Compactor, Done
-from sereno.answers.folder import TIDIED, ask_to_seal, late_writers, open_segments
+from sereno.answers.folder import ask_to_seal, is_tidy, late_writers, open_segments, say_tidy
 from sereno.answers.parts import Parts
 from sereno.exceptions import BusyError, NotFoundError
-from sereno.storage import is_held, write_atomically
+from sereno.storage import is_held
 
 SMALL_BYTES = 32 << 20  # files of a past day that are smaller are joined,
 SMALL_FILES = 8  # once there are more of them than this
@@ -30,10 +29,8 @@ HAND_OVER_SECONDS = 10.0  # how long a worker may take to seal what it has
 def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
     """Once a day: drop days that are older than so many, and remove the files that nobody needs since yesterday."""
     today = datetime.now(UTC).date()
-    marker = compactor.segments / TIDIED
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        if date.fromisoformat(marker.read_text()) == today:
-            return
+    if is_tidy(compactor.segments, days):
+        return
     state = compactor.state()
     if state is None:
         return
@@ -50,7 +47,7 @@ def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
             if path.stat().st_mtime < time.time() - days * 86_400:
                 path.unlink()
     answer_table.vacuum(compactor.table, OLD_HOURS)
-    write_atomically(marker, today.isoformat().encode())
+    say_tidy(compactor.segments, days)
 
 
 def _nothing(parts: Parts) -> None:
