@@ -387,7 +387,9 @@ def test_an_erasure_that_is_killed_anywhere(project: Project, place: str) -> Non
     Compactor(project.folder, "total").compact()
     keep(project.folder, range(10, 20), model="total", when=RECENT, customer=lambda n: n % 2)
     project.sereno("log", "total", "--erase", "1", code=-signal.SIGKILL, **faults(f"{place}:kill@2"))
-    log(project, "--erase", "1")
+    project.sereno("log", "total", "--erase", "1", code=None)  # 1 where the first had come to the last of them
+    says = project.sereno("log", "total", "--erase", "1", code=1).stderr
+    assert "Nothing was erased: no answer of total has the key 1." in says
     assert kept(project) == [f"r{n}" for n in range(0, 20, 2)]
     for path in project.folder.rglob("*.parquet"):
         assert 1 not in pq.read_table(path, partitioning=None)["customer"].to_pylist()
