@@ -25,7 +25,7 @@ from benchmarks.verify import WrongOutput, check_answers
 from benchmarks.workload import DATA, FOLDER, LOGS
 
 CONNECTIONS = (1, 16, 64)
-ROUNDS, SECONDS = 3, 8  # with fewer it is but a try
+ROUNDS, SECONDS = 3, 4  # with fewer it is but a try
 WARM_SECONDS = 1
 # A peer that fails so is left out, the others go on. Lookup and value errors: an answer of another shape than expected.
 LEAVE_OUT = (ServerFailed, WrongOutput, environments.CannotInstall, HTTPException, ImportError, OSError)
