@@ -280,9 +280,9 @@ def test_the_source_is_relative_below_the_folder_and_absolute_elsewhere(tmp_path
     text = "\n".join(["id,x", *(f"{i},{i % 5}" for i in range(ROWS))])
     inside.write_text(text)
     outside.write_text(text)
-    one = passes(new("one", tmp_path / "project", inside))
+    one = passes(new("first_of_two", tmp_path / "project", inside))
     assert one.declared["source"] == "da[[]ta]/{{x}}.csv"
-    two = passes(new("two", tmp_path / "project", outside))
+    two = passes(new("second_of_two", tmp_path / "project", outside))
     assert two.declared["source"] == str(outside)
 
 
