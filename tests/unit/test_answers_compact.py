@@ -532,7 +532,7 @@ def test_what_a_worker_left_that_died_while_it_made_a_segment(tmp_path: Path) ->
 
 
 def test_a_person_is_erased_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
     for start in (0, 30, 60):
         keep(tmp_path, range(start, start + 30), customer=lambda n: 777_777 if n % 3 == 0 else n)
         if start < 60:
@@ -553,7 +553,7 @@ def test_a_person_is_erased_everywhere(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_erasing_is_exact_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
 
     class Two(TypedDict):
         shop: Key[str]
@@ -579,7 +579,7 @@ def test_erasing_is_exact_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("in_table", [False, True])
 def test_a_key_is_given_in_declared_order(tmp_path: Path, in_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the order in which its columns came to the table, and whatever other versions declared."""
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
 
     class One(TypedDict):
         customer: Key[int]
@@ -613,7 +613,7 @@ def test_a_key_is_given_in_declared_order(tmp_path: Path, in_table: bool, monkey
 
 
 def test_any_order_will_do_where_none_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
 
     class Two(TypedDict):
         shop: Key[str]
@@ -628,7 +628,7 @@ def test_any_order_will_do_where_none_is_known(tmp_path: Path, monkeypatch: pyte
 def test_erasing_that_was_interrupted_is_done_by_erasing_again(
     tmp_path: Path, fail_at: Any, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
     for start in (0, 30):
         keep(tmp_path, range(start, start + 30), customer=lambda n: 777_777 if n % 3 == 0 else n)
         if not start:
@@ -652,7 +652,7 @@ def test_a_worker_that_does_not_hand_over_is_named(
     from sereno.answers.segments import Header, SegmentWriter
     from tests.answers import ASKED, TOLD
 
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
     monkeypatch.setattr(tidy, "HAND_OVER_SECONDS", 0.01)
     keep(tmp_path, range(9), customer=lambda n: n % 3)
     folder = segments_folder(tmp_path, "shop")
@@ -668,7 +668,7 @@ def test_a_worker_that_does_not_hand_over_is_named(
 
 
 def test_nothing_to_erase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
     with pytest.raises(NotFoundError, match="No answer of model 'shop' is kept"):
         tidy.erase(compactor(tmp_path), ["1"])
 
@@ -683,7 +683,7 @@ def test_the_log_is_cleaned_and_checkpointed(tmp_path: Path) -> None:
 
 def test_a_table_that_another_program_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files without our statistics or our columns' marks are read, and erased from, all the same."""
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
     for n in range(3):
         keep(tmp_path, range(n * 10, n * 10 + 10), customer=lambda n: n % 2)
         compactor(tmp_path).compact()

@@ -34,7 +34,7 @@ from tests.answers import NOON, asked, expected, keep, nothing, open_log, run_on
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are shorter."""
-    monkeypatch.setattr(log_module, "SECOND", 0.01)
+    monkeypatch.setattr(log_module, "PAUSE", 0.01)
 
 
 def wait_for(condition: Callable[[], Any]) -> None:

@@ -38,7 +38,7 @@ LOG = logging.getLogger("sereno.answers")
 Mode = Literal["off", "async", "sync"]
 Then = Callable[[StorageError | None], None]
 
-SECOND = 1.0  # how long an answer may wait before it is written
+PAUSE = 0.1  # an answer waits so long before it is written: often, so that each time little is, and nobody waits for it
 FRAME_BYTES = 32_768  # what one encoding makes, about: it holds up the event loop for some 20 µs
 FRAME_ROWS = 256
 PATIENCE = 10.0  # seconds that `close` waits for the disk
@@ -272,7 +272,7 @@ class AnswerLog:
 
     def _run(self) -> None:
         while True:
-            self._bell.acquire(timeout=SECOND)
+            self._bell.acquire(timeout=PAUSE)
             closing = self._closing
             if self._writer is None:
                 self._try(self._open_writer)
