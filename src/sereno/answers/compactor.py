@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server decides when to end
     with contextlib.suppress(OSError):
         os.nice(NICE)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # a slice of its own is some milliseconds to a caller
+        os.sched_setscheduler(
+            0, os.SCHED_IDLE, os.sched_param(0)
+        )  # a slice of its own is some milliseconds to a caller
     Watch(home, days, options.every, options.bytes).run(stop, options.parent)
     return 0
 
