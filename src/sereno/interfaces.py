@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from datetime import date, datetime
+
     from sereno.batch.tasks import Job, Task, TaskResult
-    from sereno.snapshots import Snapshot
+    from sereno.lookup.keys import KeyCodec
+    from sereno.snapshots import Snapshot, State
 
 
 class Executor(Protocol):
@@ -43,5 +46,57 @@ class Export(Protocol):
         a crash left. Snapshots that are neither served nor in `keep` are removed afterwards.
         A reader sees what was served before or what is served now, never a mixture, never nothing.
         Raises ExportError.
+        """
+        ...
+
+
+class LookupIndex(Protocol):
+    """The predictions of one snapshot, by key; open for reading, verified, and never changed."""
+
+    number: int  # of the snapshot: the version
+    data_date: date
+    data_time: datetime  # UTC
+    rows: int
+    keys: KeyCodec  # what a key of this snapshot is
+
+    def get(self, key: bytes) -> bytes | None:
+        """The prediction of a key (as `keys` encodes it), as a JSON object; None: the snapshot does not have the key."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same for many keys, in their order."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it. Nothing may be asked of it afterwards."""
+        ...
+
+
+class LookupStore(Protocol):
+    """Where the lookups of one model find what its table serves: an index for each kept snapshot, and which one is served.
+
+    Readers and the one who follows may be different processes, and any of them may die at any point: a reader finds what
+    was served before or what is served now, whole, and whoever follows next finishes what the other left.
+    """
+
+    def follow(self, state: State, keep: frozenset[int]) -> bool:
+        """Make lookups answer from the served snapshot of the newest data date; say whether anything changed.
+
+        Builds its index where there is none, in bounded memory, then switches to it in one step. Indexes of snapshots
+        that are neither served nor in `keep` are removed afterwards. Idempotent. Raises StorageError where it cannot be
+        written (what was served stays), and LookupError where it cannot be built.
+        """
+        ...
+
+    def mark(self) -> object:
+        """Something that differs from what it was once another index is served. Cheap: asked several times a second."""
+        ...
+
+    def open(self) -> LookupIndex | None:
+        """The index that is served, verified; None: there is none (yet).
+
+        One that is damaged is put aside, so that the next `follow` builds it again, and the newest older one that was
+        not rolled back is opened in its place, until then. May take a second: it reads the whole index once, so that
+        answers from it need not wait for the disk.
         """
         ...
