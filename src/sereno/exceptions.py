@@ -19,7 +19,8 @@
     ├── PublishError            the operator: what was asked of a table cannot be done
     │   ├── NotFoundError       no such model, snapshot, run or key
     │   ├── OlderDataError      a newer data date is already in service
-    │   └── ExportError         an export could not follow the table; the publication stands
+    │   ├── ExportError         an export could not follow the table; the publication stands
+    │   └── IndexingError       nor could the index of lookups
     └── ServerError             the caller of a server: it gave no prediction
         ├── InvalidRowsError    rows do not fit the model's row type
         └── UnavailableError    it cannot be reached, has too much to do, or was not in time
@@ -117,6 +118,10 @@ class OlderDataError(PublishError):
 
 class ExportError(PublishError):
     """An export could not follow the table; the publication stands."""
+
+
+class IndexingError(PublishError):
+    """The index of lookups could not follow the table; the publication stands."""
 
 
 class ServerError(SerenoError):

@@ -84,7 +84,7 @@ class LookupStore(Protocol):
 
         Builds its index where there is none, in bounded memory, then switches to it in one step. Indexes of snapshots
         that are neither served nor in `keep` are removed afterwards. Idempotent. Raises StorageError where it cannot be
-        written (what was served stays), and LookupError where it cannot be built.
+        written (what was served stays), and IndexingError where it cannot be built.
         """
         ...
 
