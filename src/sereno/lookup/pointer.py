@@ -1,0 +1,126 @@
+"""Which index of a model's lookups is served, as its folder tells it; and whether the table has moved on since.
+
+Light: whoever only looks imports nothing but this. `adapters/lookup_folder.py` writes what is read here.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+IndexName = Annotated[str, msgspec.Meta(pattern="^([0-9]{6,}-[0-9A-Za-z_-]+)?$")]
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """`served.json`: which index is served."""
+
+    format: Literal[1] = 1
+    index: IndexName  # 000012-ATTEMPT; empty: the table serves nothing
+    build: str  # of the index: another one as soon as another file has its name
+    table_version: int  # which was followed
+    commit: int  # when the file of that version was written (ns): of another table, it was at another time
+    before: list[IndexName]  # the indexes of older snapshots that were not withdrawn, newest first
+
+    def is_there(self, home: Path, model: str) -> bool:
+        """Whether the files of the index are. (Whether they are undamaged is found when they are opened.)"""
+        folder = lookup_folder(home, model)
+        return not self.index or (
+            os.path.exists(index_path(folder, self.index)) and os.path.exists(manifest_path(folder, self.index))
+        )
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`000012-ATTEMPT.json`: what one index is. Without it there is none."""
+
+    format: Literal[1] = 1
+    number: int  # of the snapshot
+    attempt: str
+    data_date: date
+    data_time: datetime  # UTC
+    fingerprint: str  # of the model
+    rows: int
+    keys: list[tuple[str, Literal["int", "str", "date"]]]  # name and kind, in declared order
+    size: int  # of the index, in bytes
+    crc32: int
+    build: str  # what tells it from another index of the same snapshot
+
+
+def lookup_folder(home: Path, model: str) -> Path:
+    """Where a model's indexes are. That it is there says that they are wanted: a server of the model makes it."""
+    return home / ".sereno" / "lookup" / model
+
+
+def lock_path(home: Path, model: str) -> Path:
+    """The lock of whoever writes there."""
+    return home / ".sereno" / "locks" / f"{model}.lookup"
+
+
+def pointer_path(folder: Path) -> Path:
+    return folder / "served.json"
+
+
+def index_path(folder: Path, index: str) -> Path:
+    return folder / f"{index}.lmdb"
+
+
+def manifest_path(folder: Path, index: str) -> Path:
+    return folder / f"{index}.json"
+
+
+_read_pointer = msgspec.json.Decoder(Pointer).decode
+_read_manifest = msgspec.json.Decoder(Manifest).decode
+
+
+def read_pointer(home: Path, model: str) -> Pointer | None:
+    """None: there is none, or it is damaged (the next who follows writes it anew)."""
+    try:
+        return _read_pointer(pointer_path(lookup_folder(home, model)).read_bytes())
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def read_manifest(folder: Path, index: str) -> Manifest | None:
+    """None: there is none, or it is damaged."""
+    try:
+        return _read_manifest(manifest_path(folder, index).read_bytes())
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def commit_time(home: Path, model: str, version: int) -> int | None:
+    """When a version of the model's table was committed (ns, by the file of the log); None: it has no such version."""
+    try:
+        return os.stat(_log(home, model) / f"{version:020d}.json").st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def is_behind(home: Path, model: str) -> bool:
+    """Whether whoever follows the table would find something to do: it was committed to, or an index is missing.
+
+    A few questions to the file system, however long the table's log is.
+    """
+    pointer = read_pointer(home, model)
+    if pointer is None:
+        return _has_commits(home, model)
+    return (
+        commit_time(home, model, pointer.table_version) != pointer.commit
+        or commit_time(home, model, pointer.table_version + 1) is not None
+        or not pointer.is_there(home, model)
+    )
+
+
+def _log(home: Path, model: str) -> Path:
+    return home / "predictions" / model / "_delta_log"
+
+
+def _has_commits(home: Path, model: str) -> bool:
+    try:
+        with os.scandir(_log(home, model)) as entries:
+            return any(entry.name.endswith(".json") and entry.name[:-5].isdigit() for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
