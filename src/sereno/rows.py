@@ -249,6 +249,33 @@ def _field(position: int, column: Column) -> tuple[Any, ...]:
     return (*field, column.default)
 
 
+class AnswerEncoder:
+    """Predictions as JSON objects. Live answers and what lookups answer from both come from here, and are the same bytes."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoder = msgspec.json.Encoder(decimal_format="string")
+        self._encode, self._encode_lines = encoder.encode, encoder.encode_lines
+        self._answer: Callable[..., Any] = lambda *answer: dict(zip(names, answer, strict=True))
+        if not any(UNKNOWN_TO_MSGSPEC.search(name) for name in names):
+            fields = [(f"f{i}", Any) for i in range(len(names))]  # a Struct is made and encoded faster than a dict
+            renamed = {f"f{i}": name for i, name in enumerate(names)}
+            self._answer = msgspec.defstruct("Answer", fields, rename=renamed, gc=False)
+
+    def encode(self, answer: Row) -> bytes:
+        """One answer, whose values are in the order of the names."""
+        return self._encode(self._answer(*answer))
+
+    def encode_many(self, answers: Sequence[Row]) -> bytes:
+        """A JSON list of answers."""
+        return self._encode([self._answer(*answer) for answer in answers])
+
+    def encode_columns(self, columns: Sequence[Sequence[Any]]) -> list[bytes]:
+        """What `encode` gives for each row of the columns."""
+        lines = self._encode_lines(list(map(self._answer, *columns))).split(b"\n")
+        lines.pop()  # each line ends with the sign, so nothing comes after the last one
+        return lines
+
+
 def encode(table: pa.Table) -> list[bytes]:
     """Canonical rows as JSON texts, which `JsonRows.decode` reads back to the same values."""
     encoder = msgspec.json.Encoder(decimal_format="string")
