@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sereno.exceptions import SerenoError as SerenoError
     from sereno.exceptions import ServerError as ServerError
     from sereno.exceptions import UnavailableError as UnavailableError
+    from sereno.exceptions import UnknownKeyError as UnknownKeyError
+    from sereno.lookup.found import Lookup as Lookup
     from sereno.model import Model as Model
     from sereno.model import Secret as Secret
     from sereno.predictions import read_predictions as read_predictions
@@ -34,11 +36,13 @@ _HOME = {
     "Interval": "schedule",
     "InvalidRowsError": "exceptions",
     "Key": "schema",
+    "Lookup": "lookup.found",
     "Model": "model",
     "Secret": "model",
     "SerenoError": "exceptions",
     "ServerError": "exceptions",
     "UnavailableError": "exceptions",
+    "UnknownKeyError": "exceptions",
     "read_answers": "answers.read",
     "read_predictions": "predictions",
 }
@@ -50,11 +54,13 @@ __all__ = [
     "Interval",
     "InvalidRowsError",
     "Key",
+    "Lookup",
     "Model",
     "Secret",
     "SerenoError",
     "ServerError",
     "UnavailableError",
+    "UnknownKeyError",
     "read_answers",
     "read_predictions",
 ]

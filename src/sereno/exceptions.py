@@ -22,7 +22,8 @@
     │   ├── ExportError         an export could not follow the table; the publication stands
     │   └── IndexingError       nor could the index of lookups
     └── ServerError             the caller of a server: it gave no prediction
-        ├── InvalidRowsError    rows do not fit the model's row type
+        ├── InvalidRowsError    rows do not fit the model's row type, or keys are none
+        ├── UnknownKeyError     nothing is published under a key
         └── UnavailableError    it cannot be reached, has too much to do, or was not in time
 
 A message says what happened, with the value; what would be valid; what to do next.
@@ -144,7 +145,11 @@ class ServerError(SerenoError):
 
 
 class InvalidRowsError(ServerError):
-    """Rows do not fit the model's row type. The same call will always fail."""
+    """Rows do not fit the model's row type, or keys are none of the model's. The same call will always fail."""
+
+
+class UnknownKeyError(ServerError):
+    """Nothing is published under a key. A prediction of nulls is one, and no error."""
 
 
 class UnavailableError(ServerError):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,8 +27,10 @@ import pyarrow as pa
 import pytest
 
 import sereno
+from sereno import calls
 from sereno import client as module
 from sereno.exceptions import InvalidRowsError, ServerError, SettingsError, UnavailableError
+from sereno.lookup.found import UNKNOWN_KEY
 from sereno.serve.wire import Mistake
 
 ROW = {"x": 1.5}
@@ -59,9 +61,10 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time, sleep=clock.sleep))
+    for one in (module, calls):
+        monkeypatch.setattr(one, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time, sleep=clock.sleep))
     monkeypatch.setattr(anyio, "sleep", clock.asleep)
-    monkeypatch.setattr(module.random, "uniform", lambda low, high: high)  # the longest wait that may be drawn
+    monkeypatch.setattr(calls.random, "uniform", lambda low, high: high)  # the longest wait that may be drawn
     return clock
 
 
@@ -285,7 +288,7 @@ def test_waits_are_random_and_have_a_limit(
     predict: Callable[..., Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
-    monkeypatch.setattr(module.random, "uniform", lambda low, high: drawn.append((low, high)) or low)
+    monkeypatch.setattr(calls.random, "uniform", lambda low, high: drawn.append((low, high)) or low)
     predict(Server(*[busy()] * 8, answer()).transport, retries=8)
     assert drawn == [(0, w) for w in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0)]
     assert clock.waits == [0.0] * 8
@@ -416,6 +419,168 @@ def test_a_frame_needs_an_answer_for_each_row(predict: Callable[..., Any], found
             predict(Server(answer(found)).transport, frame)
 
 
+# Lookups
+
+
+FOUND = {
+    "prediction": {"y": None}, "version": 12, "data_date": "2026-11-21", "data_time": "2026-11-22T00:00:00Z",
+    "age_seconds": 4711, "stale": False, "origin": "lookup",
+}  # fmt: skip
+LIVE = FOUND | {"version": None, "data_date": None, "age_seconds": 0, "origin": "live"}
+LOOKUP = sereno.Lookup(
+    prediction={"y": None}, version=12, data_date=date(2026, 11, 21), data_time=datetime(2026, 11, 22, tzinfo=UTC),
+    age_seconds=4711, stale=False, origin="lookup",
+)  # fmt: skip
+
+
+@pytest.fixture(params=["sync", "async"])
+def asked(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`asked("lookup", transport, key, **arguments of the client)`, by either client."""
+
+    def sync(how: str, transport: Any, what: Any, model: str | None = None, **arguments: Any) -> Any:
+        with sereno.Client(transport=transport, **arguments) as client:
+            return getattr(client, how)(what, model=model)
+
+    def by_async(how: str, transport: Any, what: Any, model: str | None = None, **arguments: Any) -> Any:
+        async def ask() -> Any:
+            async with sereno.AsyncClient(transport=transport, **arguments) as client:
+                return await getattr(client, how)(what, model=model)
+
+        return asyncio.run(ask())
+
+    return sync if request.param == "sync" else by_async
+
+
+def test_a_key_is_looked_up(asked: Callable[..., Any]) -> None:
+    server = Server(answer(FOUND), answer(LIVE | {"new": 1}))
+    assert asked("lookup", server.transport, 7) == LOOKUP
+    (request,) = server.requests
+    assert (request.method, str(request.url)) == ("GET", "http://127.0.0.1:8000/predictions/7")
+    assert request.content == b""
+    assert len(request.headers["X-Request-ID"]) == 32
+    live = asked("lookup", server.transport, 7)
+    assert (live.version, live.data_date, live.origin) == (None, None, "live")
+
+
+def test_the_model_of_a_lookup_is_named(asked: Callable[..., Any]) -> None:
+    server = Server(answer(FOUND), answer([]))
+    asked("lookup", server.transport, 7, model="a/b", address="https://example.org/ours/")
+    assert str(server.requests[0].url) == "https://example.org/ours/models/a%2Fb/predictions/7"
+    with sereno.Client(transport=server.transport, model="churn") as client:
+        client.lookup_many([])
+    assert server.requests[1].url.path == "/models/churn/predictions"
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        (-7, "-7"),
+        (np.int64(7), "7"),
+        ("a b", "a%20b"),
+        ("a/b%2F?c#d&e=f+g;h", "a%2Fb%252F%3Fc%23d%26e%3Df%2Bg%3Bh"),
+        ("東京é", "%E6%9D%B1%E4%BA%AC%C3%A9"),
+        ('\0\n\r"', "%00%0A%0D%22"),
+        ("", ""),
+        (".", "%2E"),
+        ("..", "%2E%2E"),
+        ("...", "..."),
+        (date(2026, 5, 1), "2026-05-01"),
+        ((7, "a/b", date(2026, 5, 1)), "7/a%2Fb/2026-05-01"),
+        (["", ""], "/"),
+        (("..", "x"), "%2E%2E/x"),
+    ],
+)
+def test_each_value_of_a_key_is_one_segment(asked: Callable[..., Any], key: Any, path: str) -> None:
+    server = Server(answer(FOUND))
+    asked("lookup", server.transport, key)
+    assert server.requests[0].url.raw_path == f"/predictions/{path}".encode()
+
+
+@pytest.mark.parametrize(
+    "key", [True, 1.0, None, datetime(2026, 5, 1), pd.Timestamp(0), b"a", {"id": 1}, (1, None), ((1,),)]
+)
+def test_what_no_key_can_be_is_not_sent(asked: Callable[..., Any], key: Any) -> None:
+    with pytest.raises(TypeError, match="A key is a whole number, text or a date; one of several columns is a tuple"):
+        asked("lookup", Server().transport, key)
+    with pytest.raises(TypeError, match="A key is"):
+        asked("lookup_many", Server().transport, [1, key])
+
+
+@pytest.mark.parametrize("keys", ["abc", b"abc", 7, None, date(2026, 5, 1)])
+def test_many_keys_are_a_list(asked: Callable[..., Any], keys: Any) -> None:
+    with pytest.raises(TypeError, match="Give a list of keys"):
+        asked("lookup_many", Server().transport, keys)
+
+
+def test_many_keys_are_one_request(asked: Callable[..., Any]) -> None:
+    server = Server(answer([FOUND, None]), answer([FOUND]), answer([]))
+    assert asked("lookup_many", server.transport, [7, 8]) == [LOOKUP, None]
+    assert (server.requests[0].method, server.requests[0].url.path) == ("POST", "/predictions")
+    assert server.rows == {"keys": [7, 8]}
+    asked("lookup_many", server.transport, ((np.int64(1), date(2026, 5, 1), "a/b"),))
+    assert server.rows == {"keys": [[1, "2026-05-01", "a/b"]]}
+    assert asked("lookup_many", server.transport, np.array([], int)) == []
+
+
+def test_an_unknown_key_differs_from_an_unknown_path(asked: Callable[..., Any]) -> None:
+    server = Server(problem(404, UNKNOWN_KEY), problem(404, "There is nothing under this path."), answer({}, 404))
+    with pytest.raises(sereno.UnknownKeyError) as caught:
+        asked("lookup", server.transport, 7)
+    assert str(caught.value) == "http://127.0.0.1:8000: 404: There is no prediction under this key."
+    assert caught.value.status == 404
+    assert caught.value.request_id == server.requests[0].headers["X-Request-ID"]
+    for _ in range(2):
+        with pytest.raises(ServerError, match="404: ") as other:
+            asked("lookup", server.transport, 7)
+        assert type(other.value) is ServerError
+    assert len(server.requests) == 3  # none of them twice
+
+
+def test_mistakes_of_keys(asked: Callable[..., Any]) -> None:
+    mistakes = [{"row": 3, "column": "id", "expected": "must be a whole number"}]
+    with pytest.raises(InvalidRowsError, match=r"422: No: id: must be a whole number\.$"):
+        asked("lookup", Server(problem(422, errors=mistakes)).transport, "x")
+    with pytest.raises(InvalidRowsError, match=r"422: No: key 3, id: must be a whole number\.$") as caught:
+        asked("lookup_many", Server(problem(422, errors=mistakes)).transport, ["a", "cd"])
+    assert caught.value.mistakes == (Mistake(3, "id", "must be a whole number"),)
+
+
+@pytest.mark.parametrize(("how", "what", "good"), [("lookup", 7, FOUND), ("lookup_many", [7], [FOUND])])
+def test_lookups_are_tried_again(asked: Callable[..., Any], clock: Clock, how: str, what: Any, good: Any) -> None:
+    server = Server(busy(Retry_After="2"), httpx.ReadError("reset"), answer(good))
+    assert asked(how, server.transport, what) in (LOOKUP, [LOOKUP])
+    assert clock.waits == [2.1, 0.2]
+    assert len({r.headers["X-Request-ID"] for r in server.requests}) == 1
+    with pytest.raises(UnavailableError, match="503: What is published is"):  # not within the time of the call
+        asked(how, Server(answer({"detail": "What is published is old."}, 503, Retry_After="60")).transport, what)
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ("lookup", 5),
+        ("lookup", []),
+        ("lookup", {"prediction": {}}),
+        ("lookup", FOUND | {"data_time": "yesterday"}),
+        ("lookup", FOUND | {"origin": "cache"}),
+        ("lookup_many", FOUND),
+        ("lookup_many", [FOUND | {"stale": "no"}]),
+        ("lookup_many", []),
+        ("lookup_many", [FOUND, FOUND]),
+    ],
+)
+def test_an_answer_that_is_no_lookup(asked: Callable[..., Any], how: str, found: Any) -> None:
+    with pytest.raises(ServerError, match=r"what it answered is (no lookup \(|not a lookup of each key)") as caught:
+        asked(how, Server(answer(found)).transport, 7 if how == "lookup" else [7])
+    assert type(caught.value) is ServerError
+
+
+def test_a_lookup_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        LOOKUP.stale = True  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(LOOKUP)) == LOOKUP
+
+
 # Over real sockets
 
 
@@ -490,7 +655,8 @@ def test_what_is_no_http(predict: Callable[..., Any]) -> None:
 def test_a_call_ends_in_time_whatever_the_server_does(
     predict: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, first: bytes, again: bytes
 ) -> None:
-    monkeypatch.setattr(module, "time", time)
+    for one in (module, calls):
+        monkeypatch.setattr(one, "time", time)
     given_up = threading.Event()
 
     def serve() -> None:
@@ -523,3 +689,7 @@ def test_types_of_the_calls() -> None:
     with sereno.Client(transport=server.transport) as client:
         assert_type(client.predict(ROW), dict[str, Any])
         assert_type(client.predict([ROW]), list[dict[str, Any]])
+    server = Server(answer(FOUND), answer([]))
+    with sereno.Client(transport=server.transport) as client:
+        assert_type(client.lookup(7), sereno.Lookup)
+        assert_type(client.lookup_many([]), list[sereno.Lookup | None])
