@@ -47,6 +47,12 @@ POINTS = frozenset(
         "answers_commit_before",
         "answers_commit_after",
         "answers_segment_removed",
+        "lookup_build",
+        "lookup_built",
+        "lookup_manifest",
+        "lookup_swap_before",
+        "lookup_swapped",
+        "lookup_removed",
     }
 )
 

@@ -1,0 +1,402 @@
+"""Lookups in a folder: one LMDB file per kept snapshot, and a pointer to the one that is served.
+
+    .sereno/lookup/<model>/000012-<attempt>.lmdb, 000012-<attempt>.json (its manifest), served.json (the pointer)
+
+A file is written under another name, flushed, read back and renamed; then comes its manifest, then the pointer, each in one
+step. Nothing that has its name is changed afterwards. Whoever reads verifies the whole file against the manifest before the
+first answer, which also brings it into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lmdb
+import msgspec
+
+from sereno.adapters import durable
+from sereno.exceptions import IndexingError
+from sereno.failpoints import failpoint
+from sereno.lookup.keys import KeyCodec
+from sereno.lookup.pointer import (
+    Manifest,
+    Pointer,
+    commit_time,
+    index_path,
+    is_behind,
+    lock_path,
+    lookup_folder,
+    manifest_path,
+    pointer_path,
+    read_manifest,
+    read_pointer,
+)
+from sereno.snapshots import KEPT
+from sereno.storage import exclusive, fsync, told, write_atomically
+
+if TYPE_CHECKING:
+    from sereno.snapshots import Snapshot, State
+
+LOG = logging.getLogger("sereno.lookup")
+
+PATIENCE = 300.0  # seconds that one who builds an index may keep the next one waiting
+MAP_SIZE = 1 << 40  # addresses, not bytes: what an index may grow to
+READ_BYTES = 4 << 20
+TRIES = 5  # to open what another process is replacing
+
+
+class LookupFolder:
+    """The lookups of one model below a home. Several processes may follow at once: one works, the others wait."""
+
+    def __init__(self, home: Path, model: str) -> None:
+        self.home, self.model = home, model
+        self.folder = lookup_folder(home, model)
+
+    # Following the table
+
+    def follow(self, state: State, keep: frozenset[int]) -> bool:
+        """As `LookupStore.follow` says. Raises BusyError, too, where another process has been at it for too long.
+
+        A state that is older than what was followed already changes nothing.
+        """
+        busy = f"Another process (pid {{pid}}) is building the lookups of {self.model!r}. Start this again when it is done."
+        with (
+            told(
+                f"The index of lookups in {self.folder} could not be written",
+                "The publication stands, and lookups answer as before. Mend that; whoever publishes or serves next builds it.",
+            ),
+            exclusive(lock_path(self.home, self.model), busy, wait_seconds=PATIENCE),
+        ):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self._follow(state, keep)
+
+    def _follow(self, state: State, keep: frozenset[int]) -> bool:
+        pointer = read_pointer(self.home, self.model)
+        if pointer and pointer.table_version > state.version and self._is_current(pointer):
+            return False
+        self._sweep()
+        newest = state.newest
+        if newest is None:
+            return self._serve_nothing(state, pointer) | self._prune(set())
+        name = name_of(newest)
+        built = False
+        manifest = self._found(name)
+        if manifest is None or manifest.attempt != newest.attempt:
+            manifest = self._build(newest)
+            built = True
+        stay = {name_of(state.snapshots[n]) for n in self._stay(state, keep) if n in state.snapshots}
+        before = [
+            name_of(state.snapshots[number])
+            for number in sorted(keep & state.snapshots.keys() - state.withdrawn, reverse=True)
+            if number < newest.number
+        ]
+        wanted = Pointer(
+            index=name,
+            build=manifest.build,
+            table_version=state.version,
+            commit=commit_time(self.home, self.model, state.version) or 0,
+            before=[one for one in before if self._found(one)],
+        )
+        failpoint("lookup_swap_before")
+        if pointer != wanted:
+            write_atomically(pointer_path(self.folder), msgspec.json.encode(wanted))
+        failpoint("lookup_swapped")
+        switched = pointer is None or (pointer.index, pointer.build) != (wanted.index, wanted.build)
+        return self._prune(stay) or built or switched
+
+    def _stay(self, state: State, keep: frozenset[int]) -> frozenset[int]:
+        """Whose indexes are kept, once they were built: all of `keep`, but for long past dates that are served still.
+
+        Nobody looks up in those, and a table of dates would keep an index for each of them for ever.
+        """
+        past = {snapshot.number for snapshot in state.served[:-1]} - set(sorted(state.snapshots)[-KEPT:])
+        return keep - past | {snapshot.number for snapshot in state.served[-1:]}
+
+    def _is_current(self, pointer: Pointer) -> bool:
+        """Whether the table is still the one that was followed, and not another that was begun in its place."""
+        return commit_time(self.home, self.model, pointer.table_version) == pointer.commit
+
+    def _serve_nothing(self, state: State, pointer: Pointer | None) -> bool:
+        """There is no table, or one in which nothing of ours was ever published."""
+        if state.version < 0:
+            pointer_path(self.folder).unlink(missing_ok=True)
+            fsync(self.folder)
+        else:
+            commit = commit_time(self.home, self.model, state.version) or 0
+            empty = Pointer(index="", build="", table_version=state.version, commit=commit, before=[])
+            if pointer != empty:
+                write_atomically(pointer_path(self.folder), msgspec.json.encode(empty))
+        return pointer is not None and bool(pointer.index)
+
+    def _found(self, name: str) -> Manifest | None:
+        """The manifest of an index, if it and its file are there."""
+        manifest = read_manifest(self.folder, name)
+        try:
+            if manifest is not None and index_path(self.folder, name).stat().st_size == manifest.size:
+                return manifest
+        except FileNotFoundError:
+            pass
+        return None
+
+    def _sweep(self) -> None:
+        """Remove what a crash left. Nobody else writes here now."""
+        for path in self.folder.glob(".*.tmp"):
+            durable.remove(path)
+
+    def _prune(self, stay: set[str]) -> bool:
+        """Remove the indexes that nobody needs any more, and files of indexes without a manifest."""
+        pruned = False
+        for path in sorted(self.folder.glob("[0-9]*.json")):  # first: a file without a manifest is no index
+            if path.stem not in stay:
+                path.unlink(missing_ok=True)
+                pruned = True
+        for path in self.folder.glob("[0-9]*.lmdb"):
+            if not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)  # who has it open goes on reading it
+        failpoint("lookup_removed")
+        return pruned
+
+    # Building an index
+
+    def _build(self, snapshot: Snapshot) -> Manifest:
+        name = name_of(snapshot)
+        temporary, scratch = (self.folder / f".{name}.{what}.tmp" for what in ("lmdb", "rows"))
+        try:
+            keys = self._fill(temporary, scratch, snapshot)
+            with temporary.open("rb") as stream:
+                durable.seal(stream.fileno())
+                size, crc32 = os.fstat(stream.fileno()).st_size, checksum(stream.fileno())
+            failpoint("lookup_built")
+            manifest_path(self.folder, name).unlink(missing_ok=True)  # it would be that of another file
+            temporary.replace(index_path(self.folder, name))
+            fsync(self.folder)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # above all where the disk is full
+            raise
+        manifest = Manifest(
+            number=snapshot.number,
+            attempt=snapshot.attempt,
+            data_date=snapshot.data_date,
+            data_time=snapshot.data_time,
+            fingerprint=snapshot.fingerprint,
+            rows=snapshot.rows,
+            keys=list(zip(keys.names, keys.kinds, strict=True)),
+            size=size,
+            crc32=crc32,
+            build=secrets.token_hex(8),
+        )
+        failpoint("lookup_manifest")
+        write_atomically(manifest_path(self.folder, name), msgspec.json.encode(manifest))
+        LOG.info("lookups of %s: version %d is indexed (%d rows).", self.model, snapshot.number, snapshot.rows)
+        return manifest
+
+    def _fill(self, path: Path, scratch: Path, snapshot: Snapshot) -> KeyCodec:
+        """Write an index, flushed but for its metadata. Returns what its keys are."""
+        from sereno.lookup.entries import Entries
+
+        entries = Entries(snapshot)
+        rows = 0
+        with self._translated(snapshot, path), contextlib.closing(_new_environment(path)) as environment, _no_cycles():
+            for keys, predictions in entries.chunks(scratch):
+                with environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+                    # stops silently at a key that is not greater than the one before it
+                    _, added = cursor.putmulti(zip(keys, predictions, strict=True), append=True)
+                if added != len(keys):
+                    raise self._sick(snapshot, "has two rows with the same key")
+                rows += added
+                failpoint("lookup_build")
+            environment.sync(True)
+        if rows != snapshot.rows:
+            raise self._sick(snapshot, f"has {rows:,} rows in its parts, and not {snapshot.rows:,}")
+        return entries.keys
+
+    @contextlib.contextmanager
+    def _translated(self, snapshot: Snapshot, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as error:
+            if error.code > 0:
+                raise OSError(error.code, os.strerror(error.code), str(path)) from error
+            raise self._sick(snapshot, f"does not fit an index ({error})") from error
+
+    def _sick(self, snapshot: Snapshot, what: str) -> IndexingError:
+        return IndexingError(
+            f"Version {snapshot.number} of model {self.model!r} cannot be looked up: it {what}. Lookups answer as before. Run "
+            f"data date {snapshot.data_date} again, or roll back."
+        )
+
+    # Reading
+
+    def mark(self) -> object:
+        pointer = read_pointer(self.home, self.model)
+        return (pointer.index, pointer.build) if pointer is not None else None
+
+    def is_behind(self) -> bool:
+        return is_behind(self.home, self.model)
+
+    def open(self) -> FolderIndex | None:
+        for last in (*(False,) * (TRIES - 1), True):
+            pointer = read_pointer(self.home, self.model)
+            if pointer is None and pointer_path(self.folder).exists():
+                LOG.error("%s is damaged: no lookups until the table was followed again.", pointer_path(self.folder))
+            if pointer is None or not pointer.index:
+                return None
+            index = self._open(pointer.index)
+            if index is not None:
+                return index
+            if read_pointer(self.home, self.model) == pointer or last:
+                return self._open_older(pointer)
+        return None
+
+    def _open_older(self, pointer: Pointer) -> FolderIndex | None:
+        for name in pointer.before:
+            index = self._open(name)
+            if index is not None:
+                LOG.warning("lookups of %s answer from %s, until %s is there again.", self.model, name, pointer.index)
+                return index
+        return None
+
+    def _open(self, name: str) -> FolderIndex | None:
+        """An index, verified; None: it is not there, or is damaged and was put aside."""
+        manifest = read_manifest(self.folder, name)
+        if manifest is None:
+            return None
+        path = index_path(self.folder, name)
+        try:
+            with path.open("rb") as stream:
+                there = os.fstat(stream.fileno())
+                damage = ""
+                if there.st_size != manifest.size:
+                    damage = f"has {there.st_size:,} bytes, and not {manifest.size:,}"
+                elif checksum(stream.fileno()) != manifest.crc32:
+                    damage = "has another checksum than when it was built"
+                opened = _share(path, there) if not damage else None
+            if damage and path.stat().st_ino == there.st_ino:  # else it was just replaced
+                self._put_aside(name, damage)
+        except FileNotFoundError:
+            return None
+        return FolderIndex(manifest, opened) if opened is not None else None
+
+    def _put_aside(self, name: str, damage: str) -> None:
+        """Have a damaged index built again, by whoever follows next: without its manifest, it is none."""
+        path = index_path(self.folder, name)
+        LOG.error("%s %s: it is damaged, and is not used. It is built again.", path, damage)
+        try:
+            manifest_path(self.folder, name).unlink(missing_ok=True)
+        except OSError as error:
+            LOG.error(
+                "%s cannot be removed (%s), so %s stays as it is. Remove both.",
+                manifest_path(self.folder, name),
+                error.strerror,
+                path.name,
+            )
+
+
+class FolderIndex:
+    """An index that is open. `get` is LMDB's own, with nothing in between."""
+
+    def __init__(self, manifest: Manifest, opened: _Opened) -> None:
+        self.number = manifest.number
+        self.data_date = manifest.data_date
+        self.data_time = manifest.data_time
+        self.rows = manifest.rows
+        self.keys = KeyCodec(tuple(n for n, _ in manifest.keys), tuple(k for _, k in manifest.keys))
+        self._opened: _Opened | None = opened
+        self.get: Callable[[bytes], bytes | None] = opened.transaction.get
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return list(map(self.get, keys))
+
+    def close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            del self.get
+            _let_go(opened)
+
+
+class _Opened:
+    """A file that this process has open. LMDB must not open one twice, so all who read it share it."""
+
+    def __init__(self, path: Path, file: tuple[int, int], size: int) -> None:
+        self.file = file
+        self.users = 1
+        self.environment = lmdb.open(
+            str(path),
+            subdir=False,
+            readonly=True,
+            lock=False,
+            readahead=False,
+            create=False,
+            map_size=size,
+            max_spare_txns=1,
+        )
+        self.transaction = self.environment.begin()  # one for all, as long as it is open: the file never changes
+
+
+_opened: dict[tuple[int, int], _Opened] = {}  # by device and inode
+_opening = threading.Lock()
+
+
+def _share(path: Path, there: os.stat_result) -> _Opened | None:
+    """Open the file that was verified; None: it was replaced since."""
+    file = (there.st_dev, there.st_ino)
+    with _opening:
+        if file in _opened:
+            _opened[file].users += 1
+            return _opened[file]
+        opened = _Opened(path, file, there.st_size)
+        now = path.stat()
+        if (now.st_dev, now.st_ino) != file:
+            opened.environment.close()
+            return None
+        return _opened.setdefault(file, opened)
+
+
+def _let_go(opened: _Opened) -> None:
+    with _opening:
+        opened.users -= 1
+        if not opened.users:
+            del _opened[opened.file]
+            opened.transaction.abort()
+            opened.environment.close()
+
+
+def name_of(snapshot: Snapshot) -> str:
+    """What the index of a snapshot is called."""
+    return f"{snapshot.number:06}-{snapshot.attempt}"
+
+
+def checksum(descriptor: int) -> int:
+    """The CRC-32 of a file, whose content is in memory then."""
+    view = memoryview(bytearray(READ_BYTES))
+    crc32 = 0
+    with open(descriptor, "rb", buffering=0, closefd=False) as stream:
+        stream.seek(0)
+        while count := stream.readinto(view):
+            crc32 = zlib.crc32(view[:count], crc32)
+    return crc32
+
+
+def _new_environment(path: Path) -> lmdb.Environment:
+    return lmdb.open(str(path), map_size=MAP_SIZE, subdir=False, lock=False, sync=False, metasync=False, mode=0o644)
+
+
+@contextlib.contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Without the search for cycles of objects: millions are made here, and there are none among them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
