@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sereno.adapters.exports import make_export
 from sereno.batch.attempts import Attempts
 from sereno.config import ModelSettings, Settings
-from sereno.exceptions import ExportError, NotFoundError, SettingsError
+from sereno.exceptions import BusyError, ExportError, IndexingError, NotFoundError, SettingsError, StorageError
 from sereno.interfaces import Export
+from sereno.lookup.pointer import lookup_folder
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Rollback, SnapshotStore
 from sereno.storage import exclusive, told, write_atomically
@@ -21,7 +23,7 @@ AS_IT_WAS = "What was in service stays. Mend that, then try again."
 
 
 class Home:
-    """What belongs to one model below a home: its table, its attempts, its exports."""
+    """What belongs to one model below a home: its table, its attempts, its exports, its lookups."""
 
     def __init__(self, settings: Settings, name: str, chosen: ModelSettings | None = None) -> None:
         self.path = settings.home.resolve()  # one spelling, so that paths that were written down compare
@@ -33,8 +35,15 @@ class Home:
     def exports(self) -> list[Export]:
         return [make_export(setting, home=self.path, model=self.name) for setting in self.chosen.exports]
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether the index of lookups is to follow the table here: a server asked for it by its folder, or a setting."""
+        if self.chosen.lookup == "auto":
+            return lookup_folder(self.path, self.name).is_dir()
+        return self.chosen.lookup == "required"
+
     def follow(self) -> None:
-        """Make every export show what is served. Raises ExportError after all were tried.
+        """Make lookups and every export show what is served. Raises ExportError after all were tried.
 
         One process at a time, which reads the log when its turn comes: else the slower of two would undo the other.
         """
@@ -45,12 +54,19 @@ class Home:
             if not state.served:
                 return
             self.store.flush(state.version)
+            keep = state.kept(datetime.now(UTC))
+            followers: list[tuple[str, Callable[[], object]]] = []
+            if self.is_looked_up:
+                from sereno.adapters.lookup_folder import LookupFolder
+
+                followers.append(("lookup", partial(LookupFolder(self.path, self.name).follow, state, keep)))
+            followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
             failed = []
-            for export in self.exports():
+            for name, follow in followers:
                 try:
-                    export.follow(state.served, state.kept(datetime.now(UTC)))
-                except ExportError as error:
-                    failed.append(f"{export.name}: {error}")
+                    follow()
+                except (ExportError, IndexingError, StorageError, BusyError) as error:
+                    failed.append(f"{name}: {error}")
             if failed:
                 raise ExportError(
                     f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not "

@@ -92,6 +92,10 @@ class LookupStore(Protocol):
         """Something that differs from what it was once another index is served. Cheap: asked several times a second."""
         ...
 
+    def is_behind(self) -> bool:
+        """Whether the table has moved on, or an index is missing: whether `follow` has something to do. Cheap, too."""
+        ...
+
     def open(self) -> LookupIndex | None:
         """The index that is served, verified; None: there is none (yet).
 

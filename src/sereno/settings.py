@@ -77,6 +77,12 @@ def _choice(*valid: str) -> Kind:
     return Kind(name=" or ".join(f'"{one}"' for one in valid), check=check)
 
 
+def _check_unknown(raw: object) -> str:
+    if raw not in ("404", 404, "live") or isinstance(raw, float):
+        raise ValueError(nearest(str(raw), ("404", "live")))
+    return str(raw)
+
+
 def _check_zone(raw: object) -> str:
     from zoneinfo import ZoneInfo, available_timezones
 
@@ -153,6 +159,7 @@ _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 _VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
 _TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
 _BOOL = Kind(name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text, text))
+_UNKNOWN = Kind(name='"404" or "live"', check=_check_unknown)
 _MODE = Kind(name='the mode of a file, like "0660"', check=_check_mode)
 _EXPORTS = Kind(name='a list of "parquet", "csv", "jsonl" or "postgresql://…"', check=_check_exports, parse=parse_list)
 
@@ -209,6 +216,23 @@ class ModelSettings:
     )
     log: str = _setting("async", _choice("off", "async", "sync"), "Whether live answers are kept, and waited for.")
     log_days: int = _setting(30, _whole(1), "How many days live answers are kept.")
+    lookup: str = _setting(
+        "auto",
+        _choice("auto", "required", "off"),
+        "Whether the API answers from the published predictions: once there are some, not ready without them, or never.",
+    )
+    max_age_seconds: float | None = _setting(
+        None, _number(None), "Published predictions that are older than this are stale."
+    )
+    stale: str = _setting(
+        "flag",
+        _choice("flag", "refuse", "live"),
+        "A lookup that finds a stale prediction says so, gets 503, or is answered live.",
+    )
+    unknown: str = _setting("404", _UNKNOWN, "A lookup of an unknown key gets 404, or is answered live.")
+    cache_seconds: float = _setting(
+        0.0, _number(None), "How long a caller may keep what a lookup found, before it asks again."
+    )
     gates: GateSettings = field(default_factory=GateSettings)
     # Not a setting: what somebody gave ("source", "gates.constant") → the folder against which a path in it resolves.
     given: Mapping[str, Path] = field(default_factory=dict, repr=False)

@@ -143,8 +143,10 @@ class Call:
                 body = await self._body() if route.method == "POST" else b""
                 return route.answer(self.service, self._request(body), parameters)
             self.protocol, self.model = exchange.name, live.name
-            request = self._request(await self._body())
+            request = self._request(await self._body() if route.method == "POST" else b"")
             asked = exchange.read(live, request)
+            if asked.reply is not None:
+                return asked.reply
             self.rows = len(asked.rows)
             return settle(exchange, live, asked, await live.ask(asked.rows, self.request_id))
         except RequestError as error:
@@ -191,7 +193,8 @@ class Call:
         reply = self.reply
         assert reply is not None
         headers = [(b"content-type", reply.content_type), (b"x-request-id", self.request_id), *reply.headers]
-        headers.append((b"content-length", b"%d" % len(reply.body)))
+        if reply.status != 304:
+            headers.append((b"content-length", b"%d" % len(reply.body)))
         if self.is_turned_away or reply.status in (408, 413):
             headers += CLOSE  # what is left of the body is not read
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})

@@ -59,6 +59,7 @@ class Served(msgspec.Struct, kw_only=True):
     tries: str  # a curl line, with URL in place of the server's; empty where it would be long
     home: str
     log_days: int | None  # how long its answers are kept; None: they are not logged
+    is_looked_up: bool  # its published predictions can be asked for by key
 
 
 class Ready(msgspec.Struct, tag=True):

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sereno.serve.live import Live
 from sereno.serve.service import Service
-from sereno.serve.turn import Head, Turn
+from sereno.serve.turn import Head, Tail, Turn
 from sereno.serve.wire import Exchange, Reply, Request, RequestError
 
 LOG = logging.getLogger("sereno.serve")
@@ -72,6 +72,8 @@ class Lane(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if data.startswith(b"GET ") and not self.receiving_since and self._look_up(data):
+            return
         self.head = b""
         since = self.receiving_since
         if self.awaited:
@@ -124,6 +126,28 @@ class Lane(HttpToolsProtocol):
         self._append(turn)
         turn.ask(NEW(Request, (b"POST", known.url, b"", known.headers, body, turn.request_id)))
 
+    def _look_up(self, data: bytes) -> bool:
+        """The shortest path of a lookup: one GET, all but its path known. False: it takes a longer look."""
+        end = data.find(b" HTTP/1.1\r\n")
+        service = self.service
+        tail = service.tails.get(data[end:])
+        if tail is None or self.turns or self.is_draining or (self.cycle is not None and self._is_with_application()):
+            return False
+        at = data.find(b"/predictions/", 4, end) + 13
+        known = service.hot_lookups.get(data[4:at])
+        if known is None:
+            return False
+        since = perf_counter()
+        lookup = known[1].lookup
+        assert lookup is not None
+        reply = lookup.plain(data[at:end], tail.none_match, service, self.server_state.default_headers)
+        if reply is None:
+            return False
+        self.transport.write(reply)
+        self.active, self.has_asked = service.now, True
+        service.done(lookup.name, "lookup", 200 if tail.none_match is None else 304, perf_counter() - since)
+        return True
+
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
@@ -143,11 +167,11 @@ class Lane(HttpToolsProtocol):
         if self.is_refusing:
             return
         service = self.service
-        hot = service.hot.get(self.url)
-        if hot is None or not self._is_hot():
+        hot = None if self._is_with_application() else self._hot(method := self.parser.get_method())
+        if hot is None:
             self._to_application()
             return
-        host = authorization = given_id = origin = None
+        host = authorization = given_id = origin = none_match = None
         length = 0
         for name, value in self.headers:
             if name == b"host" and host is None:
@@ -162,23 +186,25 @@ class Lane(HttpToolsProtocol):
                 given_id = value if given_id is None else given_id
             elif name == b"transfer-encoding":
                 head = b""
+            elif name == b"if-none-match":
+                head, none_match = head if none_match is None else b"", value
             elif name in APPLICATION_HEADERS:
                 self._to_application()
                 return
         close = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
         turn = Turn(self, *hot, service.request_id(given_id), close=close)
-        error = service.guard.check(self.url, host, authorization, origin)
+        turn.method = method
+        error = service.guard.check(self.url.partition(b"?")[0], host, authorization, origin)
         if error is None and length > service.limits.max_body_bytes:
             error = service.too_large()
         if error is not None:
             self.refuse(error, turn)
             return
-        if (
-            given_id is None
-            and length
-            and not close
-            and head.count(b"\r\n") == head.count(b"\n") == len(self.headers) + 2
-        ):
+        is_known = given_id is None and not close and head.count(b"\r\n") == head.count(b"\n") == len(self.headers) + 2
+        if is_known and method == b"GET" and service.least_logged > 200:
+            if not length and b"?" not in self.url:
+                service.remember_tail(head[head.index(b" HTTP/1.1\r\n") :], Tail(none_match))
+        elif is_known and length and method == b"POST":
             is_plain = hot[0].is_plain and hot[1].fetcher is None and service.least_logged > 200
             bursts = service.bursts[hot[1].name] if is_plain else None
             service.remember(head, Head(*hot, self.url, self.headers, length, bursts))
@@ -209,7 +235,8 @@ class Lane(HttpToolsProtocol):
             return
         self.turn = None
         self._append(turn)
-        turn.ask(Request(b"POST", self.url, b"", self.headers, bytes(self.body), turn.request_id))
+        path, _, query = self.url.partition(b"?")
+        turn.ask(Request(turn.method, path, query, self.headers, bytes(self.body), turn.request_id))
 
     def _append(self, turn: Turn) -> None:
         self.turns.append(turn)
@@ -230,8 +257,12 @@ class Lane(HttpToolsProtocol):
 
     # To and from the application
 
-    def _is_hot(self) -> bool:
-        return self.parser.get_method() == b"POST" and not self._is_with_application()
+    def _hot(self, method: bytes) -> tuple[Exchange, Live] | None:
+        """What this request is for, where the lane answers it."""
+        if method == b"POST":
+            return self.service.hot.get(self.url)
+        at = self.url.find(b"/predictions/") + 13 if method == b"GET" else 0
+        return self.service.hot_lookups.get(self.url[:at])
 
     def _is_with_application(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)

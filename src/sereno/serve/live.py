@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import msgspec
 import numpy as np
 
 from sereno.exceptions import ModelFileError
-from sereno.rows import JSON_TEXT, UNKNOWN_TO_MSGSPEC, UNSET, NotJsonError, Row, RowDecoder, json_value, live_row
+from sereno.lookup.keys import Key
+from sereno.rows import JSON_TEXT, UNSET, AnswerEncoder, NotJsonError, Row, RowDecoder, json_value, live_row
+from sereno.schema import ABSENT
 from sereno.scoring import RowScorer, Scorer
 from sereno.serve.batcher import Batcher, Recorder, Waiting
 from sereno.serve.fetching import Fetcher
@@ -22,6 +25,7 @@ from sereno.values import Door, Refused, admit_row
 
 if TYPE_CHECKING:
     from sereno.fetching import Fetch
+    from sereno.serve.lookup import Lookup
     from sereno.serve.metrics import Metrics
     from sereno.settings import ModelSettings, ServeSettings
 
@@ -53,6 +57,7 @@ class Live:
         fingerprint: str,
         settings: ModelSettings,
         limits: ServeSettings,
+        home: Path | None = None,
         *,
         metrics: Metrics,
         recorder: Recorder | None = None,
@@ -72,17 +77,17 @@ class Live:
             )
         self.recorder = recorder
         self.settings = settings
+        self.home = home  # where its table lies
+        self.lookup: Lookup | None = None  # None: what is published cannot be asked for here
         # a model whose predict asks for keys was never asked about a row without one
         self.row = live_row(model.inputs, keys_needed=bool(self.fetched) or model.keys_form is not None)
         self.decoder = RowDecoder(self.row)
+        self._answers = RowDecoder(model.outputs)
         self._metrics = metrics
-        self._encode = msgspec.json.Encoder(decimal_format="string").encode
-        self._names = names = [c.name for c in model.outputs.columns]
-        fields = [(f"f{i}", Any) for i in range(len(names))]  # a Struct is made and encoded faster than a dict
-        renamed = {f"f{i}": name for i, name in enumerate(names)}
-        self._answer: Callable[..., Any] = lambda *answer: dict(zip(names, answer, strict=True))
-        if not any(UNKNOWN_TO_MSGSPEC.search(name) for name in names):
-            self._answer = msgspec.defstruct(f"{model.outputs.name}Json", fields, rename=renamed, gc=False)
+        self._names = [c.name for c in model.outputs.columns]
+        answers = AnswerEncoder(self._names)
+        self.encode = answers.encode  # an answer as a JSON object
+        self.encode_many = answers.encode_many  # several as a JSON list
         self.batcher = Batcher(
             self.name,
             RowScorer(scorer).score,
@@ -182,6 +187,16 @@ class Live:
         self._metrics.rejected(self.name, len({m.row for m in mistakes}))
         return unfit(mistakes)
 
+    @property
+    def needs_keys_alone(self) -> bool:
+        """Whether a row is complete with nothing but its keys: fetch has the rest."""
+        return self.fetcher is not None and all(c.role == "key" or c.default is not ABSENT for c in self.row.columns)
+
+    def row_of_key(self, key: Key) -> Row:
+        """The row of a key alone, for a model that needs no more."""
+        values = iter(key)
+        return tuple(next(values) if c.role == "key" else c.default for c in self.row.columns)
+
     # Answers out
 
     def submit(self, waiting: Waiting) -> None:
@@ -204,12 +219,14 @@ class Live:
         out: dict[str, Any] = msgspec.to_builtins(dict(zip(self._names, answer, strict=True)))
         return out
 
-    def encode(self, answer: Answer) -> bytes:
-        """An answer as a JSON object."""
-        return self._encode(self._answer(*answer))
-
-    def encode_many(self, answers: Sequence[Answer]) -> bytes:
-        return self._encode([dict(zip(self._names, answer, strict=True)) for answer in answers])
+    def answer_of(self, prediction: bytes) -> Answer:
+        """The answer that such an object, published before, stands for. Raises RequestError (503)."""
+        try:
+            return self._answers.decode(prediction)
+        except Refused as refused:
+            raise RequestError(
+                503, "What is published does not fit the outputs of this model as it is now. The next run mends that."
+            ) from refused
 
     # State
 
@@ -222,7 +239,7 @@ class Live:
 
     @property
     def is_ready(self) -> bool:
-        return not self.is_hung
+        return not self.is_hung and (self.lookup is None or self.lookup.is_ready)
 
     def expire(self) -> None:
         """Answer what has waited too long; called every now and then."""
@@ -238,6 +255,8 @@ class Live:
             self.recorder.close()
         if self.fetcher is not None:
             self.fetcher.close()
+        if self.lookup is not None:
+            self.lookup.close()
 
 
 def unfit(mistakes: Sequence[Mistake]) -> RequestError:

@@ -79,6 +79,25 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "sereno_fetch_duration_seconds": Family("histogram", "How long fetch took for a batch.", ("model",), _SECONDS),
     "sereno_fetch_errors_total": Family("counter", "Calls of fetch that raised or took too long.", ("model",)),
+    "sereno_lookup_keys_total": Family(
+        "counter",
+        "Keys that were looked up: found, unknown, found stale, or answered live.",
+        ("model", "result"),
+    ),
+    "sereno_lookup_version": Family("gauge", "The version that a worker's lookups answer from.", ("model", "worker")),
+    "sereno_lookup_age_seconds": Family(
+        "gauge", "Age of the predictions that lookups find, of the worker that is last.", ("model",), worst=True
+    ),
+    "sereno_lookup_stale": Family("gauge", "1 where they are older than max_age_seconds.", ("model",), worst=True),
+    "sereno_lookup_behind_seconds": Family(
+        "gauge",
+        "For how long the table has been ahead of the lookups, of the worker that is last.",
+        ("model",),
+        worst=True,
+    ),
+    "sereno_lookup_failures_total": Family(
+        "counter", "Indexes of lookups that were damaged or missing, or could not be built.", ("model",)
+    ),
     "sereno_log_lag_seconds": Family(
         "gauge", "Age of the oldest answer that is not on disk yet, of the worker that is last.", ("model",), worst=True
     ),
@@ -115,12 +134,24 @@ class Kept(msgspec.Struct, array_like=True):
 class _OfModel:
     """What one worker counts of one model."""
 
-    __slots__ = ("batch_rows", "failed_rows", "fetch", "fetch_errors", "predict", "queue", "rejected_rows")
+    __slots__ = (
+        "batch_rows",
+        "failed_indexes",
+        "failed_rows",
+        "fetch",
+        "fetch_errors",
+        "lookups",
+        "predict",
+        "queue",
+        "rejected_rows",
+    )
 
     def __init__(self) -> None:
         self.batch_rows, self.queue = _histogram(_ROWS)(), _histogram(_SECONDS)()
         self.predict, self.fetch = _histogram(_SECONDS)(), _histogram(_SECONDS)()
         self.rejected_rows = self.failed_rows = self.fetch_errors = 0
+        self.failed_indexes = 0
+        self.lookups: dict[str, int] = {}  # result → keys; empty where nobody can look anything up
 
 
 class Metrics:
@@ -181,6 +212,17 @@ class Metrics:
         """predict raised on rows, or answered otherwise than declared."""
         self._models[model].failed_rows += rows
 
+    def lookups(self, model: str) -> dict[str, int]:
+        """Keys that were looked up, by result. Whoever answers them counts there, with nothing in between: it is hot."""
+        counts = self._models[model].lookups
+        for result in ("found", "unknown", "stale", "live"):
+            counts.setdefault(result, 0)
+        return counts
+
+    def failed_index(self, model: str) -> None:
+        """An index of lookups could not be built, or was missing; of a process that has no supervisor."""
+        self._models[model].failed_indexes += 1
+
     def serve(self, model: str, fingerprint: str) -> None:
         """A model is in service in this worker. Its series are there from now on, at 0."""
         self._models[model]
@@ -232,6 +274,10 @@ class Metrics:
                 )
             for name, numbers in series:
                 cells[name][(model,)] = numbers
+            if counted.lookups:
+                cells["sereno_lookup_failures_total"][(model,)] = [counted.failed_indexes]
+            for result, keys in counted.lookups.items():
+                cells["sereno_lookup_keys_total"][model, result] = [keys]
         for name, labels, ask in self._watched:
             _add(cells[name], labels, [float(ask())], worst=FAMILIES[name].worst)
         worker = (str(slot),)
@@ -257,6 +303,16 @@ def fold(board: Board, slot: int, ended: Ended) -> None:
     kept.folded = total.folded if worker is None else [*total.folded[-board.slots :], worker.worker]
     board.write(0, _encode(kept))
     board.clear(slot)
+
+
+def count_failed_index(board: Board, model: str) -> None:
+    """Count an index of lookups that could not be built, or was missing. Only the supervisor does that."""
+    total = _decode(board.read(0)) or Kept("", {})
+    cells = _merged([total])
+    _add(cells["sereno_lookup_failures_total"], (model,), [1])
+    kept = _kept("", cells)
+    kept.folded = total.folded
+    board.write(0, _encode(kept))
 
 
 def _lasting(kept: Kept) -> Kept:

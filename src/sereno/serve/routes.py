@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sereno.serve import health, page
-from sereno.serve.protocols import invocations, kserve, mlflow, native, oip, sagemaker, stream, vertex
+from sereno.serve.protocols import invocations, kserve, mlflow, native, oip, predictions, sagemaker, stream, vertex
 from sereno.serve.wire import Reply, RequestError, Route
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def all_routes(service: Service) -> list[Route]:
     found = [
         *vertex.routes(service),  # first: the platform may choose a path that is one of ours
         *native.routes(service),
+        *predictions.routes(service),
         *health.routes(service),
         *oip.routes(service),
         *kserve.routes(service),

@@ -18,11 +18,14 @@ from sereno.config import Settings, find_home
 from sereno.exceptions import ModelFileError
 from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
+from sereno.lookup.keys import KeyCodec
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
 from sereno.serve.guard import KEY, Guard
+from sereno.serve.indexing import Indexing
 from sereno.serve.live import Live
+from sereno.serve.lookup import Lookup
 from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
 from sereno.serve.wire import Exchange, RequestError, Route
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
     from sereno.serve.board import Board
     from sereno.serve.metrics import Metrics
-    from sereno.serve.turn import Head
+    from sereno.serve.turn import Head, Tail
 
 LOG = logging.getLogger("sereno.serve")
 
@@ -73,7 +76,13 @@ class Service:
         self.hot: dict[bytes, tuple[Exchange, Live]] = {
             route.path.encode(): (route.exchange, route.live)
             for route in self.routes
-            if route.exchange is not None and route.live is not None
+            if route.exchange is not None and route.live is not None and route.method == "POST"
+        }
+        # what a GET's path may begin with, up to the key
+        self.hot_lookups: dict[bytes, tuple[Exchange, Live]] = {
+            route.path.partition("{")[0].encode(): (route.exchange, route.live)
+            for route in self.routes
+            if route.exchange is not None and route.live is not None and route.method == "GET"
         }
         plain = {live.name: (exchange, live) for exchange, live in self.hot.values() if exchange.is_plain}
         self.bursts = {name: Bursts(self, *both) for name, both in plain.items()}
@@ -84,6 +93,11 @@ class Service:
         self._defaults: Any = None
         self._starts: dict[tuple[int, bytes], bytes] = {}
         self.heads: dict[bytes, Head] = {}  # of requests that were let in, as they came
+        self.tails: dict[bytes, Tail] = {}  # of GETs, from the end of their path on
+        self._indexing: Indexing | None = None
+        if board is None:  # else the supervisor's
+            self._indexing = Indexing(lambda text: LOG.warning("%s", text), metrics.failed_index)
+            self._indexing.serve((str(live.home), live.name) for live in lives if live.lookup is not None)
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     def live(self, name: str) -> Live:
@@ -136,6 +150,13 @@ class Service:
         if len(head) <= HEAD_BYTES:
             self.heads[head] = what
 
+    def remember_tail(self, tail: bytes, what: Tail) -> None:
+        """Keep all of a GET that was let in but its path."""
+        if len(self.tails) >= HEADS:
+            self.tails.clear()
+        if len(tail) <= HEAD_BYTES:
+            self.tails[tail] = what
+
     async def _tick(self) -> None:
         from sereno.serve.lane import Lane
 
@@ -147,6 +168,10 @@ class Service:
             try:
                 for live in self.lives.values():
                     live.expire()
+                    if live.lookup is not None:
+                        live.lookup.look()
+                if self._indexing is not None:
+                    self._indexing.look()
                 if ticks % 4 == 0:
                     for connection in list(self.connections):
                         if isinstance(connection, Lane):
@@ -162,6 +187,9 @@ class Service:
     async def close(self) -> None:
         """Stop, once every request is answered."""
         self._ticker.cancel()
+        if self._indexing is not None:
+            self._indexing.stop()
+            self._indexing.wait()
         for live in self.lives.values():
             live.close()
         if self.board is not None:
@@ -225,12 +253,37 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
         mode: Any = mine.log
         folder = segments_folder(settings.home, model.name)
         recorder = AnswerLog(folder, model.name, mode, fingerprint=digest, inputs=model.inputs, outputs=model.outputs)
-    return Live(
+    live = Live(
         scorer,
         digest,
         mine,
         server.serve,
+        settings.home.resolve(),
         metrics=metrics,
         recorder=recorder,
         fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )
+    if mine.lookup != "off":
+        live.lookup = open_lookup(live, metrics, slot)
+    return live
+
+
+def open_lookup(live: Live, metrics: Metrics, slot: int) -> Lookup:
+    """The lookups of a model. Raises ModelFileError where they are to be answered live and cannot be."""
+    from sereno.adapters.lookup_folder import LookupFolder
+
+    for name in ("stale", "unknown"):
+        if getattr(live.settings, name) == "live" and not live.needs_keys_alone:
+            raise ModelFileError(
+                f'{live.model.place}: {name} = "live" needs a model that can answer to a key alone: a fetch function, and '
+                f"every other column of {live.inputs.name} Fetched or with a default. Or choose another {name}."
+            )
+    lookup = Lookup(
+        live.name,
+        LookupFolder(live.home, live.name),
+        live.settings,
+        KeyCodec.of(live.inputs.arrow_schema(live.inputs.keys), [c.name for c in live.inputs.keys]),
+        metrics=metrics,
+    )
+    lookup.watch(metrics, slot)
+    return lookup

@@ -38,6 +38,7 @@ from sereno.serve.control import (
     close_all,
     from_worker,
 )
+from sereno.serve.indexing import Indexing
 from sereno.serve.options import Options
 from sereno.serve.process import Phase, Worker, start_worker
 from sereno.serve.sockets import Listening, refuse_openness
@@ -97,6 +98,7 @@ class Supervisor:
         self._wake, self._waker = socket.socketpair()
         self._watcher = Watcher(self._has_changed) if watch else None
         self._compacting = Compacting(note)
+        self._indexing = Indexing(note, self._indexing_failed)
 
     def run(self) -> int:
         """Serve until a signal ends it: 0, or 1 where workers had to be killed. Raises what kept the first from starting."""
@@ -208,6 +210,7 @@ class Supervisor:
             self._watcher.serve(worker.belongs, seen)
         self._models = models
         self._compacting.serve(worker.ready.models)
+        self._indexing.serve((model.home, model.name) for model in worker.ready.models if model.is_looked_up)
 
     def _spread(self) -> None:
         """Have the sockets of every place looked after: by its own worker, else by another one."""
@@ -426,6 +429,12 @@ class Supervisor:
             for worker in [w for w in self._workers if w.phase is Phase.READY]:
                 self._look_at(worker)
             self._compacting.look()
+            self._indexing.look()
+
+    def _indexing_failed(self, model: str) -> None:
+        from sereno.serve.metrics import count_failed_index
+
+        count_failed_index(self._board, model)
 
     def _look_at(self, worker: Worker) -> None:
         assert worker.ready is not None
@@ -505,6 +514,7 @@ class Supervisor:
             else:
                 worker.kill_at = min(worker.kill_at or self._ends_at, self._ends_at)
         self._compacting.stop()
+        self._indexing.stop()
 
     def _end(self) -> None:
         """Nothing that was started is left, whatever ended us."""
@@ -515,8 +525,9 @@ class Supervisor:
             self._first.end()
         for worker in self._workers:
             worker.end()
-        self._compacting.stop()
-        self._compacting.wait()
+        for beside in (self._compacting, self._indexing):
+            beside.stop()
+            beside.wait()
         self._selector.close()
         self._wake.close()
         self._waker.close()

@@ -30,11 +30,17 @@ class Head(NamedTuple):
     bursts: Bursts | None  # takes it where it is plain
 
 
+class Tail(NamedTuple):
+    """The same of a GET, whose path is another each time: what comes after the path."""
+
+    none_match: bytes | None  # If-None-Match
+
+
 class Turn(Waiting):
     """A hot request, from its headers to its reply."""
 
     rows: Sequence[Row] = ()
-    path = b""
+    method, path = b"POST", b""
     output: bytes | None = None  # the reply, until it is its turn
     asked: Asked
 
@@ -47,13 +53,18 @@ class Turn(Waiting):
 
     def ask(self, request: Request) -> None:
         """The request is there: have its rows answered, or refuse them."""
-        self.since, self.path = perf_counter(), request.path
+        self.since, self.method, self.path = perf_counter(), request.method, request.path
         exchange, live = self.exchange, self.live
         assert live is not None
         try:
-            if live.batcher.is_full:  # before anything is decoded: what is too much must cost little
+            if (
+                exchange.asks_model and live.batcher.is_full
+            ):  # before anything is decoded: what is too much must cost little
                 raise live.batcher.busy()
             self.asked = asked = exchange.read(live, request)
+            if asked.reply is not None:
+                self.reply(asked.reply)
+                return
             self.rows = asked.rows
             live.submit(self)
         except RequestError as error:
@@ -87,14 +98,9 @@ class Turn(Waiting):
             self.close, close = True, b"connection: close\r\n"
         more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
         start = service.start(lane.server_state.default_headers, status, content_type)
-        self.output = b"%b%b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-            start,
-            self.request_id,
-            more,
-            len(body),
-            close,
-            body,
-        )
+        if status != 304:  # which has no body, and says nothing of the one that it stands for
+            close += b"content-length: %d\r\n" % len(body)
+        self.output = b"%b%b\r\n%b%b\r\n%b" % (start, self.request_id, more, close, body)
         if lane.turns[0] is self:
             lane.flush()
 
@@ -105,7 +111,7 @@ class Turn(Waiting):
         seconds, protocol = perf_counter() - self.since, self.exchange.name
         lane.service.access.log(
             status,
-            b"POST",
+            self.method,
             self.path,
             self.request_id,
             client,

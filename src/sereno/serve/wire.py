@@ -6,7 +6,7 @@ give the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,6 +89,9 @@ class Asked:
     rows: list[Row]
     context: Any = None  # what `write` needs to know beside the answers
     one_by_one: bool = False  # `write` is given RequestErrors in place of answers; else one of them fails the request
+    known: Mapping[int, Answer] | None = None  # position → an answer that was looked up; `rows` are those in between
+    reply: Reply | None = None  # all was looked up: there is nothing to ask the model
+    headers: Sequence[tuple[bytes, bytes]] = ()  # for the reply, of where the known answers come from
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Exchange:
     read: Callable[[Live, Request], Asked]  # raises RequestError
     write: Callable[[Live, Asked, Sequence[Any]], Reply]  # Answers in the order of the rows (RequestErrors: see Asked)
     refuse: Callable[[RequestError], Reply]  # the protocol's own error shape
+    asks_model: bool = True  # else most of its requests are answered without, however much the model has to do
     is_plain: bool = False  # a JSON object is one row (`live.decode`), and its answer (`live.encode`) the whole reply
 
 
@@ -119,11 +123,16 @@ class Route:
 
 def settle(exchange: Exchange, live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
     """The reply to a request whose answers are there. Raises RequestError where one of them fails it."""
+    if asked.known is not None:
+        fresh = iter(answers)
+        known = asked.known
+        answers = [known[i] if i in known else next(fresh) for i in range(len(known) + len(asked.rows))]
     if not asked.one_by_one:
         for answer in answers:
             if type(answer) is not tuple:
                 raise combined(answers)
-    return exchange.write(live, asked, answers)
+    reply = exchange.write(live, asked, answers)
+    return reply._replace(headers=(*reply.headers, *asked.headers)) if asked.headers else reply
 
 
 def combined(answers: Sequence[Any]) -> RequestError:

@@ -265,6 +265,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                     tries=tries if len(tries := curl(service, live, "URL")) < LONGEST_LINE else "",
                     home=homes[live.model.file],
                     log_days=live.settings.log_days if live.settings.log != "off" else None,
+                    is_looked_up=live.lookup is not None,
                 )
                 for live in service.lives.values()
                 if live.model.file is not None

@@ -1,0 +1,43 @@
+"""The process that makes the lookups of one model follow its table: `python -m sereno.lookup.builder HOME MODEL`.
+
+Not for people. A server starts it whenever the table is ahead of its lookups and nobody else saw to it: whoever published
+died, has no right to write there, or knew nothing of a server. It ends when they have caught up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+LOG = logging.getLogger("sereno.lookup")
+NICE = 5  # requests are answered first
+
+
+def main(home: Path, model: str) -> int:
+    from sereno.adapters.lookup_folder import LookupFolder
+    from sereno.exceptions import SerenoError
+    from sereno.snapshots import SnapshotStore
+    from sereno.storage import told
+
+    logging.basicConfig(format="sereno: %(message)s", level=logging.INFO)
+    os.nice(NICE)
+    try:
+        with told(
+            f"The lookups of {model} in {home} cannot follow its table", "They go on as they are; it is tried again."
+        ):
+            store = SnapshotStore(home, model)
+            state = store.state()
+            if state.served:
+                store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
+                LookupFolder(home, model).follow(state, state.kept(datetime.now(UTC)))
+    except SerenoError as error:
+        LOG.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,278 @@
+"""One model's lookups in this worker: which snapshot answers, how old it is, and the bytes of an answer.
+
+The answer to a key is what the last published run computed, ready as JSON since then, with a few words about its age that
+are made anew once a second. A newer snapshot is noticed within `service.TICK_SECONDS`, opened and read in a thread, and
+takes over between two requests: each answer is of one snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from struct import Struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sereno.lookup.keys import Key, KeyCodec
+from sereno.serve.wire import JSON, RequestError
+
+if TYPE_CHECKING:
+    from sereno.interfaces import LookupIndex, LookupStore
+    from sereno.serve.metrics import Metrics
+    from sereno.serve.service import Service
+    from sereno.settings import ModelSettings
+
+LOG = logging.getLogger("sereno.lookup")
+
+RETRY_SECONDS = 5.0  # after an index that could not be opened
+START = b'{"prediction":'
+NO_STORE = (b"cache-control", b"no-store")
+PLAIN_TEXT = re.compile(rb"[A-Za-z0-9._~-]{1,500}").fullmatch  # a key in a URL that stands for itself
+
+_whole = Struct(">Q").pack
+_length = Struct(">I").pack
+_SIGN = 1 << 63
+
+
+class Standing(NamedTuple):
+    """Which snapshot answers, and how old it is."""
+
+    version: int
+    data_date: str
+    data_time: str
+    age_seconds: int
+    stale: bool
+
+
+class Lookup:
+    """See the module. Made and used on the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        store: LookupStore,
+        settings: ModelSettings,
+        keys: KeyCodec,
+        *,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises what `LookupStore.open` raises."""
+        self.name, self.settings = name, settings
+        self._store, self._clock = store, clock
+        self._own_keys = keys
+        self.counts = metrics.lookups(name)
+        self.index: LookupIndex | None = None
+        self.get: Callable[[bytes], bytes | None] = lambda key: None  # of the index
+        self.standing: Standing | None = None
+        self.etag = b""
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()  # of an answer
+        self.end = b""  # of the JSON of an answer, after the prediction
+        self.is_plain = False  # whether the shortest path may answer
+        self.found_as = "found"  # how a key that is there is counted
+        self._starts: tuple[Any, bytes, bytes] = (None, b"", b"")
+        self._mark: object = None
+        self._opening: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+        self._behind_since: float | None = None
+        mark = store.mark()
+        self._serve(store.open())
+        self._mark = mark
+
+    # Which snapshot answers
+
+    def look(self) -> None:
+        """Follow what is served, and let the age grow. Called several times a second."""
+        now = self._clock()
+        self._renew(now)
+        if self._opening is None and now >= self._not_before and (mark := self._store.mark()) != self._mark:
+            self._opening = asyncio.get_running_loop().create_task(self._open(mark))
+
+    async def _open(self, mark: object) -> None:
+        try:
+            index = await asyncio.to_thread(self._store.open)
+        except Exception as error:  # noqa: BLE001 - what is served stays, whatever kept the next one from it
+            self._not_before = self._clock() + RETRY_SECONDS
+            LOG.error("the lookups of %s cannot follow their table: %s. They answer as before.", self.name, error)
+        else:
+            self._mark = mark
+            if index is not None:  # else what it answers from was removed: it stays until there is another
+                self._serve(index)
+        finally:
+            self._opening = None
+
+    def _serve(self, index: LookupIndex | None) -> None:
+        before, self.index = self.index, index
+        self.standing = None
+        if index is not None:
+            self.get = index.get
+            if before is not None and before.number != index.number:
+                LOG.info("lookups of %s answer from version %d.", self.name, index.number)
+        self._renew(self._clock())
+        if before is not None:
+            before.close()
+
+    def _renew(self, now: float) -> None:
+        index = self.index
+        if index is None:
+            return
+        age = max(0, int(now - index.data_time.timestamp()))
+        if self.standing is not None and age == self.standing.age_seconds:
+            return
+        most = self.settings.max_age_seconds
+        stale = most is not None and age > most
+        data_time = index.data_time.isoformat().replace("+00:00", "Z")
+        self.standing = Standing(index.number, index.data_date.isoformat(), data_time, age, stale)
+        self.end = b',"version":%d,"data_date":"%b","data_time":"%b","age_seconds":%d,"stale":%b,"origin":"lookup"}' % (
+            index.number,
+            self.standing.data_date.encode(),
+            data_time.encode(),
+            age,
+            b"true" if stale else b"false",
+        )
+        self.etag = b'W/"%d-%b"' % (index.number, b"true" if stale else b"false")
+        cache = b"private, no-cache"
+        if self.settings.cache_seconds >= 1 and not stale:
+            # caches count Age in; the answer may be kept no longer than until it is stale
+            longest = age + int(self.settings.cache_seconds)
+            cache = b"private, max-age=%d" % (longest if most is None else min(longest, int(most)))
+        self.headers = ((b"etag", self.etag), (b"age", b"%d" % age), (b"cache-control", cache))
+        self.found_as = "stale" if stale else "found"
+        self.is_plain = not stale or self.settings.stale == "flag"
+        self._starts = (None, b"", b"")
+
+    @property
+    def is_ready(self) -> bool:
+        return self.index is not None or self.settings.lookup != "required"
+
+    def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self.index is not None:
+            self.index.close()
+
+    def watch(self, metrics: Metrics, slot: int) -> None:
+        """Have it counted how far it is."""
+
+        def standing(read: Callable[[Standing], float]) -> Callable[[], float]:
+            return lambda: read(self.standing) if self.standing is not None else 0
+
+        metrics.watch("sereno_lookup_version", standing(lambda now: now.version), self.name, str(slot))
+        metrics.watch("sereno_lookup_age_seconds", standing(lambda now: now.age_seconds), self.name)
+        metrics.watch("sereno_lookup_stale", standing(lambda now: now.stale), self.name)
+        metrics.watch("sereno_lookup_behind_seconds", self.behind_seconds, self.name)
+
+    def behind_seconds(self) -> float:
+        """For how long the table has had something that is not served here, as far as this process saw."""
+        now = self._clock()
+        if not self._store.is_behind() and self._mark == self._store.mark():
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = now
+        return now - self._behind_since if self._behind_since is not None else 0.0
+
+    # Keys
+
+    @property
+    def keys(self) -> KeyCodec:
+        """What a key is: that of the snapshot that answers."""
+        return self.index.keys if self.index is not None else self._own_keys
+
+    # Answers
+
+    def find(self, keys: Sequence[Key]) -> list[bytes | None]:
+        """The JSON of each key's prediction; None where it is to be asked live, or is unknown.
+
+        Raises RequestError (503) where nothing is published yet, or what is published is stale and refused.
+        """
+        settings, index, counts = self.settings, self.index, self.counts
+        if index is None:
+            if settings.unknown == "live":
+                return [None] * len(keys)
+            raise RequestError(503, "Nothing is published yet that could be looked up.", retry_after=5)
+        assert self.standing is not None
+        if self.standing.stale and settings.stale != "flag":
+            counts["stale"] += len(keys)
+            if settings.stale == "live":
+                return [None] * len(keys)
+            raise RequestError(
+                503,
+                f"What is published is {self.standing.age_seconds:,} seconds old, and may be {settings.max_age_seconds:,g}.",
+                retry_after=60,
+            )
+        encode = index.keys.encode
+        found = index.get_many([encode(key) for key in keys])
+        known = len(keys) - found.count(None)
+        counts[self.found_as] += known
+        counts["unknown"] += len(keys) - known
+        return found
+
+    @property
+    def asks_live(self) -> bool:
+        """Whether a key that `find` did not find is to be asked live."""
+        if self.index is None or self.settings.unknown == "live":
+            return self.settings.unknown == "live"
+        return self.standing is not None and self.standing.stale and self.settings.stale == "live"
+
+    def item(self, prediction: bytes) -> bytes:
+        """The JSON of an answer that was found."""
+        return b"%b%b%b" % (START, prediction, self.end)
+
+    def live_item(self, prediction: bytes) -> bytes:
+        """The JSON of an answer that was computed just now."""
+        now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.counts["live"] += 1
+        return (
+            b'%b%b,"version":null,"data_date":null,"data_time":"%b","age_seconds":0,"stale":false,"origin":"live"}'
+            % (START, prediction, now.encode())
+        )
+
+    # The shortest path
+
+    def plain(self, text: bytes, none_match: bytes | None, service: Service, defaults: Any) -> bytes | None:
+        """The whole reply to a GET with this key, as it stands in the URL; None where it takes a longer look."""
+        if not self.is_plain:
+            return None
+        match self.keys.single:
+            case "int":
+                if not text.isdigit() or len(text) > 18 or (text[0] == 48 and len(text) > 1):
+                    return None
+                key = _whole(int(text) + _SIGN)
+            case "str":
+                if PLAIN_TEXT(text) is None:
+                    return None
+                key = _length(len(text)) + text
+            case _:
+                return None
+        prediction = self.get(key)
+        if prediction is None:
+            return None
+        found, not_modified = self._begun(service, defaults)
+        if none_match is not None and none_match != self.etag:
+            return None
+        self.counts[self.found_as] += 1
+        request_id = service.request_id(None)
+        if none_match is not None:
+            return b"%b%b\r\n\r\n" % (not_modified, request_id)
+        end = self.end
+        length = len(START) + len(prediction) + len(end)
+        return b"%b%b\r\ncontent-length: %d\r\n\r\n%b%b%b" % (found, request_id, length, START, prediction, end)
+
+    def _begun(self, service: Service, defaults: Any) -> tuple[bytes, bytes]:
+        """How the replies of this second begin, 200 and 304, up to the request's id."""
+        if self._starts[0] is not defaults:
+            more = b"".join(b"%b: %b\r\n" % header for header in self.headers) + b"x-request-id: "
+            starts = (service.start(defaults, status, JSON).removesuffix(b"x-request-id: ") for status in (200, 304))
+            found, not_modified = (start + more for start in starts)
+            self._starts = (defaults, found, not_modified)
+        return self._starts[1], self._starts[2]
+
+
+def matches(none_match: bytes, etag: bytes) -> bool:
+    """Whether an If-None-Match names this tag (RFC 9110, 13.1.2: weak comparison)."""
+    if none_match.strip() == b"*":
+        return True
+    return etag.removeprefix(b"W/") in [one.strip().removeprefix(b"W/") for one in none_match.split(b",")]
