@@ -51,7 +51,6 @@ class Entries:
 
     def chunks(self, scratch: Path) -> Iterator[Chunk]:
         """All of them, a chunk at a time. The folder `scratch` is made where it is needed, and is gone at the end."""
-        self._parts.verify()
         try:
             yield from self._sorted(self._parts, scratch)
         finally:
@@ -138,13 +137,13 @@ class _Parts:
         self._snapshot = snapshot
         if not snapshot.parts:
             raise IndexingError(f"Version {snapshot.number} of model {snapshot.model!r} has no rows to look up.")
+        self._verify()
         with self._reading(snapshot.parts[0]):
             found = pq.read_schema(snapshot.parts[0].path)
         self.schema: pa.Schema = pa.schema([(field.name, field.type) for field in found])
         self.rows = snapshot.rows
 
-    def verify(self) -> None:
-        """Raise IndexingError where a part is not what was published."""
+    def _verify(self) -> None:
         for part in self._snapshot.parts:
             with self._reading(part), part.path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != part.sha256:
@@ -184,7 +183,7 @@ class _Parts:
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, or this user's rights: nothing is known about the part
-            raise self._unreadable(part, f"is damaged ({error})") from error
+            raise self._unreadable(part, f"is damaged ({str(error).rstrip('.')})") from error
 
     def _unreadable(self, part: Part, what: str) -> IndexingError:
         snapshot = self._snapshot
