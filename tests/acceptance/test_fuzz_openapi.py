@@ -18,6 +18,7 @@ import pytest
 
 from sereno.serve.guard import new_key
 from tests.acceptance.server import Server
+from tests.lookups import publish
 
 MODELS = Path(__file__).parents[1] / "models"
 SETTINGS = Path(__file__).parent / "fuzz"
@@ -30,6 +31,8 @@ def project(tmp_path: Path) -> Path:
     for file in (*MODELS.glob("*.py"), *SETTINGS.iterdir()):
         if file.is_file():
             shutil.copy(file, tmp_path)
+    publish(tmp_path, "plain.py")
+    publish(tmp_path, "everything.py", "--set", "models.everything.gates.max_null_share=1", full="lines")
     return tmp_path
 
 

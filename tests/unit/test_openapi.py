@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from sereno.lookup.found import UNKNOWN_KEY
 from sereno.serve import openapi
 from sereno.serve.guard import new_key
 from sereno.serve.openapi.parts import PROBLEM
@@ -20,24 +22,35 @@ from sereno.serve.protocols import native
 from sereno.serve.wire import Mistake, RequestError
 from tests.lives import Served
 from tests.lives import served as served_of
+from tests.lookups import publish
 
 MODELS = Path(__file__).parents[1] / "models"
 PROBLEM_TYPE = "application/problem+json"
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Served]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two models, one of which has something published."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("plain.py", "everything.py"):
+        shutil.copy(MODELS / name, folder)
+    publish(folder, "plain.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Iterator[Served]:
     """One model, open to all."""
-    with served_of(MODELS / "plain.py") as served:
+    with served_of(folder / "plain.py") as served:
         yield served
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[Served]:
+def both(folder: Path) -> Iterator[Served]:
     """Two models, which want keys."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SERENO_SECRET_API_KEYS", new_key().line)
-        with served_of(MODELS / "plain.py", MODELS / "everything.py") as served:
+        with served_of(folder / "plain.py", folder / "everything.py") as served:
             yield served
 
 
@@ -70,7 +83,7 @@ def test_it_has_every_route(served: Served) -> None:
     }  # fmt: skip
     if served.service.only is None:
         left_out.add(("POST", "/invocations"))  # it says that it needs one model alone
-    assert {(route.method, openapi.template(route.path)) for route in served.service.routes} == told | left_out
+    assert {(route.method, openapi.template(route)) for route in served.service.routes} == told | left_out
     assert not told & left_out
 
 
@@ -158,6 +171,110 @@ def test_the_example_of_a_422_is_what_is_said(plain: Served) -> None:
         {"row": 0, "column": "plan", "expected": "is missing (null)"},
     ]
     assert said == plain.ask("POST", "/predict", dict.fromkeys(("age", "plan", "monthly_spend"))).json()
+
+
+# Lookups
+
+
+def test_a_key_is_a_segment_for_each_of_its_columns(both: Served, plain: Served) -> None:
+    operation = document(plain)["paths"]["/predictions/{customer_id}"]["get"]
+    (key, none_match) = operation["parameters"]
+    assert (key["name"], key["in"], key["schema"]) == ("customer_id", "path", {"type": "integer", "format": "int64"})
+    assert (none_match["name"], none_match["required"]) == ("If-None-Match", False)
+    composite = document(both)["paths"]["/models/everything/predictions/{shop}/{customer_id}"]["get"]
+    assert [one["name"] for one in composite["parameters"]] == ["shop", "customer_id", "If-None-Match"]
+    many = document(both)["paths"]["/models/everything/predictions"]["post"]
+    schema = many["requestBody"]["content"]["application/json"]["schema"]["properties"]["keys"]
+    assert schema["items"]["prefixItems"] == [{"type": "string"}, {"type": "integer", "format": "int64"}]
+    assert schema["maxItems"] == 1000
+
+
+def test_what_a_lookup_says(plain: Served) -> None:
+    told = document(plain)
+    responses = told["paths"]["/predictions/{customer_id}"]["get"]["responses"]
+    assert sorted(responses) == ["200", "304", "400", "403", "404", "422", "500", "503"]
+    headers = {"X-Request-ID", "ETag", "Age", "Cache-Control"}
+    assert responses["200"]["headers"].keys() == responses["304"]["headers"].keys() == headers
+    assert "content" not in responses["304"]
+    found = plain.ask("GET", "/predictions/17")
+    assert found.status_code == 200
+    assert headers <= {name.title().replace("-Id", "-ID").replace("Etag", "ETag") for name in found.headers}
+    schema = {**told["components"]["schemas"]["plain.lookup"], "components": told["components"]}
+    jsonschema.Draft202012Validator(schema).validate(found.json())
+    assert found.json().keys() == schema["properties"].keys()
+    not_modified = plain.ask("GET", "/predictions/17", If_None_Match=found.headers["etag"])
+    assert (not_modified.status_code, not_modified.content) == (304, b"")
+    assert plain.ask("GET", "/predictions/99").json() == responses["404"]["content"][PROBLEM_TYPE]["example"]
+    assert responses["404"]["content"][PROBLEM_TYPE]["example"]["detail"] == UNKNOWN_KEY
+
+
+def test_what_may_be_live_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SERENO_SECRET_API_KEYS", raising=False)  # another fixture's
+    (tmp_path / "fetched.py").write_text(FETCHED)
+    (tmp_path / "sereno.toml").write_text('[models.fetched]\nunknown = "live"\nlog = "off"')
+    with served_of(tmp_path / "fetched.py") as served:
+        told = document(served)
+        answer = told["components"]["schemas"]["fetched.lookup"]["properties"]
+        assert answer["origin"] == {"enum": ["lookup", "live"]}
+        assert answer["version"]["type"] == ["integer", "null"]
+        assert "504" in told["paths"]["/predictions/{day}"]["get"]["responses"]
+        schema = {**told["components"]["schemas"]["fetched.lookup"], "components": told["components"]}
+        live = served.ask("GET", "/predictions/2026-05-01").json()
+        jsonschema.Draft202012Validator(schema).validate(live)
+        assert (live["origin"], live["version"]) == ("live", None)
+
+
+FETCHED = """
+from datetime import date
+from typing import TypedDict
+
+from sereno import Fetched, Key, Model
+
+
+class Row(TypedDict):
+    day: Key[date]
+    x: Fetched[float]
+
+
+class Answer(TypedDict):
+    y: float
+
+
+model = Model("fetched", inputs=Row, outputs=Answer)
+model.load(lambda: None)
+
+
+@model.fetch
+def fetch(keys: list[date]) -> dict[date, float]:
+    return dict.fromkeys(keys, 1.0)
+
+
+@model.predict
+def predict(loaded: None, rows: list[Row]) -> list[Answer]:
+    return [{"y": row["x"]} for row in rows]
+"""
+
+
+def test_a_model_that_is_not_looked_up_has_no_such_path(tmp_path: Path) -> None:
+    (tmp_path / "fetched.py").write_text(FETCHED)
+    (tmp_path / "sereno.toml").write_text('[models.fetched]\nlookup = "off"')
+    with served_of(tmp_path / "fetched.py") as served:
+        told = document(served)
+        assert not [path for path in told["paths"] if "predictions" in path]
+        assert "fetched.lookup" not in told["components"]["schemas"]
+        assert "look" not in told["info"]["description"]
+
+
+def test_a_lookup_has_its_curl_line_and_its_program(both: Served, plain: Served) -> None:
+    description = document(plain)["paths"]["/predictions/{customer_id}"]["get"]["description"]
+    assert "```sh\ncurl http://127.0.0.1:8000/predictions/2\n```" in description
+    assert "\nprint(client.lookup(2))\n" in description
+    composite = document(both)["paths"]["/models/everything/predictions/{shop}/{customer_id}"]["get"]["description"]
+    assert (
+        'curl http://127.0.0.1:8000/models/everything/predictions/abc/2 -H "Authorization: Bearer $SERENO_KEY"\n'
+        in composite
+    )
+    assert "\nprint(client.lookup(('abc', 2)))\n" in composite
 
 
 def test_it_is_served(plain: Served) -> None:

@@ -1,4 +1,4 @@
-"""How a model is asked: an example row, and the `curl` line and Python program that send it."""
+"""How a model is asked: an example row or key, and the `curl` line and Python program that send it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sereno.exceptions import ModelFileError
+from sereno.lookup.found import key_path
 from sereno.madeup import made_up_row
 from sereno.schema import RowType
 
@@ -43,6 +44,12 @@ def example_answer(live: Live) -> dict[str, Any] | None:
     return _made_up(live.outputs)
 
 
+def example_key(live: Live) -> list[Any] | None:
+    """The values of a made-up key as JSON has them; None where some value cannot be made up."""
+    found = _made_up(live.inputs, without=("feature", "fetched"))
+    return None if found is None else list(found.values())
+
+
 def _made_up(row: RowType, without: tuple[str, ...] = ()) -> dict[str, Any] | None:
     row = dataclasses.replace(row, columns=tuple(c for c in row.columns if c.role not in without))
     try:
@@ -60,13 +67,31 @@ def curl(service: Service, live: Live, url: str | None = None) -> str:
     return f"curl {url}{path_of(service, live)}{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
+def curl_lookup(service: Service, live: Live) -> str:
+    """One line of shell that looks up a key."""
+    path = path_of(service, live).removesuffix("predict") + "predictions/" + key_path(example_key(live) or ["KEY"])
+    key = ' -H "Authorization: Bearer $SERENO_KEY"' if service.guard.wants_keys else ""
+    return f"curl {address(service.limits)}{path}{key}"
+
+
 def python(service: Service, live: Live) -> str:
     """A program that prints a prediction."""
+    row = pformat(example_row(live) or {}, width=100, sort_dicts=False)
+    return f"{_client(service, live)}row = {row}\nprint(client.predict(row))\n"
+
+
+def python_lookup(service: Service, live: Live) -> str:
+    """A program that prints what is published under a key."""
+    key = example_key(live) or ["KEY"]
+    return f"{_client(service, live)}print(client.lookup({key[0] if len(key) == 1 else tuple(key)!r}))\n"
+
+
+def _client(service: Service, live: Live) -> str:
+    """How a program begins, up to its client."""
     arguments = [repr(address(service.limits)).replace("'", '"')]
     if service.only is not live:
         arguments.append(f'model="{live.name}"')
     if service.guard.wants_keys:
         arguments.append('key=os.environ["SERENO_KEY"]')
-    row = pformat(example_row(live) or {}, width=100, sort_dicts=False)
     imports = "import os\n\nimport sereno" if service.guard.wants_keys else "import sereno"
-    return f"{imports}\n\nclient = sereno.Client({', '.join(arguments)})\nrow = {row}\nprint(client.predict(row))\n"
+    return f"{imports}\n\nclient = sereno.Client({', '.join(arguments)})\n"

@@ -6,6 +6,7 @@ import schemathesis
 from schemathesis import Case, CheckContext, GenerationMode, Response
 
 OURS = re.compile(r"(/models/[^/]+)?/predict")
+LOOKUPS = re.compile(r"(/models/[^/]+)?/predictions(/.+)?")
 # rules of rows that JSON Schema cannot say; see sereno/json_schema.py
 UNSAID = re.compile(
     r"a float cannot hold it exactly|must be a decimal number|must be (at least|more than|at most|less than) "
@@ -25,6 +26,17 @@ def valid_rows_are_answered(ctx: CheckContext, response: Response, case: Case) -
         assert not broken, f"Rows that fit the schema were refused: {broken}"
     else:
         assert response.status_code in (200, 401), f"Rows that fit the schema got {response.status_code}"
+
+
+@schemathesis.check
+def valid_keys_are_looked_up(ctx: CheckContext, response: Response, case: Case) -> None:
+    """What fits the schema of a key is one."""
+    if not LOOKUPS.fullmatch(case.path) or case.method.upper() not in ("GET", "POST"):
+        return
+    if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
+        return
+    valid = (200, 304, 401, 404) if case.method.upper() == "GET" else (200, 401)
+    assert response.status_code in valid, f"A key that fits the schema got {response.status_code}"
 
 
 @schemathesis.check

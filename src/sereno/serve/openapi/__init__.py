@@ -13,8 +13,9 @@ import msgspec
 
 from sereno import __version__
 from sereno.json_schema import answer_schema, row_schema
+from sereno.serve.openapi.lookups import key_segments, lookup_paths, lookup_schemas
 from sereno.serve.openapi.others import TAGS, other_paths, other_schemas
-from sereno.serve.openapi.parts import ANYWHERE, ASKING, HEADERS, PROBLEM, WHY, Document, errors, ref, success
+from sereno.serve.openapi.parts import ANYWHERE, ASKING, HEADERS, PROBLEM, Document, problems, ref, said, success
 from sereno.serve.protocols import native
 from sereno.serve.snippets import curl, example_answer, example_row, python
 from sereno.serve.wire import Mistake, RequestError
@@ -23,6 +24,7 @@ from sereno.values import Refused
 if TYPE_CHECKING:
     from sereno.serve.live import Live
     from sereno.serve.service import Service
+    from sereno.serve.wire import Route
 
 
 def document(service: Service) -> Document:
@@ -38,8 +40,9 @@ def document(service: Service) -> Document:
         if service.only is live:
             paths["/predict"] = {"post": _predict(service, live, "predict")}
         paths[path] = {"post": _predict(service, live, f"predict_{live.name}")}
+    paths |= lookup_paths(service)
     paths |= _about(service)
-    there = {(route.method.lower(), template(route.path)) for route in service.routes}
+    there = {(route.method.lower(), template(route)) for route in service.routes}
     for path, operations in other_paths(service).items():
         some = {method: operation for method, operation in operations.items() if (method, path) in there}
         if some:
@@ -61,7 +64,7 @@ def document(service: Service) -> Document:
             *({"name": name, "description": about} for name, about in _protocols(paths).items()),
         ],
         "paths": paths,
-        "components": {"schemas": schemas | other_schemas(), "headers": HEADERS},
+        "components": {"schemas": schemas | lookup_schemas(service) | other_schemas(), "headers": HEADERS},
     }
     if service.guard.wants_keys:
         out["components"]["securitySchemes"] = {
@@ -75,22 +78,10 @@ def encode(service: Service) -> bytes:
     return msgspec.json.encode(document(service))
 
 
-def template(path: str) -> str:
-    """A path in OpenAPI's syntax, with the names of parameters in words."""
-    return path.replace("{m}", "{model}").replace("{v}", "{version}")
-
-
-def _problems(statuses: tuple[int, ...]) -> Document:
-    """Responses of those statuses on our own routes, each with what its body is like."""
-    found = errors(statuses, ref("Problem"), native.PROBLEM.decode())
-    for status in statuses:
-        error = RequestError(status, WHY[status], error_id="d1f0c5e2a9b4" if status == 500 else None)
-        found[str(status)]["content"][native.PROBLEM.decode()]["example"] = _said(error)
-    return found
-
-
-def _said(error: RequestError) -> Any:
-    return msgspec.json.decode(native.refuse(error).body)
+def template(route: Route) -> str:
+    """A route's path in OpenAPI's syntax, with the names of parameters in words."""
+    path = route.path.replace("{m}", "{model}").replace("{v}", "{version}")
+    return path if route.live is None else path.replace("{key:path}", key_segments(route.live))
 
 
 def _predict(service: Service, live: Live, operation: str) -> Document:
@@ -99,8 +90,8 @@ def _predict(service: Service, live: Live, operation: str) -> Document:
     one, answer = example_row(live), example_answer(live)
     asked = {} if one is None else {"row": {"value": one}, "rows": {"value": [one, one]}}
     given = {} if answer is None else {"row": {"value": answer}, "rows": {"value": [answer, answer]}}
-    responses = _problems((*ANYWHERE, *ASKING))
-    responses["422"]["content"][native.PROBLEM.decode()]["example"] = _said(_example_422(live))
+    responses = problems((*ANYWHERE, *ASKING))
+    responses["422"]["content"][native.PROBLEM.decode()]["example"] = said(_example_422(live))
     return {
         "tags": [live.name],
         "operationId": operation,
@@ -181,7 +172,7 @@ def _about(service: Service) -> Document:
 
 def _told(operation: str, summary: str, found: Document, *, free: bool = False, **more: Document) -> Document:
     """An operation of the server's own; free ones need no key."""
-    responses = {"200": found, **more, **_problems((500,) if free else ANYWHERE)}
+    responses = {"200": found, **more, **problems((500,) if free else ANYWHERE)}
     out = {"tags": ["server"], "operationId": operation, "summary": summary, "responses": responses}
     return out | {"security": []} if free else out
 
@@ -189,6 +180,11 @@ def _told(operation: str, summary: str, found: Document, *, free: bool = False, 
 def _description(service: Service) -> str:
     parts = [
         "Ask a model with a row, or with a list of rows.",
+        *(
+            ["Or look up by its key what the last published run computed."]
+            if any(live.lookup is not None for live in service.lives.values())
+            else []
+        ),
         "Errors on this server's own paths are problem details (RFC 9457), which tell the mistakes of all rows, up to 100.",
     ]
     if service.guard.wants_keys:

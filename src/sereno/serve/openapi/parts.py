@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
+
+from sereno.serve.protocols import native
+from sereno.serve.wire import RequestError
 
 Document = dict[str, Any]
 
@@ -52,6 +58,9 @@ PROBLEM = {
 HEADERS = {
     "X-Request-ID": {"schema": {"type": "string"}, "description": "the caller's, or a new one; the log knows it"},
     "Retry-After": {"schema": {"type": "integer"}, "description": "seconds to wait"},
+    "ETag": {"schema": {"type": "string"}, "description": "version and staleness of what was found; for If-None-Match"},
+    "Age": {"schema": {"type": "integer", "minimum": 0}, "description": "age_seconds of what was found"},
+    "Cache-Control": {"schema": {"type": "string"}, "description": "how long the answer may be kept"},
 }
 
 
@@ -65,19 +74,36 @@ def errors(statuses: tuple[int, ...], schema: Document, content_type: str = "app
     for status in sorted(statuses):
         found[str(status)] = {
             "description": WHY[status],
-            "headers": _headers("X-Request-ID", *(["Retry-After"] if status == 503 else [])),
+            "headers": header_refs("X-Request-ID", *(["Retry-After"] if status == 503 else [])),
             "content": {content_type: {"schema": schema}},
         }
     return found
 
 
+def problems(statuses: tuple[int, ...], words: Mapping[int, str] = WHY) -> Document:
+    """Responses of those statuses on our own routes, each with what its body is like."""
+    found = errors(statuses, ref("Problem"), native.PROBLEM.decode())
+    for status in statuses:
+        about = words.get(status, WHY[status])
+        error = RequestError(status, about, error_id="d1f0c5e2a9b4" if status == 500 else None)
+        found[str(status)]["description"] = about
+        found[str(status)]["content"][native.PROBLEM.decode()]["example"] = said(error)
+    return found
+
+
+def said(error: RequestError) -> Any:
+    """The body of an error on our own routes."""
+    return msgspec.json.decode(native.refuse(error).body)
+
+
 def success(about: str, schema: Document, content_type: str = "application/json", **more: Any) -> Document:
     return {
         "description": about,
-        "headers": _headers("X-Request-ID"),
+        "headers": header_refs("X-Request-ID"),
         "content": {content_type: {"schema": schema, **more}},
     }
 
 
-def _headers(*names: str) -> Document:
+def header_refs(*names: str) -> Document:
+    """Of the document's headers, by name."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
