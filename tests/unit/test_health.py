@@ -43,8 +43,8 @@ def service(board: Board) -> Iterator[Any]:
         is_draining=False,
         connections=set(),
         lives={
-            "churn": SimpleNamespace(name="churn", is_ready=True, recorder=recorder),
-            "total": SimpleNamespace(name="total", is_ready=True, recorder=None),
+            "churn": SimpleNamespace(name="churn", is_ready=True, lookup=None, recorder=recorder),
+            "total": SimpleNamespace(name="total", is_ready=True, lookup=None, recorder=None),
         },
     )
     for slot in (1, 2):

@@ -30,7 +30,7 @@ def test_the_supervisor_is_light() -> None:
 JOB = Job(
     files=["a.py"], home=None, env=None, overrides={"serve.port": "0"}, slot=1, workers=2, watch=False, verbose=False
 )
-SERVED = Served(name="total", fingerprint="12", tries="curl URL", home="/home", log_days=None)
+SERVED = Served(name="total", fingerprint="12", tries="curl URL", home="/home", log_days=None, is_looked_up=False)
 
 
 def test_messages_arrive_whole_with_their_descriptors() -> None:

@@ -32,10 +32,15 @@ def _live(service: Service, request: Request, parameters: dict[str, str]) -> Rep
 
 def _ready(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
     """Whether to send requests here; 503 with the reasons where not. Only who may ask a model hears the names of models."""
-    reasons = not_ready(service, with_names=_is_let_in(service, request))
-    if not reasons:
-        return Reply(200, b'{"ready":true}', JSON, _NOW_ONLY)
-    return Reply(503, msgspec.json.encode({"ready": False, "because": reasons}), JSON, _NOW_ONLY)
+    is_let_in = _is_let_in(service, request)
+    reasons = not_ready(service, with_names=is_let_in)
+    told: dict[str, Any] = {"ready": not reasons}
+    if reasons:
+        told["because"] = reasons
+    standing = {live.name: live.lookup.standing for live in service.lives.values() if live.lookup is not None}
+    if is_let_in and any(standing.values()):
+        told["lookup"] = {name: one._asdict() for name, one in standing.items() if one is not None}
+    return Reply(503 if reasons else 200, msgspec.json.encode(told), JSON, _NOW_ONLY)
 
 
 def _metrics(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
@@ -51,9 +56,13 @@ def not_ready(service: Service, *, with_names: bool = True) -> list[str]:
     reasons = []
     if service.is_draining:
         reasons.append("the worker drains")
-    unready = [live.name for live in service.lives.values() if not live.is_ready]
-    if unready and with_names:
-        reasons.append(f"not ready: {', '.join(unready)}")
+    unready: dict[str, list[str]] = {}
+    for live in service.lives.values():
+        if not live.is_ready:
+            is_empty = live.lookup is not None and not live.lookup.is_ready
+            unready.setdefault("nothing is published to look up" if is_empty else "not ready", []).append(live.name)
+    if with_names:
+        reasons += [f"{what}: {', '.join(names)}" for what, names in unready.items()]
     elif unready:
         reasons.append("a model is not ready")
     if service.board is not None:

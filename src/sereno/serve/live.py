@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,6 @@ class Live:
         fingerprint: str,
         settings: ModelSettings,
         limits: ServeSettings,
-        home: Path | None = None,
         *,
         metrics: Metrics,
         recorder: Recorder | None = None,
@@ -77,7 +75,6 @@ class Live:
             )
         self.recorder = recorder
         self.settings = settings
-        self.home = home  # where its table lies
         self.lookup: Lookup | None = None  # None: what is published cannot be asked for here
         # a model whose predict asks for keys was never asked about a row without one
         self.row = live_row(model.inputs, keys_needed=bool(self.fetched) or model.keys_form is not None)

@@ -13,10 +13,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sereno.lookup.keys import Key, KeyCodec
+from sereno.lookup.keys import INT_SIGN, Key, KeyCodec
 from sereno.serve.wire import JSON, RequestError
 
 if TYPE_CHECKING:
@@ -34,7 +35,25 @@ PLAIN_TEXT = re.compile(rb"[A-Za-z0-9._~-]{1,500}").fullmatch  # a key in a URL 
 
 _whole = Struct(">Q").pack
 _length = Struct(">I").pack
-_SIGN = 1 << 63
+ZERO = ord("0")
+
+
+def _plain_whole(text: bytes) -> bytes | None:
+    if not text.isdigit() or len(text) > 18 or (text[0] == ZERO and len(text) > 1):
+        return None
+    return _whole(int(text) + INT_SIGN)
+
+
+def _plain_text(text: bytes) -> bytes | None:
+    return None if PLAIN_TEXT(text) is None else _length(len(text)) + text
+
+
+def _no_plain_key(text: bytes) -> bytes | None:
+    return None
+
+
+# kind → from a key as it stands in most URLs to what `KeyCodec.encode` gives for it; None: it takes a longer look
+PLAIN_KEYS: dict[Any, Callable[[bytes], bytes | None]] = {"int": _plain_whole, "str": _plain_text}
 
 
 class Standing(NamedTuple):
@@ -53,6 +72,7 @@ class Lookup:
     def __init__(
         self,
         name: str,
+        home: Path,
         store: LookupStore,
         settings: ModelSettings,
         keys: KeyCodec,
@@ -61,7 +81,7 @@ class Lookup:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises what `LookupStore.open` raises."""
-        self.name, self.settings = name, settings
+        self.name, self.home, self.settings = name, home, settings
         self._store, self._clock = store, clock
         self._own_keys = keys
         self.counts = metrics.lookups(name)
@@ -74,6 +94,7 @@ class Lookup:
         self.is_plain = False  # whether the shortest path may answer
         self.found_as = "found"  # how a key that is there is counted
         self._starts: tuple[Any, bytes, bytes] = (None, b"", b"")
+        self._plain_key: Callable[[bytes], bytes | None] = _no_plain_key
         self._mark: object = None
         self._opening: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -109,6 +130,7 @@ class Lookup:
         self.standing = None
         if index is not None:
             self.get = index.get
+            self._plain_key = PLAIN_KEYS.get(index.keys.single, _no_plain_key)
             if before is not None and before.number != index.number:
                 LOG.info("lookups of %s answer from version %d.", self.name, index.number)
         self._renew(self._clock())
@@ -192,7 +214,12 @@ class Lookup:
         if index is None:
             if settings.unknown == "live":
                 return [None] * len(keys)
-            raise RequestError(503, "Nothing is published yet that could be looked up.", retry_after=5)
+            says = (
+                "What is published is being made ready for lookups."
+                if self._store.is_behind()
+                else "Nothing is published yet that could be looked up."
+            )
+            raise RequestError(503, says, retry_after=5)
         assert self.standing is not None
         if self.standing.stale and settings.stale != "flag":
             counts["stale"] += len(keys)
@@ -236,17 +263,9 @@ class Lookup:
         """The whole reply to a GET with this key, as it stands in the URL; None where it takes a longer look."""
         if not self.is_plain:
             return None
-        match self.keys.single:
-            case "int":
-                if not text.isdigit() or len(text) > 18 or (text[0] == 48 and len(text) > 1):
-                    return None
-                key = _whole(int(text) + _SIGN)
-            case "str":
-                if PLAIN_TEXT(text) is None:
-                    return None
-                key = _length(len(text)) + text
-            case _:
-                return None
+        key = self._plain_key(text)
+        if key is None:
+            return None
         prediction = self.get(key)
         if prediction is None:
             return None

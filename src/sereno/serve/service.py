@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ class Service:
         self._indexing: Indexing | None = None
         if board is None:  # else the supervisor's
             self._indexing = Indexing(lambda text: LOG.warning("%s", text), metrics.failed_index)
-            self._indexing.serve((str(live.home), live.name) for live in lives if live.lookup is not None)
+            self._indexing.serve((str(live.lookup.home), live.name) for live in lives if live.lookup is not None)
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     def live(self, name: str) -> Live:
@@ -258,17 +259,16 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
         digest,
         mine,
         server.serve,
-        settings.home.resolve(),
         metrics=metrics,
         recorder=recorder,
         fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )
     if mine.lookup != "off":
-        live.lookup = open_lookup(live, metrics, slot)
+        live.lookup = open_lookup(live, settings.home.resolve(), metrics, slot)
     return live
 
 
-def open_lookup(live: Live, metrics: Metrics, slot: int) -> Lookup:
+def open_lookup(live: Live, home: Path, metrics: Metrics, slot: int) -> Lookup:
     """The lookups of a model. Raises ModelFileError where they are to be answered live and cannot be."""
     from sereno.adapters.lookup_folder import LookupFolder
 
@@ -280,7 +280,8 @@ def open_lookup(live: Live, metrics: Metrics, slot: int) -> Lookup:
             )
     lookup = Lookup(
         live.name,
-        LookupFolder(live.home, live.name),
+        home,
+        LookupFolder(home, live.name),
         live.settings,
         KeyCodec.of(live.inputs.arrow_schema(live.inputs.keys), [c.name for c in live.inputs.keys]),
         metrics=metrics,
