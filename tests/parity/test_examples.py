@@ -75,5 +75,6 @@ def test_batch_notebook_and_json_rows_agree(bank: Path) -> None:
 def test_check_finds_no_difference(bank: Path) -> None:
     said = json.loads(in_folder(bank, "-m", "sereno", "check", "credit_scoring.py", "--date", DATE, "--json"))
     assert said["ok"]
-    assert {outcome["kind"] for outcome in said["outcomes"]} == {"state", "batch", "order", "json", "http", "keys"}
+    kinds = {outcome["kind"] for outcome in said["outcomes"]}
+    assert kinds == {"state", "batch", "order", "json", "http", "keys", "lookup"}
     assert all(outcome["passed"] for outcome in said["outcomes"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,8 +19,10 @@ from sereno.check import CheckReport, Outcome, check, render
 from sereno.config import load_settings
 from sereno.exceptions import ArtifactError, ModelFileError, SettingsError, SourceError
 from sereno.loader import load_model
+from sereno.lookup.keys import KeyCodec
 from sereno.madeup import made_up
 from sereno.schema import row_type
+from sereno.serve.lookup import PLAIN_KEYS
 
 HEAD = """
 from dataclasses import dataclass
@@ -90,7 +94,7 @@ def differing(report: CheckReport) -> set[str]:
 
 
 def in_batch(report: CheckReport) -> set[str]:
-    return differing(report) - {"http", "keys", "fetch"}
+    return differing(report) - {"http", "keys", "lookup", "fetch", "alone"}
 
 
 def first(report: CheckReport, name: str) -> Outcome:
@@ -116,6 +120,8 @@ def test_an_honest_model_passes_every_arrangement(checked: Callable[..., CheckRe
         "over HTTP, in lists",
         "over HTTP, in tensors (V2)",
         "over HTTP, without keys",
+        "looked up by key, one at a time",
+        "looked up by key, in lists",
         "again, after all of the above",
     ]
     text = told(report)
@@ -850,7 +856,7 @@ def test_fetch_that_gives_what_read_gives(fetching: Callable[..., CheckReport], 
     assert not report.findings
     names = list(over_http(report))
     assert names[0] == "one row at a time (50 of them)"
-    assert names[-1] == "with columns fetched"
+    assert names[-2:] == ["with columns fetched", "in lists, with columns fetched"]
     assert "without keys" not in names
 
 
@@ -862,8 +868,14 @@ def test_fetch_that_differs_from_read(fetching: Callable[..., CheckReport]) -> N
     [finding] = report.findings
     assert (finding.level, finding.about) == ("problem", "fetch")
     assert finding.text.startswith("fetch gives other values than read for the same keys")
-    assert finding.details == ("id 40: bought[2] is 3 by read, 4 by fetch (10 rows differ)",)
-    assert [name for name, passed in over_http(report).items() if not passed] == ["with columns fetched"]
+    assert finding.details == (
+        "id 40: bought[2] is 3 by read, 4 by fetch (1 row differs)",
+        "id 51: spent is 17.0 by read, 18.0 by fetch (9 rows differ)",
+    )
+    assert [name for name, passed in over_http(report).items() if not passed] == [
+        "with columns fetched",
+        "in lists, with columns fetched",
+    ]
 
 
 def test_fetch_that_differs_where_predict_does_not_look(fetching: Callable[..., CheckReport]) -> None:
@@ -904,12 +916,65 @@ def test_fetch_that_does_not_know_a_key(fetching: Callable[..., CheckReport]) ->
     report = fetching(code)
     assert not report.ok
     [finding] = report.findings
-    assert finding.text.startswith("fetch knows nothing of 3 of the sample's 60 keys")
+    assert finding.text.startswith("fetch knows nothing of 3 of the sample's 60 rows")
     assert finding.details == ("The first of them is id 7: nothing is known of this key.",)
     # where the columns may be null, they are, and that is a difference
     nullable = FETCHED.replace("Fetched[list[int]]", "Fetched[list[int] | None]")
     report = fetching(code, "len(r['bought'] or '')", head=nullable)
-    assert report.findings[0].details == ("id 7: bought is [7, 2, 3] by read, null by fetch (3 rows differ)",)
+    assert report.findings[0].details == (
+        "id 7: bought is [7, 2, 3] by read, null by fetch (3 rows differ)",
+        "id 7: spent is 2.3333333333333335 by read, null by fetch (3 rows differ)",
+    )
+
+
+def test_fetch_that_has_a_limit_which_few_keys_do_not_reach(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching("""
+def fetch(keys): return {k: {'bought': [k, 2, 3], 'spent': k / 3 if i < 50 else None} for i, k in enumerate(keys)}
+""")
+    assert report.findings[0].details == ("id 50: spent is 16.666666666666668 by read, null by fetch (10 rows differ)",)
+    assert [name for name, passed in over_http(report).items() if not passed] == ["in lists, with columns fetched"]
+
+
+def test_fetch_that_answers_with_keys_of_another_spelling(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching("def fetch(keys): return {-k: {'bought': [k, 2, 3], 'spent': k / 3} for k in keys}")
+    assert not report.ok
+    [problem, note] = report.findings
+    assert problem.text.startswith("fetch knows nothing of 59 of the sample's 60 rows")
+    assert problem.details[0] == "The first of them is id 1: nothing is known of this key."
+    assert problem.details[1].startswith("But it answered for id -1; id -2; id -3 and 56 more, which it was not asked")
+    assert note.level == "note"
+
+
+def test_fetch_that_answers_for_everybody_is_no_problem(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching("def fetch(keys): return {k: {'bought': [k, 2, 3], 'spent': k / 3} for k in range(80)}")
+    assert report.ok
+    [note] = report.findings
+    assert (note.level, note.about) == ("note", "fetch")
+    assert note.text.startswith("fetch answers keys that it was not asked for")
+    assert "id 60; id 61; id 62 and 17 more" in note.text
+
+
+def test_fetch_that_answers_a_key_twice(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching("""
+def fetch(keys: pd.DataFrame):
+    rows = [{"id": k, "bought": [k, 2, 3], "spent": k / 3} for k in keys["id"]]
+    return [*({**row, "spent": 0.0} for row in rows if row["id"] in (4, 5)), *rows, *rows[:1]]
+""")
+    assert report.ok
+    [warning] = report.findings
+    assert (warning.level, warning.about) == ("warning", "fetch")
+    assert "more than once, and not with the same values: id 4; id 5. The last answer counts" in warning.text
+
+
+def test_what_fetch_raises_on_one_key_hides_no_other(fetching: Callable[..., CheckReport]) -> None:
+    report = fetching("""
+def fetch(keys):
+    if 9 in keys:
+        raise RuntimeError("nine")
+    return {k: {'bought': [k, 2, 3], 'spent': k / 3 + (k == 30)} for k in keys}
+""")
+    assert [f.text.partition(" ")[2].partition(" ")[0] for f in report.findings] == ["raised", "gives"]
+    assert report.findings[1].details == ("id 30: spent is 10.0 by read, 11.0 by fetch (1 row differs)",)
 
 
 def test_fetch_that_raises(fetching: Callable[..., CheckReport], capfd: pytest.CaptureFixture[str]) -> None:
@@ -957,6 +1022,321 @@ def test_a_model_whose_fetch_lacks_a_value_here(fetching: Callable[..., CheckRep
     assert report.ok
     assert "cannot be served, so nothing was asked over HTTP" in report.findings[0].text
     assert "'shop'" in report.findings[0].text
+
+
+# Lookups
+
+
+def looked_up(report: CheckReport) -> dict[str, bool]:
+    """What was looked up, and whether it passed."""
+    return {o.name.removeprefix("looked up "): o.passed for o in report.outcomes if o.name.startswith("looked up ")}
+
+
+LONG = "x" * 600
+KEYS: dict[str, list[Any]] = {
+    "int": [-(2**63), -256, -1, 0, 1, 255, 256, 2**32, 2**63 - 1],
+    "str": ["", " ", ".", "..", "0", "00", "7", "a", "A", "a/b", "a%2Fb", "a+b", "a?b#c", "é", "e\u0301", "東京", "🙂", "\0",
+            LONG, LONG + "a", LONG + "b", "nobody at all"],
+    "date": [date.min, date(1969, 12, 31), date(1970, 1, 1), date(2024, 2, 29), date.max],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_that_could_be_taken_for_each_other(checked: Callable[..., CheckReport], kind: str) -> None:
+    code = f"""
+class Row(TypedDict):
+    id: Key[{kind}]
+    x: float
+def predict(loaded, rows: pd.DataFrame): return rows.x
+"""
+    keys = KEYS[kind]
+    report = checked(code, data={"id": keys, "x": [i / 7 for i in range(len(keys))]})
+    assert report.ok, told(report)
+    assert looked_up(report) == {"by key, one at a time": True, "by key, in lists": True}
+
+
+def test_composite_keys_whose_values_run_into_each_other(checked: Callable[..., CheckReport]) -> None:
+    code = """
+class Row(TypedDict):
+    day: Key[date]
+    first: Key[str]
+    x: float
+    second: Key[str]
+    number: Key[int]
+def predict(loaded, rows: pd.DataFrame): return rows.x
+"""
+    texts = ["", "a", "ab", "b", "/", "a/", LONG]
+    keys = [(d, f, s, n) for d in KEYS["date"][1:3] for f in texts for s in texts for n in (-1, 0, 1)]
+    columns = dict(zip(("day", "first", "second", "number"), map(list, zip(*keys, strict=True)), strict=True))
+    report = checked(code, data={**columns, "x": [i / 7 for i in range(len(keys))]}, rows=len(keys))
+    assert report.ok, told(report)
+    assert report.rows == 2 * 7 * 7 * 3
+    assert looked_up(report) == {"by key, one at a time": True, "by key, in lists": True}
+
+
+def test_a_prediction_that_is_null_is_no_unknown_key(checked: Callable[..., CheckReport]) -> None:
+    report = checked("""
+class Item(TypedDict):
+    price: Annotated[Decimal, Digits(9, 2)] | None
+class Score(TypedDict):
+    score: float | None
+    items: list[Item] | None
+    until: date | None
+    at: datetime | None
+def predict(loaded, rows: list[Row]):
+    full = {"score": 0.1, "items": [{"price": Decimal("1.10")}, {"price": None}], "until": date(2026, 5, 1),
+            "at": datetime.fromisoformat("2026-05-01T12:00:00.000001+02:00")}
+    return [full if r["x"] > 0 else dict.fromkeys(full) for r in rows]
+""")
+    assert report.ok, told(report)
+    assert all(looked_up(report).values())
+
+
+def test_a_lookup_that_finds_another_row(checked: Callable[..., CheckReport], monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_array = KeyCodec.encode_array
+
+    def shifted(codec: KeyCodec, table: pa.Table) -> pa.Array:
+        moved = pa.table({"id": pc.add(table["id"], pc.if_else(pc.equal(table["id"], 1007), 1000, 0))})
+        return encode_array(codec, moved) if table.column_names[0] == "id" else encode_array(codec, table)
+
+    monkeypatch.setitem(
+        PLAIN_KEYS, "int", lambda text: (int(text) ^ 1 ^ 1 << 63).to_bytes(8, "big")
+    )  # the shortest path
+    report = checked(HONEST)
+    assert looked_up(report) == {"by key, one at a time": False, "by key, in lists": True}
+    assert not report.ok
+    [finding] = report.findings
+    assert finding.text.startswith("What is looked up by a key is not what batch answers for its row")
+    monkeypatch.undo()
+
+    monkeypatch.setattr(KeyCodec, "of_value", lambda codec, value: (value ^ 1,))  # of lists
+    report = checked(HONEST)
+    assert looked_up(report) == {"by key, one at a time": True, "by key, in lists": False}
+    found = first(report, "looked up by key, in lists").difference
+    assert found is not None
+    assert (found.key, found.column, found.rows) == ("id 1000", "score", 150)
+    assert found.found == first_scores()[1]
+    monkeypatch.undo()
+
+    monkeypatch.setattr(KeyCodec, "encode_array", shifted)  # of the index
+    report = checked(HONEST, data=rows_of(8))
+    assert looked_up(report) == {"by key, one at a time": False, "by key, in lists": False}
+    found = first(report, "looked up by key, one at a time").difference
+    assert found is not None
+    assert (found.key, found.rows) == ("id 1007", 1)
+    assert found.found == "a reject (HTTP 404: There is no prediction under this key.)"
+
+
+def rows_of(count: int) -> dict[str, Any]:
+    return {
+        "id": range(1000, 1000 + count),
+        "x": [i / 7 for i in range(count)],
+        "y": [0.0] * count,
+        "group": ["a"] * count,
+    }
+
+
+def first_scores() -> list[str]:
+    return [repr(float(x)) for x in np.random.default_rng(7).normal(size=2)]
+
+
+def test_an_index_that_cannot_be_built(checked: Callable[..., CheckReport], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeyCodec, "encode_array", lambda codec, table: pa.array([b"same"] * len(table), pa.binary()))
+    report = checked(HONEST)
+    assert not report.ok
+    assert "has two rows with the same key" in first(report, "looked up by key").error
+    assert looked_up(report) == {"by key": False}
+
+
+def test_rejects_are_under_no_key(checked: Callable[..., CheckReport], monkeypatch: pytest.MonkeyPatch) -> None:
+    report = checked(RAISES.format(limit=1.8))
+    assert report.ok
+    assert all(looked_up(report).values())
+    # of all that is published, none
+    report = checked("class Score(TypedDict):\n    score: Annotated[float, Ge(100)]\n" + HONEST)
+    assert not looked_up(report)
+
+
+def test_what_is_published_stays_in_a_home_of_its_own(
+    checked: Callable[..., CheckReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    (tmp_path / "sereno.toml").write_text('[models.tiny]\nexports = ["parquet"]\nlookup = "required"\n')
+    assert all(looked_up(checked(HONEST)).values())
+    there = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert there == {"rows.parquet", "sereno.toml", "temporary", "tiny.py"}
+    assert not list(temporary.iterdir())
+
+
+def test_lookups_that_are_off_are_not_asked(checked: Callable[..., CheckReport], tmp_path: Path) -> None:
+    (tmp_path / "sereno.toml").write_text('[models.tiny]\nlookup = "off"\nstale = "live"\n')
+    report = checked(HONEST)
+    assert report.ok
+    assert not looked_up(report)
+
+
+def test_predict_that_answers_otherwise_when_it_is_to_be_published(checked: Callable[..., CheckReport]) -> None:
+    code = """
+import sys
+def predict(loaded, rows: pd.DataFrame):
+    frame = sys._getframe()
+    while frame and frame.f_code.co_name != "score_task":
+        frame = frame.f_back
+    if frame and {fails}:
+        raise RuntimeError("in a run")
+    return rows.x + (frame is not None)
+"""
+    report = checked(code.format(fails=False))
+    assert differing(report) == {"lookup"}
+    report = checked(code.format(fails=True))
+    assert looked_up(report) == {"by key": False}
+    assert first(report, "looked up by key").error == "predict raised RuntimeError: in a run"
+
+
+# Duplicate keys
+
+
+@pytest.mark.parametrize("policy", ["fail", "first", "last"])
+def test_keys_that_occur_more_than_once(checked: Callable[..., CheckReport], tmp_path: Path, policy: str) -> None:
+    (tmp_path / "sereno.toml").write_text(f'[models.tiny]\nduplicates = "{policy}"\n')
+    data = rows_of(40)
+    data["id"] = [1000 + i % 37 for i in range(40)]
+    # the first row of key 1001 and the last one of 1002 are rejects, so they are no duplicates
+    data["x"][1] = data["x"][39] = 9.0
+    report = checked(RAISES.format(limit=8), data=data)
+    assert all(looked_up(report).values()), told(report)
+    [finding] = [f for f in report.findings if f.about == "duplicates"]
+    assert finding.details == ("id 1000 (2 rows)",)
+    if policy == "fail":
+        assert not report.ok
+        assert finding.text.startswith(
+            "1 key occurs more than once in the sample. A run refuses that, and publishes nothing"
+        )
+    else:
+        assert report.ok
+        assert finding.text.endswith(f"A run publishes the {policy} row of each, and gives the others as rejects.")
+
+
+def test_made_up_keys_may_occur_more_than_once(checked: Callable[..., CheckReport]) -> None:
+    code = """
+class Row(TypedDict):
+    id: Key[Annotated[int, Ge(1), Le(3)]]
+    x: float
+def predict(loaded, rows: pd.DataFrame): return rows.x
+"""
+    report = checked(code, data=None)
+    assert report.ok, told(report)
+    assert [f.about for f in report.findings] == ["source"]
+    assert all(looked_up(report).values())
+
+
+# Lookups that are asked live
+
+BY_KEY = """
+from sereno import Fetched
+@dataclass
+class Row:
+    id: Key[int]
+    bought: Fetched[list[int]%s]
+    x: float = 0.5
+def read():
+    return [{"id": i, "bought": [i, 2], "x": 0.5 + (i in %s)} for i in range(60)]
+def predict(loaded, rows: list[Row]): return [r.x + sum(r.bought or ()) for r in rows]
+"""
+KNOWS_60 = "def fetch(keys): return {k: [k, 2] for k in keys if 0 <= k < 60}"
+
+
+@pytest.fixture
+def asked_live(checked: Callable[..., CheckReport], tmp_path: Path) -> Callable[..., CheckReport]:
+    """Checks a model whose lookups are asked live."""
+
+    def run(fetch: str, settings: str, *, more: str = "", others: str = "()") -> CheckReport:
+        (tmp_path / "sereno.toml").write_text(f"[models.tiny]\n{settings}\n")
+        return checked(BY_KEY % (more, others) + fetch, data=None, tail="model.read(read)\nmodel.fetch(fetch)\n")
+
+    return run
+
+
+STALE, UNKNOWN = 'max_age_seconds = 60\nstale = "live"', 'unknown = "live"'
+
+
+def test_lookups_that_are_asked_live_agree(asked_live: Callable[..., CheckReport]) -> None:
+    report = asked_live(KNOWS_60, f"{STALE}\n{UNKNOWN}")
+    assert report.ok, told(report)
+    assert looked_up(report) == {
+        "by key, one at a time": True,
+        "by key, in lists": True,
+        "where stale, so asked live": True,
+        "where unknown, so asked live": True,
+    }
+    assert list(looked_up(asked_live(KNOWS_60, STALE)))[2:] == ["where stale, so asked live"]
+    assert list(looked_up(asked_live(KNOWS_60, UNKNOWN)))[2:] == ["where unknown, so asked live"]
+    assert len(looked_up(asked_live(KNOWS_60, 'stale = "refuse"\nmax_age_seconds = 1'))) == 2
+
+
+@pytest.mark.parametrize("settings", [STALE, UNKNOWN])
+def test_a_column_that_a_key_alone_does_not_bring(asked_live: Callable[..., CheckReport], settings: str) -> None:
+    report = asked_live(KNOWS_60, settings, others="(3, 4)")
+    assert differing(report) == {"alone"}
+    problem = report.findings[0]
+    assert (problem.level, problem.about) == ("problem", "lookup")
+    assert problem.text.startswith(
+        "A lookup that is asked live has the default of x, for all it knows is the key; 2 of the"
+    )
+    assert len([f for f in report.findings if f.level == "problem"]) == 1
+
+
+def test_a_fetch_that_differs_is_told_once(asked_live: Callable[..., CheckReport]) -> None:
+    report = asked_live("def fetch(keys): return {k: [k, 3] for k in keys}", f"{STALE}\n{UNKNOWN}")
+    assert differing(report) == {"fetch", "alone"}
+    [problem] = [f for f in report.findings if f.level == "problem"]
+    assert problem.about == "fetch"
+
+
+@pytest.mark.parametrize(
+    ("fetch", "more", "level", "says"),
+    [
+        (KNOWS_60, "", "note", "gets HTTP 404, for fetch knows nothing of it."),
+        (
+            KNOWS_60,
+            " | None",
+            "note",
+            "gets a prediction: bought may be null or have defaults, and fetch gives nothing",
+        ),
+        (
+            "def fetch(keys): return {k: [k, 2] for k in keys}",
+            "",
+            "note",
+            "gets a prediction, for fetch gives values for it",
+        ),
+        (
+            "def fetch(keys): return {k: [k, 2] for k in keys if k < 60 or 1 / 0}",
+            "",
+            "warning",
+            "gets no 404, but fetch raised ZeroDivisionError: division by zero.",
+        ),
+    ],
+)
+def test_a_key_that_nobody_has(
+    asked_live: Callable[..., CheckReport], fetch: str, more: str, level: str, says: str
+) -> None:
+    report = asked_live(fetch, UNKNOWN, more=more)
+    assert report.ok, told(report)
+    [finding] = report.findings
+    assert (finding.level, finding.about) == (level, "lookup")
+    assert finding.text.startswith('With unknown = "live", a key that nobody has (id 2147483629, say) ')
+    assert says in finding.text
+    if "404" not in says:
+        assert not asked_live(fetch, STALE, more=more).findings
+
+
+def test_live_lookups_of_a_model_that_needs_more_than_keys(checked: Callable[..., CheckReport], tmp_path: Path) -> None:
+    (tmp_path / "sereno.toml").write_text('[models.tiny]\nunknown = "live"\n')
+    report = checked(HONEST)
+    assert "cannot be served, so nothing was asked over HTTP" in report.findings[0].text
+    assert "needs a model that can answer to a key alone" in report.findings[0].text
 
 
 # The script block

@@ -1,19 +1,22 @@
 """`sereno check`: score a sample in every arrangement that batch and live could give it, and compare.
 
 Batch gives `predict` thousands of rows at once, a live request one. The same row must get the same prediction in both,
-so each arrangement is scored and held against the sample scored whole; at last over HTTP, with the model in service.
+so each arrangement is scored and held against the sample scored whole; then over HTTP, with the model in service; and at
+last it is looked up by key in what a run would publish of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sereno.check.arrangements import again, outcomes
 from sereno.check.compare import Reference, frames
 from sereno.check.over_http import ask_over_http
-from sereno.check.report import CheckReport, Difference, Finding, Level, Outcome, render, told
+from sereno.check.published import keys_of
+from sereno.check.report import CheckReport, Difference, Finding, Kind, Level, Outcome, render, told
 from sereno.check.requirements import differences
 from sereno.check.sample import Sample, has_source, take_sample
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
@@ -54,12 +57,13 @@ def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200
         findings.append(_problem("predict", str(error), frames(model, error.__cause__)))
         return _report(model, sample.origin, sample.table.num_rows, [], findings)
     findings += _about_raised(reference)
+    findings += _about_duplicates(reference, settings, is_made_up=sample.is_made_up)
     compared = outcomes(reference)
     asked = ask_over_http(reference, settings, is_made_up=sample.is_made_up)
     compared += [*asked.outcomes, again(reference, "again, after all of the above")]
     findings += asked.findings
-    is_about_fetch = any(f.level == "problem" for f in asked.findings)
-    findings += _about_outcomes(reference, [o for o in compared if not (is_about_fetch and o.kind == "fetch")])
+    explained = {kind for f in asked.findings if f.level == "problem" for kind in EXPLAINS.get(f.about, ())}
+    findings += _about_outcomes(reference, [o for o in compared if o.kind not in explained])
     return _report(model, sample.origin, sample.table.num_rows, compared, findings)
 
 
@@ -136,7 +140,38 @@ def _about_raised(reference: Reference) -> list[Finding]:
     return [Finding(level=level, about="rejects", text=text, details=tuple(details))]
 
 
-CAUSES = {
+def _about_duplicates(reference: Reference, settings: Settings, *, is_made_up: bool) -> list[Finding]:
+    """Keys of several rows with a prediction: what a run does about them is for the settings to say."""
+    answered = [
+        key for key, answer in zip(keys_of(reference), reference.answers, strict=True) if isinstance(answer, dict)
+    ]
+    repeated = {key: rows for key, rows in Counter(answered).items() if rows > 1}
+    if not repeated or is_made_up:
+        return []
+    model = reference.model
+    policy = settings.model(model.name, model.declared, model.file.parent if model.file else None).duplicates
+    names = [c.name for c in model.inputs.keys]
+    shown = [", ".join(f"{n} {v}" for n, v in zip(names, key, strict=True)) for key in list(repeated)[:SHOWN]]
+    details = (
+        *(f"{text} ({rows} rows)" for text, rows in zip(shown, repeated.values(), strict=False)),
+        *_more(len(repeated)),
+    )
+    text = f"{'1 key occurs' if len(repeated) == 1 else f'{len(repeated)} keys occur'} more than once in the sample."
+    if policy == "fail":
+        text += (
+            ' A run refuses that, and publishes nothing: mend the source, or set duplicates = "first" or "last". Of each '
+            "key, the first row is looked up below."
+        )
+        return [Finding(level="problem", about="duplicates", text=text, details=details)]
+    text += f" A run publishes the {policy} row of each, and gives the others as rejects."
+    return [Finding(level="warning", about="duplicates", text=text, details=details)]
+
+
+EXPLAINS: dict[str, tuple[Kind, ...]] = {
+    "fetch": ("fetch", "alone"),
+    "lookup": ("alone",),
+}  # what need not be told twice
+CAUSES: dict[Kind, str] = {
     "state": (
         "The same rows in the same order got other predictions the second time: the answer depends on hidden state. "
         "Usual causes: random numbers, a counter or cache that outlives the call, a model that predict changes, the "
@@ -165,9 +200,18 @@ CAUSES = {
         "The answer differs where a request has no keys. predict does not ask for them, so it may not see whether they are "
         "there: take what identifies a row as a third parameter, `keys`, and requests will need them."
     ),
+    "lookup": (
+        "What is looked up by a key is not what batch answers for its row, though all of the above is. Usual causes: a key "
+        "that no request can carry (HTTP 413 means a limit of the server: see [serve] in the settings); predict has hidden "
+        "state, or looks at more than values. If it is none of these, Sereno itself is wrong: please report it, with the key."
+    ),
     "fetch": (
         "The answer differs where a request leaves out the Fetched columns, though fetch gave the values that the rows "
         "have. Usual cause: fetch is slower than models.NAME.fetch_timeout_seconds allows (HTTP 504)."
+    ),
+    "alone": (
+        "The answer differs where a lookup is asked live. All that it knows of a row is the key: it has what fetch gives, and "
+        "the default of every other column."
     ),
 }
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Any
 
 from sereno.check.compare import Reference, differing, frames, shown
+from sereno.check.published import keys_of
 from sereno.check.report import Finding, Level, Outcome
 from sereno.exceptions import OutputError
 from sereno.fetching import UNKNOWN, Fetch, Key
+from sereno.model import Model
 from sereno.values import Refused
+
+SHOWN = 3  # keys that are named of many
 
 
 class Noted(Fetch):
@@ -23,6 +30,8 @@ class Noted(Fetch):
         super().__init__(*arguments)
         self.found: dict[Key, list[tuple[Any, ...]]] = {}  # key → the values of the columns, of every call
         self.asked: set[Key] = set()  # in calls that were answered
+        self.others: dict[Key, None] = {}  # that it answered in calls that did not ask for them
+        self.repeated: dict[Key, None] = {}  # that it answered more than once in a call, each time otherwise
         self._asking: Sequence[Key] = ()  # in the call of now; there is one at a time
         self.error: BaseException | None = None  # the first that a call raised
 
@@ -48,56 +57,93 @@ class Noted(Fetch):
         except Exception as error:
             self.error = self.error or error
             raise
-        self.asked.update(self._asking)
+        asking = set(self._asking)
+        self.asked |= asking
         for key, values in found.items():
+            if key not in asking:
+                self.others[key] = None
+                continue
             before = self.found.setdefault(key, [])
             if values not in before:
                 before.append(values)
         return found
 
+    @property
+    def unasked(self) -> list[Key]:
+        """Keys that it answered without being asked for them in any call."""
+        return [key for key in self.others if key not in self.asked]
 
-def about_fetch(reference: Reference, noted: Noted, outcome: Outcome) -> list[Finding]:
-    """What is to be said of fetch. `outcome`: of the requests that left the Fetched columns to it."""
-    model, error = reference.model, noted.error
+    def _pairs(self, answer: Any) -> list[tuple[Key, list[Any]]]:
+        pairs = super()._pairs(answer)
+        times = Counter(key for key, _ in pairs)
+        if len(times) < len(pairs):
+            first: dict[Key, list[Any]] = {}
+            for key, values in pairs:
+                if times[key] > 1 and repr(first.setdefault(key, values)) != repr(values):
+                    self.repeated[key] = None
+        return pairs
+
+
+def about_fetch(reference: Reference, noted: Noted, outcomes: Sequence[Outcome]) -> list[Finding]:
+    """What is to be said of fetch. `outcomes`: of the requests that left the Fetched columns to it."""
+    return [
+        *_about_error(reference, noted),
+        *_about_values(reference, noted, outcomes),
+        *_about_keys(reference, noted),
+    ]
+
+
+def _about_error(reference: Reference, noted: Noted) -> list[Finding]:
+    error = noted.error
+    if error is None:
+        return []
+    says = str(error) if isinstance(error, OutputError) else f"fetch raised {type(error).__name__}: {error}"
+    names = " or ".join(c.name for c in noted.columns)
+    text = f"{says.rstrip('.')}. A live request without {names} gets no prediction."
+    details = () if isinstance(error, OutputError) else tuple(frames(reference.model, error))
+    return [Finding(level="problem", about="fetch", text=text, details=details)]
+
+
+def _about_values(reference: Reference, noted: Noted, outcomes: Sequence[Outcome]) -> list[Finding]:
+    """Every Fetched column of every row, against all that fetch answered to its key."""
+    model = reference.model
     names = [c.name for c in noted.columns]
-    if error is not None:
-        says = str(error) if isinstance(error, OutputError) else f"fetch raised {type(error).__name__}: {error}"
-        text = f"{says.rstrip('.')}. A live request without {' or '.join(names)} gets no prediction."
-        details = () if isinstance(error, OutputError) else tuple(frames(model, error))
-        return [Finding(level="problem", about="fetch", text=text, details=details)]
     given = "read" if model.read_function is not None else "the source"
-    values = reference.table.select(names).to_pylist()
-    keys = reference.table.select([c.name for c in model.inputs.keys]).to_pylist()
     unknown: list[int] = []
-    told: list[str] = []  # of each row that differs, the first difference
+    first: dict[str, str] = {}  # column → where it differs first
+    rows: Counter[str] = Counter()  # column → how many rows differ in it
     is_order_alone = True
-    for position, (row, key) in enumerate(zip(values, keys, strict=True)):
-        if tuple(key.values()) not in noted.asked:
+    for position, (row, key) in enumerate(zip(_values(reference, names), keys_of(reference), strict=True)):
+        if key not in noted.asked:
             continue
         try:
-            found = noted.found.get(tuple(key.values())) or [noted.unknown()]
+            found = noted.found.get(key) or [noted.unknown()]
         except Refused:
             unknown.append(position)
             continue
+        differs: dict[str, str] = {}
         for other in (dict(zip(names, one, strict=True)) for one in found):
-            beyond = [d for d in differing(row, other, {}) if d[3] > model.tolerance]
-            if beyond:
-                column, a, b, _ = beyond[0]
-                told.append(f"{reference.key(position)}: {column} is {shown(a)} by {given}, {shown(b)} by fetch")
-                is_order_alone &= all(_same_items(row[name], other[name]) for name in names)
-                break
+            for path, a, b, apart in differing(row, other, {}):
+                if apart > model.tolerance:
+                    says = f"{reference.key(position)}: {path} is {shown(a)} by {given}, {shown(b)} by fetch"
+                    differs.setdefault(re.split(r"[.[]", path)[0], says)
+            is_order_alone &= all(_same_items(row[name], other[name]) for name in names)
+        for name, says in differs.items():
+            first.setdefault(name, says)
+            rows[name] += 1
     findings = []
     if unknown:
         text = (
-            f"fetch knows nothing of {len(unknown)} of the sample's {len(keys)} keys, so live requests for them are "
-            f"refused unless they bring {' and '.join(names)} along. Have fetch answer for every key, or declare the column "
-            "as nullable, or with a default."
+            f"fetch knows nothing of {len(unknown)} of the sample's {len(reference.answers)} rows, so live requests for them "
+            f"are refused unless they bring {' and '.join(names)} along. Have fetch answer for every key, or declare the "
+            "column as nullable, or with a default."
         )
-        first = f"The first of them is {reference.key(unknown[0])}: {UNKNOWN}."
-        findings.append(Finding(level="problem", about="fetch", text=text, details=(first,)))
-    if told:
-        rows = "1 row differs" if len(told) == 1 else f"{len(told)} rows differ"
-        if is_order_alone and outcome.passed:
+        details = [f"The first of them is {reference.key(unknown[0])}: {UNKNOWN}."]
+        if noted.unasked:  # "0042" for 42, or text with blanks behind it
+            details.append(f"But it answered for {_listed(model, noted.unasked)}, which it was not asked for.")
+        findings.append(Finding(level="problem", about="fetch", text=text, details=tuple(details)))
+    if first:
+        if is_order_alone and all(outcome.passed for outcome in outcomes):
             level: Level = "warning"
             text = (
                 f"fetch gives lists in another order than {given}. No prediction of the sample changes by it; others might. "
@@ -111,8 +157,42 @@ def about_fetch(reference: Reference, noted: Noted, outcome: Outcome) -> list[Fi
                 "the values of another one; or the data has changed since the interval. In that case compare with a --date "
                 "since which it has not."
             )
-        findings.append(Finding(level=level, about="fetch", text=text, details=(f"{told[0]} ({rows})",)))
+        told = tuple(f"{says} ({_rows(rows[name])})" for name, says in first.items())
+        findings.append(Finding(level=level, about="fetch", text=text, details=told))
     return findings
+
+
+def _about_keys(reference: Reference, noted: Noted) -> list[Finding]:
+    """Keys that fetch answers more than once, or without being asked."""
+    findings = []
+    if noted.repeated:
+        text = (
+            f"fetch answers some keys more than once, and not with the same values: {_listed(reference.model, noted.repeated)}. "
+            "The last answer counts, whichever that is. Usual cause: a join that finds several rows of a key."
+        )
+        findings.append(Finding(level="warning", about="fetch", text=text))
+    if noted.unasked:
+        text = (
+            "fetch answers keys that it was not asked for, which are read for nothing: "
+            f"{_listed(reference.model, noted.unasked)}. Usual cause: a query without its WHERE."
+        )
+        findings.append(Finding(level="note", about="fetch", text=text))
+    return findings
+
+
+def _values(reference: Reference, names: Sequence[str]) -> list[dict[str, Any]]:
+    values: list[dict[str, Any]] = reference.table.select(list(names)).to_pylist()
+    return values
+
+
+def _listed(model: Model, keys: Collection[Key]) -> str:
+    names = [c.name for c in model.inputs.keys]
+    some = [", ".join(f"{n} {v}" for n, v in zip(names, key, strict=True)) for key in islice(keys, SHOWN)]
+    return "; ".join(some) + (f" and {len(keys) - SHOWN:,} more" if len(keys) > SHOWN else "")
+
+
+def _rows(count: int) -> str:
+    return "1 row differs" if count == 1 else f"{count} rows differ"
 
 
 def _same_items(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Level = Literal["problem", "warning", "note"]
 # of an arrangement: what a difference would say the answer depends on
-Kind = Literal["state", "batch", "order", "json", "http", "keys", "fetch"]
+Kind = Literal["state", "batch", "order", "json", "http", "keys", "lookup", "fetch", "alone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Finding:
     """Something that the check has to say; a problem fails it."""
 
     level: Level
-    about: Literal["script block", "source", "rejects", "predict", "parity", "fetch"]
+    about: Literal["script block", "source", "rejects", "duplicates", "predict", "parity", "fetch", "lookup"]
     text: str  # one paragraph
     details: tuple[str, ...] = ()  # lines below it, such as a traceback
 

@@ -12,8 +12,8 @@ import math
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +27,7 @@ from sereno.scoring import Scorer
 if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.serve.live import Live
+    from sereno.serve.metrics import Metrics
 
 PATIENCE = 300  # seconds; a check is about what is answered, not about how soon
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -43,9 +44,24 @@ class Reply(NamedTuple):
 class InService:
     """A model in service. Made by `in_service`; used on its event loop."""
 
-    def __init__(self, config: Any, state: Any, live: Live, errors: _Errors) -> None:
+    def __init__(self, config: Any, state: Any, live: Live, metrics: Metrics, errors: _Errors) -> None:
         self.live = live
-        self._config, self._state, self._errors = config, state, errors
+        self._config, self._state, self._metrics, self._errors = config, state, metrics, errors
+
+    @contextmanager
+    def looking_up(self, home: Path, **settings: Any) -> Iterator[None]:
+        """Have its lookups answer from the table of that home, under other settings of the model than its own."""
+        from sereno.serve.service import open_lookup
+
+        live = self.live
+        before = live.settings, live.lookup
+        live.settings = replace(live.settings, **settings)
+        live.lookup = opened = open_lookup(live, home, self._metrics, 0)
+        try:
+            yield
+        finally:
+            opened.close()
+            live.settings, live.lookup = before
 
     @asynccontextmanager
     async def connections(self, count: int) -> AsyncIterator[list[Connection]]:
@@ -98,11 +114,17 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: bytes) -> Reply:
-        reader, writer = self._streams = self._streams or await self._service.connect()
-        writer.write(
+        return await self._ask(
             b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
             % (path.encode(), len(body), body)
         )
+
+    async def get(self, path: str) -> Reply:
+        return await self._ask(b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % path.encode())
+
+    async def _ask(self, request: bytes) -> Reply:
+        reader, writer = self._streams = self._streams or await self._service.connect()
+        writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         length = LENGTH.search(head)
         assert length is not None, "the server gives the length of every reply"
@@ -120,8 +142,8 @@ class Connection:
 
 
 @asynccontextmanager
-async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) -> AsyncIterator[InService]:
-    """Put the loaded model in service. Raises ModelFileError where it cannot be."""
+async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None, home: Path) -> AsyncIterator[InService]:
+    """Put the loaded model in service, with lookups in that home. Raises ModelFileError where it cannot be."""
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
@@ -131,7 +153,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) ->
     from sereno.serve.lane import Lane
     from sereno.serve.live import Live
     from sereno.serve.metrics import Metrics
-    from sereno.serve.service import Service
+    from sereno.serve.service import Service, open_lookup
 
     model = scorer.model
     nowhere = Path(os.devnull)
@@ -150,6 +172,8 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) ->
     try:
         mine = replace(mine, queue_rows=1 << 30, queue_seconds=math.inf)
         live = Live(scorer, "0" * 64, mine, limits, metrics=metrics, fetch=fetch)
+        if mine.lookup != "off":
+            live.lookup = open_lookup(live, home, metrics, 0)
         service = Service([live], here, guard=Guard(here, {}), metrics=metrics, access=AccessLog("off"))
     except BaseException:
         metrics.close()
@@ -165,7 +189,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None) ->
     propagated, log.propagate = log.propagate, False
     log.addHandler(errors)
     try:
-        yield InService(config, state, live, errors)
+        yield InService(config, state, live, metrics, errors)
         async with asyncio.timeout(PATIENCE):
             while state.connections:  # the clients have gone; the server sees it in the next turns of the loop
                 await asyncio.sleep(0)
