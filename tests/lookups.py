@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 MAKE_ROWS = """
 import sys
 from pathlib import Path
@@ -22,13 +25,18 @@ pq.write_table(made, sys.argv[2])
 """
 
 
-def publish(folder: Path, file: str, *options: str, full: str = "", date: str = "2026-05-01") -> None:
+def publish(
+    folder: Path, file: str, *options: str, rows: pa.Table | None = None, full: str = "", date: str = "2026-05-01"
+) -> None:
     """Publish a model of the folder, and have its index built, with no server there.
 
-    `full` is a column whose lists are not to be empty.
+    Without `rows` they are made up; `full` is a column whose lists are not to be empty then.
     """
     source = folder / f"{Path(file).stem}.parquet"
-    _run(folder, "-c", MAKE_ROWS, file, str(source), *([full] if full else []))
+    if rows is None:
+        _run(folder, "-c", MAKE_ROWS, file, str(source), *([full] if full else []))
+    else:
+        pq.write_table(rows, source)
     index = f"models.{Path(file).stem}.lookup=required"
     _run(folder, "-m", "sereno", "run", file, "--date", date, "--source", str(source), "--set", index, *options)
 

@@ -28,6 +28,7 @@ LONGEST_WAIT_SECONDS = 5.0
 SHOWN = 10  # mistakes in a message; the error has them all
 BUSY = (429, 503)  # refused before it was begun, so that it may be sent again
 SOCKET = "unix://"
+LONGEST_PATH = 60_000  # characters; a server takes 64 KiB with all headers
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -217,7 +218,10 @@ class LookUp(Call):
     item = "key"
 
     def __init__(self, settings: Settings, model: str | None, key: Any) -> None:
-        super().__init__(settings, model, f"/predictions/{key_path(key)}", None, several=False)
+        path = f"/predictions/{key_path(key)}"
+        if len(path) > LONGEST_PATH:
+            raise InvalidRowsError("The key is too long for a URL. `lookup_many` takes it.")
+        super().__init__(settings, model, path, None, several=False)
 
     def take(self, answers: Any) -> Any:
         return self.converted(answers, Lookup)

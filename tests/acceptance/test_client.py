@@ -6,16 +6,20 @@ import asyncio
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pyarrow as pa
 import pytest
 
 import sereno
 from sereno.exceptions import InvalidRowsError, ServerError, UnavailableError
 from sereno.serve.guard import new_key
 from tests.acceptance.server import Server
+from tests.lookups import publish
 
 MODELS = Path(__file__).parents[1] / "models"
 ROW = {"customer_id": 7, "age": 60, "plan": "basic", "monthly_spend": None}
@@ -41,6 +45,24 @@ def predict(request: pytest.FixtureRequest) -> Callable[..., Any]:
         async def ask() -> Any:
             async with sereno.AsyncClient(**arguments) as client:
                 return await client.predict(rows)
+
+        return asyncio.run(ask())
+
+    return sync if request.param == "sync" else by_async
+
+
+@pytest.fixture(params=["sync", "async"])
+def look_up(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`look_up("lookup", key, **arguments of the client)`, by either client."""
+
+    def sync(how: str, what: Any, **arguments: Any) -> Any:
+        with sereno.Client(**arguments) as client:
+            return getattr(client, how)(what)
+
+    def by_async(how: str, what: Any, **arguments: Any) -> Any:
+        async def ask() -> Any:
+            async with sereno.AsyncClient(**arguments) as client:
+                return await getattr(client, how)(what)
 
         return asyncio.run(ask())
 
@@ -110,3 +132,101 @@ def test_nothing_fails_while_the_server_is_replaced(folder: Path) -> None:
         for thread in threads:
             thread.join()
     assert [answer for answer in answers if answer != ANSWER] == []
+
+
+# Lookups
+
+PAIRS = """
+from datetime import date
+from typing import TypedDict
+
+import numpy as np
+import pandas as pd
+from sereno import Key, Model
+
+
+class Row(TypedDict):
+    word: Key[str]
+    day: Key[date]
+    number: Key[int]
+    x: float
+
+
+class Answer(TypedDict):
+    y: float | None
+
+
+model = Model("pairs", inputs=Row, outputs=Answer)
+model.load(lambda: None)
+
+
+@model.predict
+def predict(loaded, rows: pd.DataFrame) -> np.ndarray:
+    return rows["x"].where(rows["x"] > 0)
+"""
+WORDS = [
+    *("", ".", "..", "...", "a/b", "/", "//", "%", "%2F", "a%20b", "?", "a?b=c#d", ";", "+", " ", "a b", "\0", "\r\n"),
+    *("'\"", "é", "東京", "\U0001f600", "x" * 600, "é" * 3000),
+]
+DAYS = [date(1969, 12, 31), date(2026, 5, 1)]
+NUMBERS = [-(2**63), -1, 0, 2**63 - 1]
+KEYS = [(word, DAYS[i % 2], NUMBERS[i % 4]) for i, word in enumerate(WORDS)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a model with a composite key, which published y = 0, null, 2, 3 …"""
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "pairs.py").write_text(PAIRS)
+    columns = dict(zip(("word", "day", "number"), map(list, zip(*KEYS, strict=True)), strict=True))
+    publish(folder, "pairs.py", rows=pa.table(columns | {"x": [1.0, -1.0, *map(float, range(2, len(KEYS)))]}))
+    with Server(folder, "pairs.py") as server:
+        yield server
+
+
+def test_every_key_is_found(pairs: Server, look_up: Callable[..., Any]) -> None:
+    found = [look_up("lookup", key, address=pairs.url) for key in KEYS]
+    assert [one.prediction["y"] for one in found] == [1.0, None, *range(2, len(KEYS))]
+    assert {(one.version, one.data_date, one.stale, one.origin) for one in found} == {
+        (1, date(2026, 5, 1), False, "lookup")
+    }
+    assert {one.data_time for one in found} == {datetime(2026, 5, 2, tzinfo=UTC)}
+    many = look_up("lookup_many", [*KEYS, ("?", date(2026, 5, 1), 5)], address=pairs.url, model="pairs")
+    assert [one and one.prediction for one in many] == [*(one.prediction for one in found), None]
+
+
+def test_keys_that_are_not_there(pairs: Server, look_up: Callable[..., Any]) -> None:
+    for key in (("a", date(2026, 5, 1), 0), ("a/b", DAYS[0], 1), ["..", DAYS[0], 5]):
+        with pytest.raises(sereno.UnknownKeyError, match="404: There is no prediction under this key") as unknown:
+            look_up("lookup", key, address=pairs.url)
+        assert unknown.value.status == 404
+    for key in ("a", ("a", date(2026, 5, 1)), ("a", 1, 1), ("a", "2026-05-01", 2**63), ("a", DAYS[0], "1 ")):
+        with pytest.raises(InvalidRowsError, match="422: This is no key of this model"):
+            look_up("lookup", key, address=pairs.url)
+    with pytest.raises(InvalidRowsError, match="key 1, number: must be a whole number"):
+        look_up("lookup_many", [KEYS[0], ("a", DAYS[0], "x")], address=pairs.url)
+    with pytest.raises(ServerError, match="404: There is nothing under this path") as other:
+        look_up("lookup", KEYS[0], address=pairs.url, model="others")
+    assert type(other.value) is ServerError
+    with pytest.raises(InvalidRowsError, match="too long for a URL. `lookup_many` takes it"):
+        look_up("lookup", ("é" * 20_000, DAYS[0], 1), address=pairs.url)
+    assert look_up("lookup_many", [("é" * 20_000, DAYS[0], 1)], address=pairs.url) == [None]
+    with pytest.raises(ServerError, match="413: "):
+        look_up("lookup_many", [KEYS[0]] * 1001, address=pairs.url)
+
+
+def test_what_is_stale_or_not_there_yet(folder: Path, look_up: Callable[..., Any]) -> None:
+    with Server(folder, "plain.py", SERENO_MODELS__PLAIN__LOOKUP="off") as server:
+        with pytest.raises(ServerError, match="404: There is nothing under this path") as off:
+            look_up("lookup", 1, address=server.url)
+        assert type(off.value) is ServerError
+    stale = {"SERENO_MODELS__PLAIN__MAX_AGE_SECONDS": "3600", "SERENO_MODELS__PLAIN__STALE": "refuse"}
+    with Server(folder, "plain.py", **stale) as server:
+        with pytest.raises(UnavailableError, match="503: Nothing is published yet"):
+            look_up("lookup", 1, address=server.url, retries=0)
+        publish(folder, "plain.py")
+        server.until(lambda: "version" in httpx.get(f"{server.url}/readyz").text, "look up")
+        with pytest.raises(UnavailableError, match="503: What is published is .* seconds old, and may be 3,600"):
+            look_up("lookup", 1, address=server.url)
+    with Server(folder, "plain.py", SERENO_MODELS__PLAIN__MAX_AGE_SECONDS="3600") as server:
+        assert look_up("lookup", 1, address=server.url).stale is True
