@@ -4,6 +4,7 @@ python -m benchmarks [batch]   Sereno, its peers and the limits on many rows, si
 python -m benchmarks memory    Sereno's peak memory on many rows and on four times as many
 python -m benchmarks small     what a run of 1,000 rows, an import and --help cost
 python -m benchmarks live      Sereno, its peers and the limit over HTTP
+python -m benchmarks lookup    Sereno, its peers and the limit, one key a request; building an index, and swapping it
 python -m benchmarks load      campaigns against the server: too much to do, slow callers, killed workers, hostile requests
 """
 
@@ -24,9 +25,11 @@ from benchmarks import prepare, report
 from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, ROUNDS, SECONDS, live
 from benchmarks.load import CAMPAIGNS, load
+from benchmarks.lookup import campaign as lookups
 from benchmarks.measure import CORES, CommandFailed, Cost, run
 from benchmarks.peers import PEERS, python_of
 from benchmarks.peers_live.known import PEERS as LIVE_PEERS
+from benchmarks.peers_lookup.known import PEERS as LOOKUP_PEERS
 from benchmarks.verify import WrongOutput, check_output, parquet_files, published_files
 from benchmarks.workload import DATA, FOLDER, LOGS, MODELS
 
@@ -191,6 +194,20 @@ def main() -> None:
         "--concurrency", type=numbers, default=list(CONNECTIONS), help="connections, in the part `peers`"
     )
     options.epilog = ", ".join(LIVE_PEERS)
+    options = commands.add_parser("lookup", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.set_defaults(command=lookups.lookup)
+    every = ", ".join(lookups.PARTS)
+    options.add_argument("parts", nargs="*", choices=[*lookups.PARTS, []], metavar="PART", help=f"of {every} (all)")
+    options.add_argument("--rounds", type=int, default=lookups.ROUNDS)
+    options.add_argument("--seconds", type=int, default=lookups.SECONDS, help="of each measurement")
+    options.add_argument(
+        "--keys", type=numbers, default=list(lookups.KEYS), help="how many; the fewest are swapped, the most built"
+    )
+    options.add_argument(
+        "--peers", type=names_among(LOOKUP_PEERS), help="comma-separated; the part `peers` with these only"
+    )
+    options.add_argument("--concurrency", type=numbers, default=list(lookups.CONNECTIONS), help="connections")
+    options.epilog = ", ".join(LOOKUP_PEERS)
     options = commands.add_parser("load", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.set_defaults(command=load)
     every = ", ".join(CAMPAIGNS)
@@ -198,7 +215,7 @@ def main() -> None:
     options.add_argument("--seconds", type=int, help="shorter than the campaign is meant to be, for a try")
     options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
     given = sys.argv[1:]
-    if not given or given[0] not in ("batch", "memory", "small", "live", "load", "-h", "--help"):
+    if not given or given[0] not in ("batch", "memory", "small", "live", "lookup", "load", "-h", "--help"):
         given = ["batch", *given]
     arguments = parser.parse_args(given)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that what runs is ended too

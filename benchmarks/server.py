@@ -13,8 +13,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,10 @@ JSON = {"Content-Type": "application/json"}
 
 class ServerFailed(Exception):
     """A server that does not start, or ended."""
+
+
+class NotYet(Exception):
+    """A server that starts gave another answer than was waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +109,22 @@ class Server:
         """Of all its processes."""
         return [pid for pid in map(int, descendants(os.getpid())) if pid not in self.others]
 
-    def until_answer(self, path: str, body: bytes) -> tuple[float, Any]:
-        """Seconds from exec to the first answer with status 200, and that answer."""
+    def until_answer(self, path: str, body: bytes | None = None) -> tuple[float, Any]:
+        """Seconds from exec to the first answer with status 200, and that answer. Without a body it is a GET."""
+        return self.until(lambda: _ask_for_json(self.port, path, body))
+
+    def until(self, asked: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds from exec to the first time that `asked` raises nothing, and what it returns."""
         last: object = "nothing listened"
         while (seconds := time.perf_counter() - self.started) < START_LIMIT:
             if self.process.poll() is not None:
                 break
             try:
-                status, answer = ask(self.port, path, body)
-            except (OSError, http.client.HTTPException) as error:
+                answer = asked()
+            except (OSError, http.client.HTTPException, NotYet) as error:
                 last = error
             else:
-                if status == 200:
-                    return time.perf_counter() - self.started, json.loads(answer)
-                last = f"status {status}: {answer[:200]!r}"
+                return time.perf_counter() - self.started, answer
             time.sleep(POLL)
         said = self.log.read_text(errors="replace").strip().splitlines()
         raise ServerFailed(f"no answer in {seconds:.0f} s; last: {last}; its last words: {said[-1:]} (see {self.log})")
@@ -143,15 +149,22 @@ class Server:
         )
 
 
-def ask(port: int, path: str, body: bytes, timeout: float = 30) -> tuple[int, bytes]:
-    """One request on a connection of its own: status and body."""
+def ask(port: int, path: str, body: bytes | None, timeout: float = 30) -> tuple[int, bytes]:
+    """One request on a connection of its own, a GET without a body: status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
-        connection.request("POST", path, body, JSON)
+        connection.request("GET" if body is None else "POST", path, body, {} if body is None else JSON)
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
+
+
+def _ask_for_json(port: int, path: str, body: bytes | None) -> Any:
+    status, answer = ask(port, path, body)
+    if status != 200:
+        raise NotYet(f"status {status}: {answer[:200]!r}")
+    return json.loads(answer)
 
 
 def require_wrk() -> None:
@@ -161,26 +174,47 @@ def require_wrk() -> None:
         )
 
 
+@contextmanager
+def pinned(on: Iterable[int]) -> Iterator[None]:
+    """What is started in the block is on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(on))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def wrk(url: str, bodies: Path, connections: int, seconds: float, on: Iterable[int]) -> dict[str, Any]:
+    """A load of the bodies of a file, one a line, in turn; and what wrk saw."""
+    return run_wrk(FOLDER / "wrk.lua", [str(bodies)], url, connections, seconds, on)
+
+
+def run_wrk(
+    script: Path, arguments: Sequence[str], url: str, connections: int, seconds: float, on: Iterable[int]
+) -> dict[str, Any]:
     """What wrk saw, on one thread: each of so many connections sends its next request when it has its answer."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s"]
-    command += ["-s", str(FOLDER / "wrk.lua"), url, "--", str(bodies)]
-    before, mine = resource.getrusage(resource.RUSAGE_CHILDREN), os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(on))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    Server.others.add(process.pid)
-    os.sched_setaffinity(0, mine)
-    text = process.communicate()[0]
-    Server.others.discard(process.pid)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text, cpu_seconds = run_load([*command, "-s", str(script), url, "--", *arguments], on)
     found = re.search(r"^RESULT (.*)$", text, re.MULTILINE)
     if not found:
         raise ServerFailed(f"wrk said {text.strip()[-300:]!r}")
     result: dict[str, Any] = json.loads(found[1])
     result["rate"] = result["requests"] / result["seconds"]
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    result["wrk_cores"] = used / result["seconds"]
+    result["wrk_cores"] = cpu_seconds / result["seconds"]
     return result
+
+
+def run_load(command: Sequence[str], on: Iterable[int]) -> tuple[str, float]:
+    """What a command that is none of the server's processes says, and the processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with pinned(on):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    Server.others.add(process.pid)
+    text = process.communicate()[0]
+    Server.others.discard(process.pid)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return text, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _cpu_seconds(pid: int) -> float:
