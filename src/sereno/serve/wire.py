@@ -130,7 +130,10 @@ def settle(exchange: Exchange, live: Live, asked: Asked, answers: Sequence[Any])
     if not asked.one_by_one:
         for answer in answers:
             if type(answer) is not tuple:
-                raise combined(answers)
+                error = combined(answers)
+                if asked.known is not None and error.status == 422:  # fetch has nothing for a key either
+                    error = RequestError(404, "There is no prediction under the key of a row, and no features.")
+                raise error
     reply = exchange.write(live, asked, answers)
     return reply._replace(headers=(*reply.headers, *asked.headers)) if asked.headers else reply
 

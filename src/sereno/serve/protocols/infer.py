@@ -15,7 +15,9 @@ import msgspec
 from sereno.rows import NOT_DECODED
 from sereno.schema import Column
 from sereno.serve.protocols.compression import compress
+from sereno.serve.protocols.keys import ByKey
 from sereno.serve.protocols.positional import Positions
+from sereno.serve.protocols.predictions import origin_of
 from sereno.serve.protocols.tensors import (
     JSON_TYPES,
     NESTED,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 HEADER_LENGTH = b"inference-header-content-length"
 NUMERIC = ("int", "float", "bool", "decimal")
 ONE_ROW = [1]
+NO_BYTES = memoryview(b"")
 
 Scalar = bool | int | float | str | None
 
@@ -62,6 +65,7 @@ class OutputTensor(msgspec.Struct, gc=False):
 
 class RequestParameters(msgspec.Struct, gc=False):
     binary_data_output: bool | None = None
+    lookup: bool | None = None
 
 
 class InferRequest(msgspec.Struct, gc=False):
@@ -77,6 +81,7 @@ class Wanted(NamedTuple):
     id: str | None
     outputs: Sequence[tuple[int, bool]]  # position of each output column, and whether in bytes
     accepts: bytes  # Accept-Encoding
+    parameters: bytes = b""  # what they say, as JSON
 
 
 _decode = msgspec.json.Decoder(InferRequest).decode
@@ -90,6 +95,8 @@ class Translation:
         self._live = live
         columns = live.inputs.columns
         self._columns = {c.name: (c, f"Input {c.name!r}") for c in columns}
+        self._by_key = ByKey(live)
+        self._key_count = len(live.inputs.keys)
         # of a column that needs no translation: its own datatype, with each Python type that JSON has for it
         self._plain = {
             c.name: frozenset((datatype, t) for t in JSON_TYPES[datatype])
@@ -123,7 +130,7 @@ class Translation:
             elif name == b"accept-encoding":
                 accepts = value
         limits = self._live.limits
-        binary = memoryview(b"")
+        binary = NO_BYTES
         if length is not None:
             if not (length.isdigit() and len(length) < 12 and int(length) <= len(body)):
                 raise RequestError(400, "Inference-Header-Content-Length is not the length of the JSON in the body.")
@@ -138,7 +145,16 @@ class Translation:
         if not is_small and asked.id is not None and len(asked.id.encode()) > limits.max_text_bytes:
             raise RequestError(413, f"The id is longer than {limits.max_text_bytes} bytes.")
         values = (is_small and self._plain_row(asked.inputs)) or self._rows(asked.inputs, binary)
-        return Asked(self._live.rows_of(values), self._wanted(asked, accepts))
+        if asked.parameters is None and asked.id is None and asked.outputs is None and not accepts:
+            wanted, told = self._everything, False
+        else:
+            wanted = self._wanted(asked, accepts)
+            told = asked.parameters is not None and asked.parameters.lookup is True
+        if told or (values and len(values[0]) == self._key_count and self._by_key.are_alone(values[0])):
+            looked = self._by_key.ask(values, told=told)
+            looked.context = wanted._replace(parameters=_encode(origin_of(live, looked)))
+            return looked
+        return Asked(self._live.rows_of(values), wanted)
 
     def _plain_row(self, inputs: list[InputTensor]) -> list[dict[str, Any]] | None:
         """The one row of tensors that need no translation: by far the most frequent request. None: they need some."""
@@ -252,8 +268,6 @@ class Translation:
     def _wanted(self, asked: InferRequest, accepts: bytes) -> Wanted:
         parameters = asked.parameters
         binary = parameters is not None and parameters.binary_data_output is True
-        if asked.id is None and not asked.outputs and not binary and not accepts:
-            return self._everything
         if not asked.outputs:
             outputs = [(i, True) for i in range(len(self._outputs))] if binary else self._everything.outputs
             return Wanted(asked.id, outputs, accepts)
@@ -276,6 +290,8 @@ class Translation:
         parts = [self._head]
         if wanted.id is not None:
             parts += (b',"id":', _encode(wanted.id))
+        if wanted.parameters:
+            parts += (b',"parameters":', wanted.parameters)
         tail: list[bytes] = []
         between = b',"outputs":['
         count = b"%d]" % len(answers)

@@ -11,7 +11,8 @@ The environment decides one thing. In the container of a batch transform job (`S
 whatever its type, the reply has the form of the request unless Accept says otherwise, and there are placeholders for
 bad records (`sagemaker.py`); anywhere else, one bad row fails its request.
 
-A CSV line is a header only if it names every column that a row needs; else it is a row.
+A CSV line is a header only if it names every column that a row needs, or those of the key alone; else it is a row. Rows
+that bring the key alone are looked up (`keys.py`): all those of a request or none, and each record of a job for itself.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from sereno.serve.platforms import is_batch
 from sereno.serve.protocols import csv, mlflow, sagemaker
+from sereno.serve.protocols.keys import ByKey, KeyAlone
 from sereno.serve.protocols.mlflow import Frames
 from sereno.serve.protocols.positional import Names, Positions
+from sereno.serve.protocols.predictions import Looked
 from sereno.serve.protocols.sagemaker import CONTENT_TYPES, Form, Records
 from sereno.serve.wire import Asked, Exchange, Mistake, Reply, Request, RequestError, Route, Row
 
@@ -58,7 +61,8 @@ class Invocations:
     def __init__(self, live: Live, *, batch: bool) -> None:
         self._batch = batch
         self._positions = Positions(live.row, live.decoder, live.check_count)
-        self._frames = Frames(live, self._positions)
+        self._by_key = ByKey(live)
+        self._frames = Frames(live, self._positions, self._by_key)
 
     def read(self, live: Live, request: Request) -> Asked:
         given = accept = None
@@ -73,10 +77,14 @@ class Invocations:
         if self._batch:
             return self._read_records(live, request, form, wanted)
         if form == "json":
-            return Asked(self._frames.rows(body), wanted or "json")
+            return self._frames.read(body, wanted or "json")
         if form == "csv":
-            return Asked(read_csv(live, self._positions, body), wanted or "json")
-        found = sagemaker.read_lines(live, self._positions, body, form, blank=False)
+            return self._read_csv(live, body, wanted or "json")
+        found = sagemaker.read_lines(live, self._positions, self._by_key, body, form, blank=False)
+        if found and isinstance(found[0], KeyAlone):
+            alone = [one.values for one in found if isinstance(one, KeyAlone)]
+            if len(alone) == len(found):
+                return self._by_key.ask(alone, wanted or "json")
         return Asked(_all_of(live, found), wanted or "json")
 
     def write(self, live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
@@ -91,20 +99,48 @@ class Invocations:
             lines = [live.encode(answer) for answer in answers]
         return Reply(200, b"".join([line + b"\n" for line in lines]), CONTENT_TYPES[context])
 
+    def _read_csv(self, live: Live, body: bytes, context: Form) -> Asked:
+        """Rows whose first line may name the columns. Raises RequestError."""
+        positions = self._positions
+        if (rows := _numbers(positions, body)) is not None:
+            live.check_count(len(rows))
+            return Asked(rows, context)
+        try:
+            lines = csv.parse(csv.text_of(body))
+        except csv.BrokenLineError as error:
+            raise RequestError(400, f"The body is not CSV: line {error.line + 1} {error}.") from None
+        csv.check_cells(lines, live.limits.max_text_bytes)
+        try:
+            names = header_of(positions, lines[0]) if lines else None
+        except RequestError:
+            given = _names(lines[0])
+            if not self._by_key.are_alone(given):
+                raise
+            by_key = self._by_key.positions
+            return self._by_key.ask(by_key.mappings(by_key.by_name(given), lines[1:]), context, "text")
+        found = lines if names is None else lines[1:]
+        live.check_count(len(found))
+        return Asked(_all_of(live, csv.rows_of(live, positions.names_of(names, found), found)), context)
+
     def _read_records(self, live: Live, request: Request, form: Form, wanted: Form | None) -> Asked:
         body = request.body
         if form == "json" and self._frames.has_form(body):  # a document of MLflow's in place of lines
             try:
-                return Asked(self._frames.rows(body), wanted or "json")
+                return self._frames.read(body, wanted or "json")
             except RequestError as error:
-                if error.status == 413 or b"\n" in body.strip():
+                if error.status in (413, *sagemaker.RETRIED) or b"\n" in body.strip():
                     raise  # a whole file; a placeholder would hide that all of it is lost
-                found: list[Row | RequestError] = [error]
+                found: list[Row | KeyAlone | Looked | RequestError] = [error]
         else:
-            found = sagemaker.read_lines(live, self._positions, body, form, blank=True)
+            found = [*sagemaker.read_lines(live, self._positions, self._by_key, body, form, blank=True)]
+        if alone := [one for one in found if isinstance(one, KeyAlone)]:
+            looked = iter(self._by_key.each(alone))
+            found = [next(looked) if isinstance(one, KeyAlone) else one for one in found]
         problems = [sagemaker.problem(one) if isinstance(one, RequestError) else None for one in found]
-        rows = [one for one in found if not isinstance(one, RequestError)]
-        return Asked(rows, Records(wanted or form, problems, request.id), one_by_one=True)
+        answered = [one for one in found if not isinstance(one, RequestError)]
+        known = {i: one.answer for i, one in enumerate(answered) if isinstance(one, Looked) and one.answer is not None}
+        rows = [one for one in answered if not isinstance(one, (Looked, KeyAlone))]
+        return Asked(rows, Records(wanted or form, problems, request.id), one_by_one=True, known=known or None)
 
 
 def form_of(content_type: bytes) -> Form:
@@ -139,22 +175,6 @@ def accepted(accept: bytes) -> Form | None:
     return best[1]
 
 
-def read_csv(live: Live, positions: Positions, body: bytes) -> list[Row]:
-    """The rows of a CSV body, whose first line may name the columns. Raises RequestError."""
-    if (rows := _numbers(positions, body)) is not None:
-        live.check_count(len(rows))
-        return rows
-    try:
-        lines = csv.parse(csv.text_of(body))
-    except csv.BrokenLineError as error:
-        raise RequestError(400, f"The body is not CSV: line {error.line + 1} {error}.") from None
-    csv.check_cells(lines, live.limits.max_text_bytes)
-    names = header_of(positions, lines[0]) if lines else None
-    found = lines if names is None else lines[1:]
-    live.check_count(len(found))
-    return _all_of(live, csv.rows_of(live, positions.names_of(names, found), found))
-
-
 def _numbers(positions: Positions, body: bytes) -> list[Row] | None:
     """The rows of numbers, under a header or not; None where that is not all that there is."""
     first, _, rest = body.partition(b"\n")
@@ -163,35 +183,53 @@ def _numbers(positions: Positions, body: bytes) -> list[Row] | None:
     first = first.removesuffix(b"\r")
     if b'"' in first or b"\r" in first:
         return None
-    names = header_of(positions, csv.parse_line(csv.text_of(first)))
+    try:
+        names = header_of(positions, csv.parse_line(csv.text_of(first)))
+    except RequestError:
+        return None
     return None if names is None else csv.numbers(positions, names, rest)
 
 
 def header_of(positions: Positions, cells: csv.Cells) -> Names | None:
     """The columns, if this line names all that a row needs. Raises RequestError where it names columns, but too few."""
-    names = [(cell or "").strip() for cell in cells]
+    names = _names(cells)
     absent = [name for name in positions.required if name not in names]
-    are_columns = [name in positions.columns for name in names if name]
-    if not absent and any(are_columns):
+    if not absent and any(name in positions.columns for name in names):
         return positions.by_name(names)
-    if are_columns and all(are_columns):
+    if any(names) and all(name in positions.columns for name in names if name):
         raise RequestError(
             400, f"The first line names columns, but not {', '.join(absent)}. Name them all, or send rows by position."
         )
     return None
 
 
-def _all_of(live: Live, found: Sequence[Row | RequestError]) -> list[Row]:
+def _names(cells: csv.Cells) -> list[str]:
+    """What a line says, taken for a header."""
+    return [(cell or "").strip() for cell in cells]
+
+
+def _all_of(live: Live, found: Sequence[Row | KeyAlone | RequestError]) -> list[Row]:
     """The rows, if every line has one. Raises RequestError with the mistakes of all lines."""
+    rows: list[Row] = [one for one in found if type(one) is tuple]
+    if len(rows) == len(found):
+        return rows
     mistakes = []
-    for position, one in enumerate(found):
+    for position, line in enumerate(found):
+        one = _refused(live, line) if isinstance(line, KeyAlone) else line
         if isinstance(one, RequestError):
-            if one.status != 422 and not one.mistakes:
+            if not one.mistakes:
                 mistakes.append(Mistake(position, "row", one.says))
             mistakes += [Mistake(position, m.column, m.expected) for m in one.mistakes]
-    if mistakes:
-        raise live.unfit(mistakes)
-    return [one for one in found if not isinstance(one, RequestError)]
+    raise live.unfit(mistakes)
+
+
+def _refused(live: Live, line: KeyAlone) -> RequestError:
+    """What a key alone lacks, among lines that bring more."""
+    try:
+        live.rows_of([line.values])
+    except RequestError as error:
+        return error
+    raise AssertionError("a row that is too little is complete")
 
 
 def _several(service: Service, request: Request, params: dict[str, str]) -> Reply:

@@ -6,8 +6,9 @@ A body has exactly one of
     {"dataframe_records": [{"age": 34, …}, …]}
     {"instances": …}   {"inputs": …}      rows, a table by column, or a tensor: see `positional.py`
 
-with anything beside it (`params`) passed over: predict takes rows and nothing else. `POST /invocations` itself, which
-SageMaker's callers share, is in `invocations.py`.
+Beside it, `"params": {"lookup": true}` asks for what was published under the keys of the rows (`keys.py`); anything else is
+passed over: predict takes rows and nothing else. `POST /invocations` itself, which SageMaker's callers share, is in
+`invocations.py`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from msgspec import UNSET, Raw, UnsetType
 from sereno import __version__
 from sereno.rows import JSON_TEXT, NOT_DECODED
 from sereno.serve.platforms import platform_of
+from sereno.serve.protocols.keys import ByKey, wants_lookup
 from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Names, Positions
-from sereno.serve.wire import Reply, Request, RequestError, Route, Row
+from sereno.serve.wire import Asked, Reply, Request, RequestError, Route
 
 if TYPE_CHECKING:
     from sereno.serve.live import Live
     from sereno.serve.service import Service
 
 TEXT = b"text/plain; charset=utf-8"
+NAMES = ("dataframe_split", "dataframe_records", "instances", "inputs")
 FORMS = "dataframe_split, dataframe_records, instances or inputs"
 SPLIT = 'dataframe_split must be an object of "data" (a list of rows), and "columns" and "index" if you like.'
 # pandas frames have NaN where a value is missing, and Python writes it into JSON, which has no such word
@@ -61,6 +64,7 @@ class Body(msgspec.Struct, gc=False):
     dataframe_records: Raw | UnsetType = UNSET
     instances: Raw | UnsetType = UNSET
     inputs: Raw | UnsetType = UNSET
+    params: Raw | UnsetType = UNSET
 
 
 class SplitBody(msgspec.Struct, gc=False):
@@ -70,6 +74,7 @@ class SplitBody(msgspec.Struct, gc=False):
     dataframe_records: UnsetType = UNSET
     instances: UnsetType = UNSET
     inputs: UnsetType = UNSET
+    params: Raw | UnsetType = UNSET
 
 
 _decode_split = msgspec.json.Decoder(SplitBody).decode
@@ -95,26 +100,29 @@ def routes(service: Service) -> list[Route]:
 class Frames:
     """Reads the JSON forms for one model. Built once."""
 
-    def __init__(self, live: Live, positions: Positions) -> None:
+    def __init__(self, live: Live, positions: Positions, by_key: ByKey) -> None:
         self._live = live
         self._positions = positions
+        self._by_key = by_key
 
-    def rows(self, body: bytes) -> list[Row]:
-        """The rows of a body. Raises RequestError."""
+    def read(self, body: bytes, context: Any) -> Asked:
+        """What a body asks for. Raises RequestError."""
         live = self._live
         live.check_json(body)
         try:
-            split = _decode_split(body).dataframe_split
+            parsed = _decode_split(body)
         except NOT_DECODED:
-            return self._other_rows(body)
+            return self._read_other(body, context)
+        split = parsed.dataframe_split
+        told = parsed.params is not UNSET and wants_lookup(parsed.params)
         columns = bytes(split.columns)
-        if columns == b"null":
-            return live.rows_of(self._of_split(split))
-        rows = self._positions.decode(columns, lambda: self._names(split), split.data)
+        if told or columns == b"null":
+            return self._read_split(split, context, told=told)
+        rows = self._positions.decode(columns, lambda: self._names_of_rows(split), split.data)
         if rows is None:
-            return live.rows_of(self._of_split(split))
+            return self._read_split(split, context, told=False)
         live.check_count(len(rows))
-        return rows
+        return Asked(rows, context)
 
     def has_form(self, body: bytes) -> bool:
         """Whether the body is one JSON object with one of the forms, right or wrong as that may be."""
@@ -123,37 +131,51 @@ class Frames:
         except NOT_DECODED:
             return False
 
-    def _other_rows(self, body: bytes) -> list[Row]:
+    def _read_other(self, body: bytes, context: Any) -> Asked:
         live = self._live
-        ((name, raw),) = _form(body).items()
+        name, raw, told = _form(body)
         if name == "dataframe_split":
-            return live.rows_of(self._of_split(_split(raw)))
+            return self._read_split(_split(raw), context, told=told)
         # a list of objects, mostly
-        if body.count(b"{") <= live.limits.max_rows and (rows := live.decoder.decode_list(raw)) is not None:
+        if (
+            not told
+            and body.count(b"{") <= live.limits.max_rows
+            and (rows := live.decoder.decode_list(raw)) is not None
+        ):
             live.check_count(len(rows))
-            return rows
+            return Asked(rows, context)
         value = _value(raw)
+        if name == "dataframe_records" and not isinstance(value, list):
+            raise RequestError(400, "dataframe_records must be a list of rows, each an object.")
+        is_lookup = told or self._by_key.are_rows_alone(value)
+        positions = self._by_key.positions if is_lookup else self._positions
         if name == "dataframe_records":
-            if not isinstance(value, list):
-                raise RequestError(400, "dataframe_records must be a list of rows, each an object.")
-            return live.rows_of(value)
-        if isinstance(value, dict):
-            return live.rows_of(self._positions.by_column(value))
-        return live.rows_of(self._positions.of_items(value if isinstance(value, list) else [value]))
+            values = value
+        elif isinstance(value, dict):
+            values = positions.by_column(value)
+        else:
+            values = positions.of_items(value if isinstance(value, list) else [value])
+        return self._by_key.ask(values, context, told=told) if is_lookup else Asked(live.rows_of(values), context)
 
-    def _names(self, split: Split) -> Names | None:
-        columns = _value(split.columns)
-        if columns is None:
-            return None  # by position
-        if not isinstance(columns, list):
-            raise RequestError(400, "The columns of dataframe_split must be a list of names.")
-        return self._positions.by_name(columns)
-
-    def _of_split(self, split: Split) -> list[Any]:
+    def _read_split(self, split: Split, context: Any, *, told: bool) -> Asked:
         rows = _value(split.data)
         if not isinstance(rows, list):
             raise RequestError(400, SPLIT)
-        return self._positions.mappings(self._names(split), rows)
+        columns = _columns(split)
+        if told or (columns is not None and self._by_key.are_alone([c for c in columns if type(c) is str])):
+            positions = self._by_key.positions
+            names = None if columns is None else positions.by_name(columns)
+            return self._by_key.ask(positions.mappings(names, rows), context, told=told)
+        names = None if columns is None else self._positions.by_name(columns)
+        return Asked(self._live.rows_of(self._positions.mappings(names, rows)), context)
+
+    def _names_of_rows(self, split: Split) -> Names | None:
+        """The columns of rows that have all they need by name; None: another look is needed."""
+        columns = _columns(split)
+        try:
+            return None if columns is None else self._positions.by_name(columns)
+        except RequestError:
+            return None
 
 
 def refuse(error: RequestError) -> Reply:
@@ -186,8 +208,8 @@ def _version(service: Service, request: Request, params: dict[str, str]) -> Repl
     return Reply(200, __version__.encode(), TEXT)
 
 
-def _form(body: bytes) -> dict[str, Raw]:
-    """The one form that the body has. Raises RequestError."""
+def _form(body: bytes) -> tuple[str, Raw, bool]:
+    """The one form that the body has, with its name, and whether lookups are asked for. Raises RequestError."""
     try:
         try:
             parsed = _decode_body(body)
@@ -202,11 +224,20 @@ def _form(body: bytes) -> dict[str, Raw]:
     forms = _forms(parsed)
     if len(forms) != 1:
         raise RequestError(400, f"The body must have exactly one of {FORMS}; it has {len(forms) or 'none'} of them.")
-    return forms
+    ((name, raw),) = forms.items()
+    return name, raw, wants_lookup(parsed.params)
 
 
 def _forms(body: Body) -> dict[str, Raw]:
-    return {name: raw for name in Body.__struct_fields__ if (raw := getattr(body, name)) is not UNSET}
+    return {name: raw for name in NAMES if (raw := getattr(body, name)) is not UNSET}
+
+
+def _columns(split: Split) -> list[Any] | None:
+    """What the columns are called; None: they have no names. Raises RequestError (400)."""
+    columns = _value(split.columns)
+    if columns is not None and not isinstance(columns, list):
+        raise RequestError(400, "The columns of dataframe_split must be a list of names.")
+    return columns
 
 
 def _split(raw: Raw) -> Split:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from sereno.rows import NOT_DECODED
+from sereno.rows import NOT_DECODED, NotJsonError
 from sereno.serve.protocols import csv
+from sereno.serve.protocols.keys import ByKey, KeyAlone
 from sereno.serve.protocols.mlflow import explained, refuse
 from sereno.serve.protocols.positional import Positions
-from sereno.serve.wire import Reply, Request, RequestError, Route, Row
+from sereno.serve.wire import Mistake, Reply, Request, RequestError, Route, Row
+from sereno.values import Refused
 
 if TYPE_CHECKING:
     from sereno.serve.live import Live
@@ -52,8 +54,13 @@ class Records:
     request_id: bytes
 
 
-def read_lines(live: Live, positions: Positions, body: bytes, form: Form, *, blank: bool) -> list[Row | RequestError]:
-    """The row of each line, or why it has none; `blank` lines count too. Raises RequestError (413): there are too many."""
+def read_lines(
+    live: Live, positions: Positions, by_key: ByKey, body: bytes, form: Form, *, blank: bool
+) -> list[Row | KeyAlone | RequestError]:
+    """The row of each line, or its key alone, or why it has neither; `blank` lines count too.
+
+    Raises RequestError (413): there are too many.
+    """
     lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not blank:
         lines = [line for line in lines if line.strip()]
@@ -63,7 +70,9 @@ def read_lines(live: Live, positions: Positions, body: bytes, form: Form, *, bla
     if form == "csv" and (rows := csv.numbers(positions, None, body)) is not None and len(rows) == len(lines):
         return list(rows)
     lines = [line.removesuffix(b"\r") for line in lines]
-    return _csv_rows(live, positions, lines) if form == "csv" else [_json_row(live, positions, line) for line in lines]
+    if form == "csv":
+        return [*_csv_rows(live, positions, lines)]
+    return [_json_row(live, positions, by_key, line) for line in lines]
 
 
 def problem(error: RequestError) -> str:
@@ -133,15 +142,23 @@ def _cells(live: Live, positions: Positions, line: bytes) -> csv.Cells | Request
     return cells if positions.fits(None, cells) else RequestError(422, positions.expected(None))
 
 
-def _json_row(live: Live, positions: Positions, line: bytes) -> Row | RequestError:
+def _json_row(live: Live, positions: Positions, by_key: ByKey, line: bytes) -> Row | KeyAlone | RequestError:
+    limits = live.limits
     try:
-        if not line.lstrip().startswith(b"["):
-            return live.decode(line)
-        live.check_json(line)
+        if len(line) > limits.max_text_bytes or line.count(b"{") + line.count(b"[") > limits.max_depth:
+            live.check_json(line)
+        if line.lstrip().startswith(b"["):
+            return live.rows_of(positions.mappings(None, [msgspec.json.decode(line)]))[0]
+        return live.decoder.decode(line)
+    except NotJsonError:
+        return RequestError(400, "The line is not JSON.")
+    except Refused as refused:
         values = msgspec.json.decode(line)
-        return live.rows_of(positions.mappings(None, [values]))[0]
+        if by_key.are_rows_alone([values]):
+            return KeyAlone(values)
+        return live.unfit([Mistake(0, column, expected) for column, expected in refused.mistakes])
     except RequestError as error:
-        return RequestError(error.status, error.says.replace("The body", "The line"), error.mistakes)
+        return error
     except NOT_DECODED:
         return RequestError(400, "The line is not JSON.")
 

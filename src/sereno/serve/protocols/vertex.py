@@ -1,7 +1,8 @@
 """Vertex AI's custom containers: predict and health under whatever paths its variables hold.
 
 `{"instances": [...], "parameters"?}` is answered with `{"predictions": [...]}`, one for each instance. An instance is an
-object, or a list by position (`positional.py`). `parameters` are passed over: predict takes rows and nothing else.
+object, or a list by position (`positional.py`). Of `parameters`, `{"lookup": true}` asks for what was published under the
+keys of the instances (`keys.py`); others are passed over: predict takes rows and nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from sereno.exceptions import SettingsError
 from sereno.rows import NOT_DECODED
+from sereno.serve.protocols.keys import ByKey, wants_lookup
 from sereno.serve.protocols.mlflow import explained
 from sereno.serve.protocols.native import extra_headers
 from sereno.serve.protocols.positional import Positions
@@ -28,6 +30,7 @@ PREDICT, HEALTH = "AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"
 
 class Body(msgspec.Struct, gc=False):
     instances: msgspec.Raw
+    parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode = msgspec.json.Decoder(Body).decode
@@ -55,13 +58,20 @@ class Instances:
 
     def __init__(self, live: Live) -> None:
         self._positions = Positions(live.row, live.decoder, live.check_count)
+        self._by_key = ByKey(live)
 
     def read(self, live: Live, request: Request) -> Asked:
         body = request.body
         live.check_json(body)
         try:
-            raw = _decode(body).instances
-            if body.count(b"{") <= live.limits.max_rows + 1 and (rows := live.decoder.decode_list(raw)) is not None:
+            parsed = _decode(body)
+            raw = parsed.instances
+            told = parsed.parameters is not msgspec.UNSET and wants_lookup(parsed.parameters)
+            if (
+                not told
+                and body.count(b"{") <= live.limits.max_rows + 1
+                and (rows := live.decoder.decode_list(raw)) is not None
+            ):
                 live.check_count(len(rows))
                 return Asked(rows)
             instances = msgspec.json.decode(raw)
@@ -69,6 +79,8 @@ class Instances:
             raise RequestError(400, 'The body must be a JSON object with "instances".') from None
         if not isinstance(instances, list):
             raise RequestError(400, '"instances" must be a list.')
+        if told or self._by_key.are_rows_alone(instances):
+            return self._by_key.ask(self._by_key.positions.of_items(instances), told=told)
         return Asked(live.rows_of(self._positions.of_items(instances)))
 
     def write(self, live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
