@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sereno.adapters.files import Piece
@@ -53,6 +54,8 @@ def publish(reference: Reference, settings: Settings, folder: Path) -> Published
     else:
         try:
             _publish(reference, served, policy=policy, disposition=chosen.disposition, batch_rows=chosen.batch_rows)
+        except pa.ArrowException as raised:  # Parquet cannot hold it: a run of these rows would end with it
+            served, error = nothing, f"The predictions cannot be written as a run writes them: {raised}"
         except (PredictError, DataError, IndexingError) as raised:
             cause = raised.__cause__
             is_own = isinstance(raised, PredictError) and cause is not None  # what predict itself raised
@@ -87,7 +90,8 @@ def _publish(reference: Reference, home: Path, *, policy: str, disposition: str,
     attempts, store = Attempts(home, model.name), SnapshotStore(home, model.name)
     report = attempts.create(last_interval(DAILY, "UTC", datetime.now(UTC)))
     rows = home / "sample.parquet"
-    pq.write_table(reference.table, rows)
+    # made anew: below a nested row that is null, nothing may be null that its type does not let be
+    pq.write_table(pa.Table.from_pylist(reference.table.to_pylist(), reference.table.schema), rows)
     task = Task(index=0, pieces=(Piece(kind="parquet", path=str(rows)),), rows=reference.table.num_rows)
     parts = store.folder / report.attempt
     result = score_task(
