@@ -1,6 +1,7 @@
 """What MLflow's `ScoringServerClient` says to a server, run by the Python of an environment that has it.
 
-`python clients_mlflow.py http://127.0.0.1:8000` prints one JSON object: what each conversation came to.
+`python clients_mlflow.py http://127.0.0.1:8000` prints one JSON object: what each conversation came to; with `lookups`
+behind the address, those that ask by key.
 """
 
 from __future__ import annotations
@@ -67,5 +68,30 @@ def main(url: str) -> dict[str, Any]:
     return found
 
 
+def lookups(url: str) -> dict[str, Any]:
+    where = urlsplit(url)
+    client = ScoringServerClient(where.hostname, where.port)
+    keys = pd.DataFrame({"id": [8, 7], "shop": ["north", "north"]})
+
+    def said(data: Any, **more: Any) -> Any:
+        return client.invoke(data, **more)["predictions"]
+
+    found: dict[str, Any] = {
+        "frame": said(keys),
+        "frame with an index": said(keys.set_axis(["a", "b"])),
+        "frame with features": said(keys.assign(spent=[1.0, 2.0]), params={"lookup": True}),
+        "records": said(json.dumps({"dataframe_records": keys.to_dict("records")})),
+        "inputs": said(json.dumps({"inputs": keys.to_dict("list")})),
+        "list of objects": said(keys.to_dict("records")),
+        "live": said(keys.assign(spent=[1.0, 2.0])),
+    }
+    for name, data in (("unknown key", keys.assign(id=[7, 9])), ("no key", keys.assign(id=["seven", "eight"]))):
+        try:
+            client.invoke(data)
+        except Exception as error:  # noqa: BLE001 - it raises nothing narrower
+            found[name] = str(error)
+    return found
+
+
 if __name__ == "__main__":
-    json.dump(main(sys.argv[1]), sys.stdout)
+    json.dump((lookups if sys.argv[2:] == ["lookups"] else main)(sys.argv[1]), sys.stdout)

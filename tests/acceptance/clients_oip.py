@@ -93,6 +93,31 @@ def tritonclient(url: str) -> dict[str, Any]:
     for binary in (True, False):
         result = client.infer("numbers", [tensor("input-0", "FP32", matrix, binary)])
         found[f"matrix {binary}"] = values(result.as_numpy("total"))
+
+    def json_outputs(*names: str) -> list[Any]:
+        return [InferRequestedOutput(name, binary_data=False) for name in names]
+
+    def keys(binary: bool, *ids: int) -> list[Any]:
+        shops = np.array(["north"] * len(ids), object)
+        return [tensor("id", "INT64", np.array(ids), binary), tensor("shop", "BYTES", shops, binary)]
+
+    for binary in (True, False):
+        result = client.infer("scores", keys(binary, 8, 7), outputs=None if binary else json_outputs("score", "note"))
+        answer = (
+            {name: values(result.as_numpy(name)) for name in ("score", "note")}
+            if binary
+            else {name: result.get_output(name)["data"] for name in ("score", "note")}
+        )
+        found[f"looked up, {'bytes' if binary else 'json'}"] = [answer, result.get_response()["parameters"]]
+    some = client.infer("scores", keys(True, 8, 7), outputs=[InferRequestedOutput("note")])
+    found["looked up, some"] = [o["name"] for o in some.get_response()["outputs"]]
+    spent = tensor("spent", "FP64", np.array([1.0, 2.0]), True)
+    told = client.infer("scores", [*keys(True, 8, 7), spent], parameters={"lookup": True})
+    found["looked up, asked for"] = values(told.as_numpy("score"))
+    try:
+        client.infer("scores", keys(True, 7, 9))
+    except InferenceServerException as error:
+        found["unknown key"] = [error.status(), error.message()]
     for case, wrong in (
         ("refused", [tensor("age", "INT64", np.array([17]), True)]),
         ("wrong shape", [tensor("age", "INT64", np.array([[1, 2]]), True)]),
@@ -141,6 +166,14 @@ async def kserve(url: str) -> dict[str, Any]:
             assert answer.id == "a-1"
             case = f"{'bytes' if binary_in else 'json'} in, {'bytes' if binary_out else 'json'} out"
             found[case] = {o.name: o.data if o.name == "rank" else values(o.as_numpy()) for o in answer.outputs}
+    customers = {"instances": [{"shop": "north", "id": 7}]}
+    found["v1 looked up"] = await v1.infer(url, customers, model_name="scores")
+    ids = InferInput("id", [2], "INT64")
+    ids.set_data_from_numpy(np.array([8, 7]))
+    shops = InferInput("shop", [2], "BYTES")
+    shops.set_data_from_numpy(np.array(["north", "north"], object))
+    answer = await v2.infer(url, InferRequest(model_name="scores", infer_inputs=[ids, shops]), model_name="scores")
+    found["v2 looked up"] = [values(answer.outputs[0].as_numpy()), answer.parameters]
     for case, client, body in (("v1 refused", v1, {"instances": [{}]}), ("v2 refused", v2, {"inputs": []})):
         try:
             await client.infer(url, body, model_name="offers")

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sereno import __version__
 from tests.acceptance.server import Server
-from tests.acceptance.test_clients_oip import CHURN
+from tests.acceptance.test_clients_oip import CHURN, publish_scores, until_looked_up
 from tests.clients import python_of
 
 OFFERS = """
@@ -71,22 +72,25 @@ PREDICTIONS = [
 ]
 
 
+def said_to(server: Server, *conversation: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [python_of("mlflow"), Path(__file__).with_name("clients_mlflow.py"), server.url, *conversation],
+        env=QUIET,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("mlflow")
     (folder / "offers.py").write_text(OFFERS)
-    python = python_of("mlflow")
     with Server(folder, "offers.py") as server:
-        done = subprocess.run(
-            [python, Path(__file__).with_name("clients_mlflow.py"), server.url],
-            env=QUIET,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-    assert done.returncode == 0, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+        return said_to(server)
 
 
 def test_every_way_to_ask_gives_the_same_predictions(found: dict[str, Any]) -> None:
@@ -179,3 +183,21 @@ class TestPage:
             assert blocks(section, "csv") == [said]
         else:
             assert json.loads(said) == SHOWN
+
+
+def test_asked_by_key_it_gives_what_was_published(tmp_path: Path) -> None:
+    publish_scores(tmp_path)
+    with Server(tmp_path, "scores.py") as server:
+        until_looked_up(server)
+        found = said_to(server, "lookups")
+        looked_up = httpx.post(f"{server.url}/invocations", json={"instances": [{"shop": "north", "id": 7}]})
+    live = [{"score": 1.0, "note": "jamón"}, {"score": 2.0, "note": "jamón"}]
+    assert found.pop("live") == live
+    assert "There is no prediction under" not in found["no key"]
+    assert "row 0: id: must be a whole number" in found.pop("no key")
+    assert "Rows 1: there is no prediction under their keys." in found.pop("unknown key")
+    published = [{"score": None, "note": "jamón"}, {"score": 0.5, "note": "jamón"}]
+    assert len(found) == 6
+    assert found == dict.fromkeys(found, published)
+    assert looked_up.headers["etag"] == 'W/"1-false"'
+    assert int(looked_up.headers["age"]) > 0

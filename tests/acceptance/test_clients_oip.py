@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.acceptance.server import Server
@@ -123,6 +126,36 @@ def load():
 def predict(loaded, customers: list[Customer]) -> list[Churn]:
     return [{"probability": 0.25 if c["monthly_spend"] else 0.75} for c in customers]
 """
+SCORES = """
+from datetime import date
+from typing import TypedDict
+
+from sereno import Key, Model
+
+
+class Customer(TypedDict):
+    shop: Key[str]
+    id: Key[int]
+    spent: float | None
+
+
+class Score(TypedDict):
+    score: float | None
+    note: str
+
+
+model = Model("scores", inputs=Customer, outputs=Score, source="customers.parquet")
+
+
+@model.load
+def load():
+    return None
+
+
+@model.predict
+def predict(loaded, customers: list[Customer]) -> list[Score]:
+    return [{"score": c["spent"], "note": "jamón"} for c in customers]
+"""
 ROWS = [
     {"age": 20, "income": 10.0, "member": True, "plan": "gold", "since": "2026-05-01", "basket": ["wine", "jamón"]},
     {"age": 40, "income": None, "member": False, "plan": "basic", "since": "2026-05-02", "basket": []},
@@ -133,13 +166,32 @@ PREDICTIONS = [
 ]
 
 
+def publish_scores(folder: Path) -> None:
+    """Two customers' scores, which a server of `scores.py` finds published."""
+    (folder / "scores.py").write_text(SCORES)
+    columns = {"shop": ["north", "north"], "id": [7, 8], "spent": [0.5, None]}
+    pq.write_table(pa.table(columns), folder / "customers.parquet")
+    command = [sys.executable, "-m", "sereno", "run", "scores.py", "--date", "2026-05-01"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def until_looked_up(server: Server) -> None:
+    """The index is built once the server is there."""
+    server.until(
+        lambda: httpx.get(f"{server.url}/models/scores/predictions/north/7").status_code == 200, "look scores up"
+    )
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("clients")
     (folder / "offers.py").write_text(OFFERS)
     (folder / "numbers_sum.py").write_text(NUMBERS)
     (folder / "churn.py").write_text(CHURN)
-    with Server(folder, "offers.py", "numbers_sum.py", "churn.py") as one:
+    publish_scores(folder)
+    with Server(folder, "offers.py", "numbers_sum.py", "churn.py", "scores.py") as one:
+        until_looked_up(one)
         yield one
 
 
@@ -184,6 +236,16 @@ def test_tritonclient(server: Server) -> None:
     status, says = found.pop("refused")
     assert status == "422"
     assert "row 0: age: must be at least 18; row 0: income: is absent" in says
+    version, data_date = 1, "2026-05-01"
+    for way in ("bytes", "json"):
+        looked_up, parameters = found.pop(f"looked up, {way}")
+        assert looked_up == {"score": [None, 0.5], "note": ["jamón", "jamón"]}
+        assert (parameters["version"], parameters["data_date"], parameters["origin"]) == (version, data_date, "lookup")
+        assert (parameters["data_time"], parameters["stale"]) == ("2026-05-02T00:00:00Z", False)
+        assert parameters["age_seconds"] > 0
+    assert found.pop("looked up, some") == ["note"]
+    assert found.pop("looked up, asked for") == [None, 0.5]
+    assert found.pop("unknown key") == ["404", "Rows 1: there is no prediction under their keys."]
     assert found == {
         "live": True,
         "ready": True,
@@ -213,6 +275,9 @@ def test_kserve(server: Server) -> None:
     status, says = found.pop("v2 refused")
     assert status == 400
     assert "None of the inputs is one of the model's" in says
+    assert found.pop("v1 looked up") == {"predictions": [{"score": 0.5, "note": "jamón"}]}
+    looked_up, parameters = found.pop("v2 looked up")
+    assert (looked_up, parameters["origin"]) == ([None, 0.5], "lookup")
     assert found == {"live": [True, True], "ready": True, "model": [True, True], "unknown": False}
 
 
