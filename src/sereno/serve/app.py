@@ -148,7 +148,9 @@ class Call:
             if asked.reply is not None:
                 return asked.reply
             self.rows = len(asked.rows)
-            return settle(exchange, live, asked, await live.ask(asked.rows, self.request_id))
+            return settle(
+                exchange, live, asked, await live.ask(asked.rows, self.request_id, one_by_one=asked.one_by_one)
+            )
         except RequestError as error:
             return refuse(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours: the caller gets its id, the log the traceback

@@ -32,6 +32,7 @@ class Waiting:
     """One request's rows on their way to `predict`. Whoever waits says by `tell` what becomes of the answers."""
 
     is_told = False
+    one_by_one = False  # a row without an answer must not cost the others theirs
     sent = 0  # how many of its rows went to predict
     parts: dict[int, Sequence[Any]] | None = None  # position of the first → answers, of a request in pieces
 

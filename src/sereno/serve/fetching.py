@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from sereno.values import Refused
 
 LOG = logging.getLogger("sereno.serve")
 
+NOTHING_KNOWN = "A row lacks features, and none are known for its key."
 MOST_TRIES = 32  # calls of fetch for the keys of one batch, to find those on which it raises
 
 
@@ -30,6 +31,19 @@ class Watcher(Protocol):
     """What is told about each call of fetch: `metrics.Metrics`."""
 
     def fetched(self, model: str, seconds: float, *, failed: bool = False) -> None: ...
+
+
+class _Others(Waiting):
+    """The rows of a request that are complete, while others of it have an error already."""
+
+    def __init__(self, whole: Waiting, failed: dict[int, RequestError]) -> None:
+        super().__init__((), whole.request_id, whole.since)
+        self._whole, self._failed = whole, failed
+
+    def tell(self, answers: Sequence[Any]) -> None:
+        rest = iter(answers)
+        count = len(answers) + len(self._failed)
+        tell(self._whole, [self._failed[i] if i in self._failed else next(rest) for i in range(count)])
 
 
 class _TooLate(Exception):
@@ -176,17 +190,24 @@ class Fetcher:
 
     def _finish(self, waiting: Waiting, found: dict[Key, tuple[Any, ...] | RequestError]) -> None:
         rows: list[Row] = []
-        mistakes: list[Mistake] = []
+        failed: dict[int, RequestError] = {}
         for position, row in enumerate(waiting.rows):
             try:
                 rows.append(self._filled(row, found))
             except RequestError as error:
-                self._tell(waiting, error)
-                return
+                failed[position] = error
             except Refused as refused:
-                mistakes += [Mistake(position, column, expected) for column, expected in refused.mistakes]
-        if mistakes:
-            self._tell(waiting, RequestError(422, "A row lacks features, and none are known for its key.", mistakes))
+                mistakes = [Mistake(position, column, expected) for column, expected in refused.mistakes]
+                failed[position] = RequestError(422, NOTHING_KNOWN, mistakes)
+        if failed and waiting.one_by_one:
+            waiting = _Others(waiting, failed)
+            if not rows:
+                tell(waiting, ())
+                return
+        elif failed:
+            first = next((error for error in failed.values() if error.status != 422), None)
+            mistakes = [mistake for error in failed.values() for mistake in error.mistakes]
+            self._tell(waiting, first or RequestError(422, NOTHING_KNOWN, mistakes))
             return
         waiting.rows = rows
         try:

@@ -169,10 +169,10 @@ class Live:
         if is_deep and _depth_exceeds(body, limits.max_depth):
             raise RequestError(400, f"The JSON nests deeper than {limits.max_depth} levels.")
 
-    def check_count(self, rows: int) -> None:
+    def check_count(self, rows: int, what: str = "rows") -> None:
         """Refuse more rows than a request may have (413)."""
         if rows > self.limits.max_rows:
-            raise RequestError(413, f"The request has {rows:,} rows; at most {self.limits.max_rows:,} may be.")
+            raise RequestError(413, f"The request has {rows:,} {what}; at most {self.limits.max_rows:,} may be.")
 
     def _told(self, refused: Refused) -> RequestError:
         if isinstance(refused, NotJsonError):
@@ -205,9 +205,13 @@ class Live:
         else:
             asyncio.get_running_loop().call_soon(waiting.tell, ())
 
-    async def ask(self, rows: list[Row], request_id: bytes) -> Sequence[Any]:
-        """An Answer or a RequestError for each row, in order. Raises RequestError (503)."""
+    async def ask(self, rows: list[Row], request_id: bytes, *, one_by_one: bool = False) -> Sequence[Any]:
+        """An Answer or a RequestError for each row, in order. Raises RequestError (503).
+
+        What fetch does not know of one row is an error of all, unless they are asked `one_by_one`.
+        """
         waiting = _Asking(rows, request_id, perf_counter())
+        waiting.one_by_one = one_by_one
         self.submit(waiting)
         return await waiting.future
 

@@ -65,7 +65,7 @@ class Turn(Waiting):
             if asked.reply is not None:
                 self.reply(asked.reply)
                 return
-            self.rows = asked.rows
+            self.rows, self.one_by_one = asked.rows, asked.one_by_one
             live.submit(self)
         except RequestError as error:
             self.reply(exchange.refuse(error))
@@ -99,7 +99,7 @@ class Turn(Waiting):
         more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
         start = service.start(lane.server_state.default_headers, status, content_type)
         if status != 304:  # which has no body, and says nothing of the one that it stands for
-            close += b"content-length: %d\r\n" % len(body)
+            more += b"content-length: %d\r\n" % len(body)
         self.output = b"%b%b\r\n%b%b\r\n%b" % (start, self.request_id, more, close, body)
         if lane.turns[0] is self:
             lane.flush()

@@ -189,7 +189,7 @@ def _keys(live: Live, body: bytes) -> list[Key]:
         raise RequestError(400, "The body is not JSON.") from None
     if not isinstance(value, dict) or set(value) != {"keys"} or not isinstance(value["keys"], list):
         raise RequestError(422, 'A request for predictions holds a list of keys and nothing else: {"keys": [1, 2]}.')
-    live.check_count(len(value["keys"]))
+    live.check_count(len(value["keys"]), "keys")
     keys, refused = [], {}
     codec = lookup_of(live).keys
     for position, one in enumerate(value["keys"]):

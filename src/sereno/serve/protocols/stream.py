@@ -100,7 +100,9 @@ async def _answer(service: Service, live: Live, exchange: Exchange, socket: WebS
     started, request_id = perf_counter(), service.request_id(None)
     try:
         asked = exchange.read(live, Request(b"GET", socket.url.path.encode(), b"", (), body, request_id))
-        reply = asked.reply or settle(exchange, live, asked, await live.ask(asked.rows, request_id))
+        reply = asked.reply or settle(
+            exchange, live, asked, await live.ask(asked.rows, request_id, one_by_one=asked.one_by_one)
+        )
     except RequestError as error:
         reply = exchange.refuse(error)
     except Exception as error:  # noqa: BLE001 - a bug of ours: the caller gets its id, the log the traceback
