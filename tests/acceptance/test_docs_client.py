@@ -12,6 +12,7 @@ import pytest
 
 import sereno
 from tests.acceptance.server import Server
+from tests.lookups import publish
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
@@ -22,6 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("project")
     model = (ROOT / "tests" / "models" / "plain.py").read_text()
     (folder / "churn.py").write_text(model.replace('Model("plain"', 'Model("churn"'))
+    publish(folder, "churn.py")
     with Server(folder, "churn.py") as server:
         yield server
 
@@ -54,13 +56,22 @@ def test_async(server: Server) -> None:
 
 
 def test_errors(server: Server) -> None:
-    names = run(server, 3)
+    names = run(server, 4)
     assert names["wrong"] == ["age must be at least 18", "plan must be one of basic, family"]
     assert "answer" not in names
 
 
+def test_lookups(server: Server) -> None:
+    names = run(server, 3)
+    assert isinstance(names["found"], sereno.Lookup)
+    assert names["found"].prediction.keys() == {"probability"}
+    assert names["several"][0].prediction == names["found"].prediction
+    assert names["several"][1].version == 1
+    assert names["several"][2] is None
+
+
 def test_every_snippet_has_a_test() -> None:
-    assert PAGE.count("```python") == 4
+    assert PAGE.count("```python") == 5
 
 
 def test_every_argument_is_told() -> None:

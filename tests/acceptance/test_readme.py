@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import pytest
 
@@ -105,6 +106,9 @@ class Reader:
     def start(self, arguments: list[str], code: int, block: Block) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SERENO_")}
         if self.server is not None:
+            if any("/predictions" in a for a in arguments):  # the reader is not as fast as the index is built
+                url = self.server.url
+                self.server.until(lambda: "version" in httpx.get(f"{url}/readyz").text, "look up")
             arguments = [a.replace("localhost:8000", self.server.url.removeprefix("http://")) for a in arguments]
         done = subprocess.run(arguments, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         where = f"README.md:{block.line}: {shlex.join(arguments)[:200]}"

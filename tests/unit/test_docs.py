@@ -27,13 +27,13 @@ GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 # What pages call their readers' own files.
 USERS_FILES = {"churn.py", "train.py", "credit_scoring.py", "features.py"}
 
-# The product's words (those of later versions, such as lookup or drift, come with what they name).
+# The product's words (those of later versions, such as drift, come with what they name).
 WORDS = (
-    "age, answer log, artefact, attempt, batch, compactor, data date, data time, discard, disposition, erase, "
-    "executor, export, failpoint, fingerprint, gate, hold, home, in service, interval, key, manifest, model, model "
-    "file, part, predict, prediction, profile, publish, reject, release, report, revision, roll back, row type, "
-    "run, run key, schedule, script block, secret, segment, snapshot, source, spool, store, task, value, version, "
-    "withdrawn, worker"
+    "age, answer log, artefact, attempt, batch, behind, builder, compactor, data date, data time, discard, disposition, "
+    "erase, executor, export, failpoint, fingerprint, gate, hold, home, in service, index, interval, key, lookup, "
+    "manifest, model, model file, part, predict, prediction, profile, publish, reject, release, report, revision, roll "
+    "back, row type, run, run key, schedule, script block, secret, segment, snapshot, source, spool, stale, store, task, "
+    "unknown, value, version, withdrawn, worker"
 )
 
 
@@ -152,7 +152,7 @@ def test_source_files_that_a_page_names_are_there(page: Path) -> None:
 
 def test_the_architecture_is_read_in_order() -> None:
     pages = sorted((ROOT / "docs" / "architecture").glob("*.md"))
-    assert [p.name[0] for p in pages] == ["1", "2", "3", "4", "5"]
+    assert [p.name[0] for p in pages] == ["1", "2", "3", "4", "5", "6"]
     for page, following in pairwise(pages):
         assert f"]({following.name})" in page.read_text(encoding="utf-8").splitlines()[-1]
 
