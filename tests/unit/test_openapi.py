@@ -208,6 +208,16 @@ def test_what_a_lookup_says(plain: Served) -> None:
     assert responses["404"]["content"][PROBLEM_TYPE]["example"]["detail"] == UNKNOWN_KEY
 
 
+def test_other_protocols_take_a_key_alone(plain: Served) -> None:
+    told = document(plain)
+    assert told["components"]["schemas"]["plain.key"]["required"] == ["customer_id"]
+    body = told["paths"]["/v1/models/plain:predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = {**body, "components": told["components"]}
+    for instance in ({"customer_id": 17}, {"age": 33, "plan": "basic", "monthly_spend": None}):
+        jsonschema.Draft202012Validator(schema).validate({"instances": [instance]})
+        assert plain.ask("POST", "/v1/models/plain:predict", {"instances": [instance]}).status_code == 200
+
+
 def test_what_may_be_live_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SERENO_SECRET_API_KEYS", raising=False)  # another fixture's
     (tmp_path / "fetched.py").write_text(FETCHED)

@@ -136,7 +136,15 @@ def _about(service: Service) -> Document:
     models = {"type": "object", "properties": {"models": {"type": "array", "items": model}}, "required": ["models"]}
     ready = {
         "type": "object",
-        "properties": {"ready": {"type": "boolean"}, "because": {"type": "array", "items": {"type": "string"}}},
+        "properties": {
+            "ready": {"type": "boolean"},
+            "because": {"type": "array", "items": {"type": "string"}},
+            "lookup": {
+                "type": "object",
+                "description": "model → what its lookups answer from, and how old that is",
+                "additionalProperties": {"type": "object"},
+            },
+        },
         "required": ["ready"],
     }
     live = {"type": "object", "properties": {"live": {"const": True}}, "required": ["live"]}

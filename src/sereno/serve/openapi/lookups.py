@@ -28,7 +28,11 @@ WORDS = {
 
 
 def lookup_schemas(service: Service) -> Document:
-    return {f"{live.name}.lookup": _answer(live) for live in service.lives.values() if live.lookup is not None}
+    found: Document = {}
+    for live in service.lives.values():
+        if live.lookup is not None:
+            found |= {f"{live.name}.key": _key_alone(live), f"{live.name}.lookup": _answer(live)}
+    return found
 
 
 def lookup_paths(service: Service) -> Document:
@@ -157,6 +161,18 @@ def _key_parameters(live: Live) -> list[Document]:
         if example is not None:
             parameters[-1]["example"] = example[position]
     return parameters
+
+
+def _key_alone(live: Live) -> Document:
+    """A row of other protocols that asks for a lookup."""
+    properties = {column.name: _value(column) for column in live.inputs.keys}
+    return {
+        "type": "object",
+        "title": "Key",
+        "description": "a key without any other column of the model: what is published under it",
+        "properties": properties,
+        "required": list(properties),
+    }
 
 
 def _value(column: Column) -> Document:

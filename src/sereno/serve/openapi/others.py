@@ -218,11 +218,17 @@ def _v1(lives: Sequence[Live]) -> Document:
     return found
 
 
+def _row(live: Live) -> Document:
+    """A row, or a key alone where there are lookups."""
+    row = ref(f"{live.name}.row")
+    return row if live.lookup is None else {"anyOf": [row, ref(f"{live.name}.key")]}
+
+
 def _instances(live: Live) -> Document:
     by_position = {"type": "array", "description": "the values of a row, in declared order", "items": {}}
     return {
         "type": "object",
-        "properties": {"instances": {"type": "array", "items": {"anyOf": [ref(f"{live.name}.row"), by_position]}}},
+        "properties": {"instances": {"type": "array", "items": {"anyOf": [_row(live), by_position]}}},
         "required": ["instances"],
     }
 
@@ -272,8 +278,7 @@ def _invocations(service: Service) -> Document:
 
 
 def _invoke(live: Live) -> Document:
-    row = ref(f"{live.name}.row")
-    records = {"type": "array", "items": row}
+    records = {"type": "array", "items": _row(live)}
     split = {
         "type": "object",
         "properties": {
