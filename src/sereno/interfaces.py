@@ -96,6 +96,10 @@ class LookupStore(Protocol):
         """Whether the table has moved on, or an index is missing: whether `follow` has something to do. Cheap, too."""
         ...
 
+    def was_rolled_back(self, number: int) -> bool:
+        """Whether this snapshot is newer than the one that is served: an index of it must not go on answering."""
+        ...
+
     def open(self) -> LookupIndex | None:
         """The index that is served, verified; None: there is none (yet).
 

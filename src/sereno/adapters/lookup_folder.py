@@ -10,6 +10,7 @@ first answer, which also brings it into memory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -225,7 +226,8 @@ class LookupFolder:
             yield
         except lmdb.Error as error:
             if error.code > 0:
-                raise OSError(error.code, os.strerror(error.code), str(path)) from error
+                code = _cause(path) if error.code == errno.EIO else error.code
+                raise OSError(code, os.strerror(code), str(path)) from error
             raise self._sick(snapshot, f"does not fit an index ({error})") from error
 
     def _sick(self, snapshot: Snapshot, what: str) -> IndexingError:
@@ -243,10 +245,14 @@ class LookupFolder:
     def is_behind(self) -> bool:
         return is_behind(self.home, self.model)
 
+    def was_rolled_back(self, number: int) -> bool:
+        pointer = read_pointer(self.home, self.model)
+        return pointer is not None and bool(pointer.index) and number > int(pointer.index.partition("-")[0])
+
     def open(self) -> FolderIndex | None:
         for last in (*(False,) * (TRIES - 1), True):
             pointer = read_pointer(self.home, self.model)
-            if pointer is None and pointer_path(self.folder).exists():
+            if pointer is None and os.path.exists(pointer_path(self.folder)):
                 LOG.error("%s is damaged: no lookups until the table was followed again.", pointer_path(self.folder))
             if pointer is None or not pointer.index:
                 return None
@@ -268,9 +274,11 @@ class LookupFolder:
     def _open(self, name: str) -> FolderIndex | None:
         """An index, verified; None: it is not there, or is damaged and was put aside."""
         manifest = read_manifest(self.folder, name)
-        if manifest is None:
-            return None
         path = index_path(self.folder, name)
+        if manifest is None:
+            if os.path.exists(manifest_path(self.folder, name)):
+                self._put_aside(name, "has a manifest that cannot be read")
+            return None
         try:
             with path.open("rb") as stream:
                 there = os.fstat(stream.fileno())
@@ -280,7 +288,8 @@ class LookupFolder:
                 elif checksum(stream.fileno()) != manifest.crc32:
                     damage = "has another checksum than when it was built"
                 opened = _share(path, there) if not damage else None
-            if damage and path.stat().st_ino == there.st_ino:  # else it was just replaced
+            # else it was just replaced
+            if damage and _is(path, (there.st_dev, there.st_ino)) and read_manifest(self.folder, name) == manifest:
                 self._put_aside(name, damage)
         except FileNotFoundError:
             return None
@@ -341,6 +350,10 @@ class _Opened:
         )
         self.transaction = self.environment.begin()  # one for all, as long as it is open: the file never changes
 
+    def close(self) -> None:
+        self.transaction.abort()
+        self.environment.close()
+
 
 _opened: dict[tuple[int, int], _Opened] = {}  # by device and inode
 _opening = threading.Lock()
@@ -353,12 +366,25 @@ def _share(path: Path, there: os.stat_result) -> _Opened | None:
         if file in _opened:
             _opened[file].users += 1
             return _opened[file]
-        opened = _Opened(path, file, there.st_size)
-        now = path.stat()
-        if (now.st_dev, now.st_ino) != file:
-            opened.environment.close()
+        try:
+            opened = _Opened(path, file, there.st_size)
+        except lmdb.Error:
+            if _is(path, file):
+                raise
+            return None
+        if not _is(path, file):
+            opened.close()
             return None
         return _opened.setdefault(file, opened)
+
+
+def _is(path: Path, file: tuple[int, int]) -> bool:
+    """Whether that file has the path now."""
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return False
+    return (now.st_dev, now.st_ino) == file
 
 
 def _let_go(opened: _Opened) -> None:
@@ -366,8 +392,7 @@ def _let_go(opened: _Opened) -> None:
         opened.users -= 1
         if not opened.users:
             del _opened[opened.file]
-            opened.transaction.abort()
-            opened.environment.close()
+            opened.close()
 
 
 def name_of(snapshot: Snapshot) -> str:
@@ -384,6 +409,16 @@ def checksum(descriptor: int) -> int:
         while count := stream.readinto(view):
             crc32 = zlib.crc32(view[:count], crc32)
     return crc32
+
+
+def _cause(path: Path) -> int:
+    """Why a file could not be written, where LMDB calls it EIO: it does so of a disk that has room for a part, too."""
+    try:
+        with path.open("ab") as stream:
+            stream.write(bytes(1 << 20))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return errno.EIO
 
 
 def _new_environment(path: Path) -> lmdb.Environment:

@@ -76,18 +76,18 @@ _read_manifest = msgspec.json.Decoder(Manifest).decode
 
 
 def read_pointer(home: Path, model: str) -> Pointer | None:
-    """None: there is none, or it is damaged (the next who follows writes it anew)."""
+    """None: there is none, or it cannot be read, or it is damaged (the next who follows writes it anew)."""
     try:
         return _read_pointer(pointer_path(lookup_folder(home, model)).read_bytes())
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):  # whoever only looks must not die of a disk
         return None
 
 
 def read_manifest(folder: Path, index: str) -> Manifest | None:
-    """None: there is none, or it is damaged."""
+    """None: there is none, or it cannot be read, or it is damaged."""
     try:
         return _read_manifest(manifest_path(folder, index).read_bytes())
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
@@ -95,7 +95,7 @@ def commit_time(home: Path, model: str, version: int) -> int | None:
     """When a version of the model's table was committed (ns, by the file of the log); None: it has no such version."""
     try:
         return os.stat(_log(home, model) / f"{version:020d}.json").st_mtime_ns
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
 
 
@@ -122,5 +122,5 @@ def _has_commits(home: Path, model: str) -> bool:
     try:
         with os.scandir(_log(home, model)) as entries:
             return any(entry.name.endswith(".json") and entry.name[:-5].isdigit() for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return False

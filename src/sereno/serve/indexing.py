@@ -70,8 +70,11 @@ class Indexing:
                 else:
                     one.failures = 0
                     one.due = now
-            if one.due <= now and self._needs(one, now):
-                self._start(one)
+            try:
+                if one.due <= now and self._needs(one, now):
+                    self._start(one)
+            except OSError as error:  # the server serves, whatever became of the folder
+                self._has_failed(one, f"cannot be started: {error.strerror} ({error.filename})")
 
     def _needs(self, one: _Followed, now: float) -> bool:
         if not is_behind(one.home, one.model):

@@ -48,6 +48,10 @@ def _plain_text(text: bytes) -> bytes | None:
     return None if PLAIN_TEXT(text) is None else _length(len(text)) + text
 
 
+def _no_prediction(key: bytes) -> bytes | None:
+    return None
+
+
 def _no_plain_key(text: bytes) -> bytes | None:
     return None
 
@@ -80,13 +84,12 @@ class Lookup:
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises what `LookupStore.open` raises."""
         self.name, self.home, self.settings = name, home, settings
         self._store, self._clock = store, clock
         self._own_keys = keys
         self.counts = metrics.lookups(name)
         self.index: LookupIndex | None = None
-        self.get: Callable[[bytes], bytes | None] = lambda key: None  # of the index
+        self.get: Callable[[bytes], bytes | None] = _no_prediction  # of the index
         self.standing: Standing | None = None
         self.etag = b""
         self.headers: tuple[tuple[bytes, bytes], ...] = ()  # of an answer
@@ -98,10 +101,13 @@ class Lookup:
         self._mark: object = None
         self._opening: asyncio.Task[None] | None = None
         self._not_before = 0.0
+        self._trouble = ""  # what was said last of an index that could not be opened
         self._behind_since: float | None = None
         mark = store.mark()
-        self._serve(store.open())
-        self._mark = mark
+        try:
+            self._opened(store.open(), mark)
+        except Exception as error:  # noqa: BLE001 - the model answers without it, and it is tried again
+            self._cannot_follow(error)
 
     # Which snapshot answers
 
@@ -116,19 +122,34 @@ class Lookup:
         try:
             index = await asyncio.to_thread(self._store.open)
         except Exception as error:  # noqa: BLE001 - what is served stays, whatever kept the next one from it
-            self._not_before = self._clock() + RETRY_SECONDS
-            LOG.error("the lookups of %s cannot follow their table: %s. They answer as before.", self.name, error)
+            self._cannot_follow(error)
         else:
-            self._mark = mark
-            if index is not None:  # else what it answers from was removed: it stays until there is another
-                self._serve(index)
+            self._opened(index, mark)
         finally:
             self._opening = None
+
+    def _opened(self, index: LookupIndex | None, mark: object) -> None:
+        self._mark = mark
+        self._trouble = ""
+        if index is not None:
+            self._serve(index)
+        elif self.index is not None and self._store.was_rolled_back(self.index.number):
+            LOG.warning("lookups of %s have no answers, until the version that is in service is indexed.", self.name)
+            self._serve(None)
+        # else what it answers from was removed: it stays until there is another
+
+    def _cannot_follow(self, error: Exception) -> None:
+        self._not_before = self._clock() + RETRY_SECONDS
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            LOG.error("the lookups of %s cannot follow their table: %s. They answer as before.", self.name, error)
 
     def _serve(self, index: LookupIndex | None) -> None:
         before, self.index = self.index, index
         self.standing = None
-        if index is not None:
+        if index is None:
+            self.get, self._plain_key = _no_prediction, _no_plain_key
+        else:
             self.get = index.get
             self._plain_key = PLAIN_KEYS.get(index.keys.single, _no_plain_key)
             if before is not None and before.number != index.number:
