@@ -175,6 +175,9 @@ class MemoryStore:
     def is_behind(self) -> bool:
         return self._table.state().version != self._followed
 
+    def was_rolled_back(self, number: int) -> bool:
+        return self._served is not None and number > self._served[0]
+
     def open(self) -> LookupIndex | None:
         return self.indexes[self._served] if self._served is not None else None
 

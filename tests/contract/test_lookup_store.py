@@ -143,6 +143,19 @@ def test_a_rollback(table: Table, kept: Kept) -> None:
     assert not kept.store.is_behind()
 
 
+def test_what_was_rolled_back(table: Table, kept: Kept) -> None:
+    assert not kept.store.was_rolled_back(1)
+    for _ in range(2):
+        table.publish()
+        kept.store.follow(table.state, ALL)
+    assert not kept.store.was_rolled_back(2)
+    assert not kept.store.was_rolled_back(1)
+    table.store.rollback()
+    kept.store.follow(table.state, ALL)
+    assert kept.store.was_rolled_back(2)
+    assert not kept.store.was_rolled_back(1)
+
+
 def test_a_rollback_to_what_was_never_indexed(table: Table, kept: Kept) -> None:
     table.publish()
     table.publish()
