@@ -46,12 +46,10 @@ def encode(keys: int, file: str, clock: Clock) -> None:
 
 def append(keys: int, file: str, clock: Clock) -> None:
     to_json = msgspec.json.Encoder().encode
-    its = table(keys)
     with lmdb.open(file, subdir=False, lock=False, map_size=1 << 38, sync=False) as environment:
-        for start in range(0, keys, AT_ONCE):
-            end = min(start + AT_ONCE, keys)
-            values = [to_json(Prediction(*row)) for row in its.chunk(start, end)]
-            entries = [(key.to_bytes(8, "big"), value) for key, value in zip(range(start, end), values, strict=True)]
+        for names, chunk in table(keys).chunks(AT_ONCE):
+            values = [to_json(Prediction(*row)) for row in chunk]
+            entries = [(key.to_bytes(8, "big"), value) for key, value in zip(names, values, strict=True)]
             with clock(), environment.begin(write=True) as writing, writing.cursor() as cursor:
                 cursor.putmulti(entries, append=True)
         with clock():

@@ -36,23 +36,9 @@ def tables(runs: Runs) -> dict[str, str]:
 def _peers(runs: list[Run]) -> str:
     connections, names = runs[0]["connections"], {run["name"]: run["kind"] for run in runs}
     middle = {name: _medians([run for run in runs if run["name"] == name]) for name in names}
-    heads = [
-        f"{connections} connection{'s' * (connections > 1)}",
-        "req/s (min–max)",
-        *COMPARED.values(),
-        "p50 ms",
-        "p99 ms",
-    ]
-    heads += [
-        "CPU µs each",
-        "of it worker",
-        "worker RSS MB",
-        "all PSS MB",
-        "not answered",
-        "load's cores",
-        "load",
-        "rounds",
-    ]
+    heads = [f"{connections} connection{'s' * (connections > 1)}", "req/s (min–max)", *COMPARED.values()]
+    heads += ["p50 ms", "p99 ms", "CPU µs each", "largest RSS MB", "all PSS MB"]
+    heads += ["not answered", "load's cores", "load", "rounds"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name in sorted(middle, key=lambda name: -middle[name]["rate"]):
         its, rounds = middle[name], [run for run in runs if run["name"] == name]

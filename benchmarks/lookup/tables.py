@@ -58,19 +58,19 @@ class Table:
 
     def outputs(self, key: int) -> Outputs:
         """What is to be answered for a key."""
-        return next(self.chunk(key, key + 1))
+        return next(self.of(slice(key, key + 1)))
 
-    def chunk(self, start: int, end: int) -> Iterator[Outputs]:
-        """What is to be answered for the keys from `start` up to `end`."""
-        bands = self.band[start:end].tolist()
+    def of(self, keys: slice | np.ndarray) -> Iterator[Outputs]:
+        """What is to be answered for these keys."""
+        bands = self.band[keys].tolist()
         segments = [SEGMENTS[band // 4] for band in bands]
-        return map(Outputs, self.probability[start:end].tolist(), bands, segments)
+        return map(Outputs, self.probability[keys].tolist(), bands, segments)
 
-    def chunks(self) -> Iterator[tuple[range, Iterator[Outputs]]]:
-        """All keys with what is to be answered for them, CHUNK at a time."""
-        for start in range(0, len(self), CHUNK):
-            end = min(start + CHUNK, len(self))
-            yield range(start, end), self.chunk(start, end)
+    def chunks(self, at_once: int = CHUNK) -> Iterator[tuple[range, Iterator[Outputs]]]:
+        """All keys with what is to be answered for them, so many at a time."""
+        for start in range(0, len(self), at_once):
+            end = min(start + at_once, len(self))
+            yield range(start, end), self.of(slice(start, end))
 
 
 @lru_cache(1)
@@ -120,12 +120,14 @@ def _ready(chunk: Iterator[Outputs]) -> list[bytes]:
 
 
 def _fill_lmdb(its: Table, folder: Path) -> None:
-    """Keys as a URL has them, so that whoever answers from it need not understand them."""
+    """Keys as a URL has them, so that whoever answers from it need not understand them; in their order, so that it is dense."""
+    names = sorted(b"%d" % key for key in range(len(its)))
     with lmdb.open(str(folder / "data.lmdb"), subdir=False, lock=False, map_size=1 << 38, sync=False) as environment:
-        for keys, chunk in its.chunks():
-            entries = zip((b"%d" % key for key in keys), _ready(chunk), strict=True)
+        for start in range(0, len(names), CHUNK):
+            here = names[start : start + CHUNK]
+            values = _ready(its.of(np.array(here).astype(np.int64)))
             with environment.begin(write=True) as writing, writing.cursor() as cursor:
-                cursor.putmulti(entries)
+                cursor.putmulti(zip(here, values, strict=True), append=True)
         environment.sync(True)
 
 
