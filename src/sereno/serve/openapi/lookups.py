@@ -23,7 +23,7 @@ KEYS: dict[str, Document] = {
 UNKNOWN = predictions.unknown_key().says
 WORDS = {
     422: "This is no key of the model: a value is of another type, or there are fewer or more of them.",
-    503: "Nothing is published yet, or it is stale and refused. Try again after the seconds in Retry-After.",
+    503: "Nothing is there yet to look up in, or it is stale and refused. Try again after the seconds in Retry-After.",
 }
 
 
