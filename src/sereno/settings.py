@@ -230,9 +230,7 @@ class ModelSettings:
         "A lookup that finds a stale prediction says so, gets 503, or is answered live.",
     )
     unknown: str = _setting("404", _UNKNOWN, "A lookup of an unknown key gets 404, or is answered live.")
-    cache_seconds: float = _setting(
-        0.0, _number(None), "How long a caller may keep what a lookup found, before it asks again."
-    )
+    cache_seconds: int = _setting(0, _whole(0), "How long a caller may keep what a lookup found, before it asks again.")
     gates: GateSettings = field(default_factory=GateSettings)
     # Not a setting: what somebody gave ("source", "gates.constant") → the folder against which a path in it resolves.
     given: Mapping[str, Path] = field(default_factory=dict, repr=False)

@@ -414,7 +414,7 @@ def test_how_long_a_caller_may_keep_an_answer(nights: Nights) -> None:
 
     kept, age = cache(cache_seconds="60")
     assert kept == f"private, max-age={age + 60}"  # caches count the age in
-    assert cache(cache_seconds="60", max_age_seconds="0") == ("private, no-cache", cache()[1])
+    assert cache(cache_seconds="60", max_age_seconds="0")[0] == "private, no-cache"
     kept, age = cache(cache_seconds="1000000", max_age_seconds="900000")
     assert kept == "private, max-age=900000"  # no longer than until it is stale
 

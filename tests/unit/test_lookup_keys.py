@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import date
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
@@ -180,3 +181,34 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@given(
+    st.one_of(
+        INTS.map(lambda n: str(n).encode()),
+        st.from_regex(rb"[+ -]?0?[0-9_]{0,22}", fullmatch=True),
+        st.binary(max_size=8),
+    )
+)
+def test_the_short_way_to_a_whole_number_is_the_long_one(sent: bytes) -> None:
+    found = KeyCodec(("id",), ("int",)).plain(sent)
+    if found is not None:
+        codec = KeyCodec(("id",), ("int",))
+        assert found == codec.encode(codec.of_texts([sent.decode()]))
+
+
+@given(
+    st.one_of(st.from_regex(rb"[A-Za-z0-9._~%/ -]{0,20}", fullmatch=True), st.binary(max_size=8), st.just(b"a" * 500))
+)
+def test_the_short_way_to_a_text_is_the_long_one(sent: bytes) -> None:
+    codec = KeyCodec(("id",), ("str",))
+    found = codec.plain(sent)
+    if found is not None:
+        assert found == codec.encode(codec.of_texts([unquote(sent.decode())]))
+
+
+def test_most_keys_go_the_short_way() -> None:
+    assert all(KeyCodec(("id",), ("int",)).plain(b"%d" % number) for number in (0, 7, 10**17))
+    assert all(KeyCodec(("id",), ("str",)).plain(text) for text in (b"a", b"Z-9_~.", b"x" * 500))
+    assert KeyCodec(("day",), ("date",)).plain(b"2026-05-01") is None
+    assert KeyCodec(("a", "b"), ("int", "int")).plain(b"7") is None

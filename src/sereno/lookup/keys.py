@@ -37,7 +37,12 @@ INT_SIGN = 1 << 63
 DATE_SIGN = 1 << 31
 EPOCH = date(1970, 1, 1).toordinal()
 
-_length = Struct(">I").pack
+UNRESERVED = re.compile(
+    rb"[A-Za-z0-9._~-]{1,500}"
+).fullmatch  # a text that stands for itself in a URL, and is not shortened
+ZERO = ord("0")
+
+_length, _whole = Struct(">I").pack, Struct(">Q").pack
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,15 @@ class KeyCodec:
     single: KeyKind | None = field(init=False, compare=False, repr=False)  # the kind of a key of one value
     encode: Callable[[Key], bytes] = field(init=False, compare=False, repr=False)
     """The bytes of a key, which `of_texts` or `of_value` made."""
+    plain: Callable[[bytes], bytes | None] = field(init=False, compare=False, repr=False)
+    """The bytes of a key as it stands in most URLs; None: it is one that `of_texts` must look at, or no key at all."""
 
     def __post_init__(self) -> None:
         columns = tuple(Column(name=n, kind=k, role="key") for n, k in zip(self.names, self.kinds, strict=True))
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "single", self.kinds[0] if len(self.kinds) == 1 else None)
         object.__setattr__(self, "encode", _encoder(self.kinds))
+        object.__setattr__(self, "plain", _PLAIN.get(self.kinds, _not_plain))
 
     @classmethod
     def of(cls, schema: pa.Schema, names: Sequence[str]) -> KeyCodec:
@@ -163,10 +171,9 @@ def _of_text(kind: str, text: str) -> Any:
 
 
 def _encoder(kinds: tuple[KeyKind, ...]) -> Callable[[Key], bytes]:
-    whole = Struct(">Q").pack
     match kinds:
         case ("int",):
-            return lambda key: whole(key[0] + INT_SIGN)
+            return lambda key: _whole(key[0] + INT_SIGN)
         case ("str",):
             return lambda key: _fitted(_text_bytes(key[0]))
     encoders = [_ENCODE[kind] for kind in kinds]
@@ -178,6 +185,21 @@ def _text_bytes(text: str) -> bytes:
     return _length(len(raw)) + raw
 
 
+def _plain_whole(text: bytes) -> bytes | None:
+    if not text.isdigit() or len(text) > 18 or (text[0] == ZERO and len(text) > 1):
+        return None
+    return _whole(int(text) + INT_SIGN)
+
+
+def _plain_text(text: bytes) -> bytes | None:
+    return None if UNRESERVED(text) is None else _length(len(text)) + text
+
+
+def _not_plain(text: bytes) -> bytes | None:
+    return None
+
+
+_PLAIN: dict[tuple[KeyKind, ...], Callable[[bytes], bytes | None]] = {("int",): _plain_whole, ("str",): _plain_text}
 _ENCODE: dict[KeyKind, Callable[[Any], bytes]] = {
     "int": lambda number: (number + INT_SIGN).to_bytes(8, "big"),
     "date": lambda day: (day.toordinal() - EPOCH + DATE_SIGN).to_bytes(4, "big"),

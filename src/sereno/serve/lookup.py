@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sereno.lookup.keys import INT_SIGN, Key, KeyCodec
+from sereno.lookup.keys import Key, KeyCodec
 from sereno.serve.wire import JSON, RequestError
 
 if TYPE_CHECKING:
@@ -31,33 +29,10 @@ LOG = logging.getLogger("sereno.lookup")
 RETRY_SECONDS = 5.0  # after an index that could not be opened
 START = b'{"prediction":'
 NO_STORE = (b"cache-control", b"no-store")
-PLAIN_TEXT = re.compile(rb"[A-Za-z0-9._~-]{1,500}").fullmatch  # a key in a URL that stands for itself
-
-_whole = Struct(">Q").pack
-_length = Struct(">I").pack
-ZERO = ord("0")
-
-
-def _plain_whole(text: bytes) -> bytes | None:
-    if not text.isdigit() or len(text) > 18 or (text[0] == ZERO and len(text) > 1):
-        return None
-    return _whole(int(text) + INT_SIGN)
-
-
-def _plain_text(text: bytes) -> bytes | None:
-    return None if PLAIN_TEXT(text) is None else _length(len(text)) + text
 
 
 def _no_prediction(key: bytes) -> bytes | None:
     return None
-
-
-def _no_plain_key(text: bytes) -> bytes | None:
-    return None
-
-
-# kind → from a key as it stands in most URLs to what `KeyCodec.encode` gives for it; None: it takes a longer look
-PLAIN_KEYS: dict[Any, Callable[[bytes], bytes | None]] = {"int": _plain_whole, "str": _plain_text}
 
 
 class Standing(NamedTuple):
@@ -97,7 +72,7 @@ class Lookup:
         self.is_plain = False  # whether the shortest path may answer
         self.found_as = "found"  # how a key that is there is counted
         self._starts: tuple[Any, bytes, bytes] = (None, b"", b"")
-        self._plain_key: Callable[[bytes], bytes | None] = _no_plain_key
+        self._plain_key = keys.plain
         self._mark: object = None
         self._opening: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -148,15 +123,15 @@ class Lookup:
         before, self.index = self.index, index
         self.standing = None
         if index is None:
-            self.get, self._plain_key = _no_prediction, _no_plain_key
+            self.get = _no_prediction
         else:
             self.get = index.get
-            self._plain_key = PLAIN_KEYS.get(index.keys.single, _no_plain_key)
+            self._plain_key = index.keys.plain
             if before is not None and before.number != index.number:
                 LOG.info("lookups of %s answer from version %d.", self.name, index.number)
         self._renew(self._clock())
-        if before is not None:
-            before.close()
+        if before is not None:  # nothing is asked of it any more, and to let go of gigabytes takes a moment
+            asyncio.get_running_loop().run_in_executor(None, before.close)
 
     def _renew(self, now: float) -> None:
         index = self.index
@@ -178,9 +153,9 @@ class Lookup:
         )
         self.etag = b'W/"%d-%b"' % (index.number, b"true" if stale else b"false")
         cache = b"private, no-cache"
-        if self.settings.cache_seconds >= 1 and not stale:
+        if self.settings.cache_seconds and not stale:
             # caches count Age in; the answer may be kept no longer than until it is stale
-            longest = age + int(self.settings.cache_seconds)
+            longest = age + self.settings.cache_seconds
             cache = b"private, max-age=%d" % (longest if most is None else min(longest, int(most)))
         self.headers = ((b"etag", self.etag), (b"age", b"%d" % age), (b"cache-control", cache))
         self.found_as = "stale" if stale else "found"
