@@ -11,10 +11,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
 from annotated_types import Ge
+from hypothesis import given, settings
 
 from sereno import Fetched, Key, Model
 from sereno.config import Settings
@@ -31,6 +33,7 @@ from sereno.serve.protocols.vertex import Instances
 from sereno.serve.wire import Exchange, Reply, Request, RequestError, settle
 from sereno.settings import ModelSettings, ServeSettings
 from tests.lives import request_of
+from tests.strategies import JSON_SCALARS
 
 NOW = datetime(2026, 11, 22, 1, tzinfo=UTC).timestamp()
 AGE = 3600
@@ -191,7 +194,7 @@ class Asker:
             try:
                 asked = exchange.read(live, request)
                 assert asked.reply is None
-                return settle(exchange, live, asked, await live.ask(asked.rows, b"id-1"))
+                return settle(exchange, live, asked, await live.ask(asked.rows, b"id-1", one_by_one=asked.one_by_one))
             except RequestError as error:
                 return exchange.refuse(error)
             finally:
@@ -541,6 +544,13 @@ class TestBatchTransform:
         reply = one.invocations(document, Content_Type="application/json")
         assert [p["score"] for p in said(reply)["predictions"]] == [None, 1.0]
 
+    def test_what_fetch_does_not_know(self) -> None:
+        one = Asker(Asked, CUSTOMERS, batch=True)
+        reply = one.invocations('{"id": 9}\n{"id": 100}\n{"id": 10}', Content_Type="application/jsonlines")
+        first, second, third = map(json.loads, reply.body.splitlines())
+        assert (first["score"], third["score"]) == (1.0, 1.0)
+        assert second == {"error": "x: nothing is known of this key"}
+
     def test_what_fails_as_a_whole(self) -> None:
         lines = {"Content_Type": "application/jsonlines"}
         one = Asker(Customer, None, batch=True)
@@ -577,3 +587,43 @@ class TestInstances:
         assert one.instances({"instances": [{"id": 7, "age": 40}]}).status == 422
         assert one.instances({"instances": [8, 7]}).status == 400
         assert one.instances({"instances": [{"id": 7}], "parameters": {"lookup": "x"}}).status == 400
+
+
+class TestWhateverComes:
+    """Nothing but an answer, or a mistake of the caller's that does not say what was sent."""
+
+    JSON = st.recursive(
+        JSON_SCALARS | st.sampled_from([7, 8, "secret-1", 2**63, -(2**70), 7.5, 1e300]),
+        lambda some: (
+            st.lists(some, max_size=3) | st.dictionaries(st.sampled_from(["id", "age", "x"]), some, max_size=3)
+        ),
+        max_leaves=6,
+    )
+
+    @settings(deadline=None, max_examples=40)
+    @given(JSON, JSON, st.sampled_from([None, {"lookup": True}]))
+    def test_json(self, one: Any, other: Any, told: Any) -> None:
+        asker = Asker(Customer, CUSTOMERS)
+        records = [{"id": one}, {"id": other}]
+        replies = [
+            asker.invocations({"dataframe_records": records, "params": told}),
+            asker.invocations({"dataframe_split": {"columns": ["id"], "data": [[one], [other]]}, "params": told}),
+            asker.invocations({"dataframe_split": {"columns": one, "data": other}, "params": told}),
+            asker.invocations({"inputs": {"id": one}, "params": told}),
+            asker.invocations({"instances": [one, other], "params": told}),
+            asker.invocations({"inputs": {"id": [7]}, "params": one}),
+            asker.instances({"instances": one, "parameters": told}),
+            asker.v2({"inputs": [tensor("id", "INT64", [one, other])], "parameters": told}),
+            asker.v2({"inputs": [tensor("id", "BYTES", [one, other])], "parameters": told}),
+            asker.invocations("\n".join(map(json.dumps, records)), Content_Type="application/jsonlines"),
+        ]
+        assert {reply.status for reply in replies} <= {200, 400, 404, 422}
+        assert not any(b"secret" in reply.body for reply in replies)
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.lists(st.lists(st.sampled_from(["id", "age", "7", "8", "", "secret-1", '"', "é", "-0"]), max_size=3)))
+    def test_csv(self, cells: list[list[str]]) -> None:
+        text = "\n".join(["id", *(",".join(line) for line in cells)])
+        reply = Asker(Customer, CUSTOMERS).invocations(text, Content_Type="text/csv")
+        assert reply.status in (200, 400, 404)
+        assert b"secret" not in reply.body

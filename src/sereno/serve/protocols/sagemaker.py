@@ -18,7 +18,7 @@ import msgspec
 from sereno.rows import NOT_DECODED, NotJsonError
 from sereno.serve.protocols import csv
 from sereno.serve.protocols.keys import ByKey, KeyAlone
-from sereno.serve.protocols.mlflow import explained, refuse
+from sereno.serve.protocols.mlflow import refuse
 from sereno.serve.protocols.positional import Positions
 from sereno.serve.wire import Mistake, Reply, Request, RequestError, Route, Row
 from sereno.values import Refused
@@ -103,7 +103,7 @@ def write(live: Live, records: Records, answers: Sequence[Any]) -> Reply:
             elif answer.status in RETRIED:
                 raise answer
             else:
-                wrong = explained(answer)
+                wrong = problem(answer)
         failed.append(f"line {number}: {wrong.rstrip('.')}")
         lines.append(csv.blank_line(columns).encode() if records.form == "csv" else _encode({"error": wrong}))
     if failed:
