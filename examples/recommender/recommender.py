@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
@@ -26,11 +27,13 @@ HALF_LIFE = 60  # purchases after which one counts half
 RECENCY = np.round(0.5 ** (np.arange(HISTORY) / HALF_LIFE) * 1024) / 1024
 
 
-class Visit(TypedDict):
+@dataclass(kw_only=True)
+class Visit:
     """A customer who looks at the shop's page."""
 
     customer_id: Key[int]
-    basket: Annotated[list[int], MaxLen(BASKET)]  # numbers of products
+    # Numbers of products. A visit begins with none: so a customer's number is enough to be answered, by night and online.
+    basket: Annotated[list[int], MaxLen(BASKET)] = field(default_factory=list)
     bought: Fetched[list[int]]  # numbers of products, the newest purchase first
 
 
@@ -69,7 +72,7 @@ def read(database: Path) -> list[Visit]:
     with closing(connect(database)) as shop:
         customers = [customer for (customer,) in shop.execute("SELECT customer_id FROM customers ORDER BY customer_id")]
     bought = fetch(customers, database)
-    return [{"customer_id": customer, "basket": [], "bought": bought[customer]} for customer in customers]
+    return [Visit(customer_id=customer, bought=bought[customer]) for customer in customers]
 
 
 @model.fetch
@@ -115,8 +118,8 @@ def predict(learned: Weights, visits: list[Visit]) -> list[Suggestions]:
 
 def features(visits: Sequence[Visit], numbers: Any) -> tuple[Any, Any]:
     """Visits × products: whether each is in the basket, and how often it was bought, lately above all."""
-    basket = count([visit["basket"] for visit in visits], numbers, np.ones(BASKET))
-    history = count([visit["bought"][:HISTORY] for visit in visits], numbers, RECENCY)
+    basket = count([visit.basket for visit in visits], numbers, np.ones(BASKET))
+    history = count([visit.bought[:HISTORY] for visit in visits], numbers, RECENCY)
     return np.minimum(basket, 1), history
 
 

@@ -1,10 +1,13 @@
 """The shop: a web server of its own, which asks Sereno what to recommend, as any shop's would.
 
-    sereno serve            in one terminal
-    python shop.py          in another; then open the address that it prints
+    sereno serve                           in one terminal
+    python shop.py                         in another; then open the address that it prints
+    python shop.py --sell 1104 601 814     orders two products for customer 1104, without the page
 
 The page talks to this server only. This server reads and writes shop.sqlite, and asks Sereno over one connection that
-it keeps open. When no answer comes in time, the page shows bestsellers: a shop must not stop because a model does.
+it keeps open. The home page, of a customer whose basket is empty, looks up what last night's run computed; with something
+in the basket, the model is asked live. When no answer comes in time, the page shows bestsellers: a shop must not stop
+because a model does.
 """
 
 import argparse
@@ -32,7 +35,6 @@ import sereno
 
 HERE = Path(__file__).parent
 PAGES = {"/": "index.html", "/shop.css": "shop.css", "/shop.js": "shop.js"}
-PATIENCE_SECONDS = 1.0
 HEADERS = {
     # The page can load nothing from elsewhere, and send nothing elsewhere.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
@@ -43,33 +45,47 @@ HEADERS = {
 
 
 class Shop:
-    def __init__(self, database: Path, address: str) -> None:
-        self.database, self.address = database, address
+    def __init__(self, database: Path, address: str, patience_seconds: float = 1.0) -> None:
+        self.database, self.address, self.patience_seconds = database, address, patience_seconds
         self.client: sereno.AsyncClient
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        async with sereno.AsyncClient(self.address, model="recommender", timeout_seconds=PATIENCE_SECONDS) as client:
-            self.client = client
+        self.client = sereno.AsyncClient(self.address, model="recommender", timeout_seconds=self.patience_seconds)
+        async with self.client:
             yield
 
     async def recommend(self, request: Request) -> Response:
-        """What the page asks whenever the basket changes."""
+        """What the page asks when a customer comes, and whenever the basket changes."""
         visit = await visit_of(request)
         if visit is None:
             return JSONResponse({"error": "A customer_id and a basket of product numbers are needed."}, status_code=400)
         started = time.perf_counter()
         try:
-            products = (await self.client.predict(visit))["products"]
-            by = "model"
+            answer = await (self.for_basket(visit) if visit["basket"] else self.for_home_page(visit["customer_id"]))
         except sereno.ServerError as error:
             if error.status == 422:  # what the page sent makes no sense to the model: its mistake, or an attack
                 return JSONResponse({"error": str(error)}, status_code=422)
             print(f"Bestsellers are shown instead of recommendations: {error}", file=sys.stderr)
-            products = await asyncio.to_thread(self.bestsellers, visit["basket"])
-            by = "bestsellers"
+            answer = {
+                "products": await asyncio.to_thread(self.bestsellers, visit["basket"]),
+                "origin": "bestsellers",
+            }
         milliseconds = round(1000 * (time.perf_counter() - started), 1)
-        return JSONResponse({"products": products, "by": by, "milliseconds": milliseconds})
+        return JSONResponse(answer | {"milliseconds": milliseconds})
+
+    async def for_home_page(self, customer: int) -> dict[str, Any]:
+        """What last night's run computed, and how old it is. Sereno asks the model itself about whom it did not know."""
+        found = await self.client.lookup(customer)
+        return {
+            "products": found.prediction["products"],
+            "origin": found.origin,
+            "version": found.version,
+            "age_seconds": found.age_seconds,
+        }
+
+    async def for_basket(self, visit: dict[str, Any]) -> dict[str, Any]:
+        return {"products": (await self.client.predict(visit))["products"], "origin": "live"}
 
     async def order(self, request: Request) -> Response:
         visit = await visit_of(request)
@@ -110,7 +126,7 @@ class Shop:
             return [dict(row) for row in found]
 
     def sell(self, customer: int, basket: list[int]) -> None:
-        """Write the order down, whole or not at all. The next recommendations know of it."""
+        """Write the order down, whole or not at all. `fetch` in recommender.py knows of it from then on."""
         with closing(self.connect()) as shop, shop:
             shop.execute("PRAGMA foreign_keys = ON")
             shop.execute("INSERT INTO customers VALUES (?, '') ON CONFLICT DO NOTHING", [customer])
@@ -141,8 +157,7 @@ def page(file: str) -> Callable[[Request], Response]:
     return lambda request: FileResponse(HERE / "shop" / file, headers=HEADERS)
 
 
-def make_app(database: Path, address: str) -> Starlette:
-    shop = Shop(database, address)
+def make_app(shop: Shop) -> Starlette:
     routes = [Route(path, page(file)) for path, file in PAGES.items()]
     routes += [
         Route("/api/catalogue", shop.catalogue),
@@ -159,13 +174,32 @@ def main() -> None:
     parser.add_argument("--sereno", default="http://127.0.0.1:8000", metavar="ADDRESS", help="where `sereno serve` is")
     parser.add_argument("--port", type=int, default=8080, help="of the shop; 0: one that is free")
     parser.add_argument("--database", type=Path, default=HERE / "shop.sqlite", metavar="FILE")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, metavar="SECONDS", help="then the page shows bestsellers (default: 1)"
+    )
+    parser.add_argument(
+        "--sell",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="open nothing: order these products, after the customer's number",
+    )
     options = parser.parse_args()
     if not options.database.is_file():
         parser.error(f"there is no {options.database}; `python prepare_shop.py` makes it")
+    shop = Shop(options.database, options.sereno, options.patience)
+    if options.sell:
+        customer, *basket = options.sell
+        try:
+            shop.sell(customer, basket)
+        except sqlite3.IntegrityError:
+            parser.error("the shop does not have all of these products")
+        print(f"Customer {customer} bought {len(basket)} products.")
+        return
 
     listening = socket.create_server(("127.0.0.1", options.port))
     print(f"The shop is open at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(make_app(options.database, options.sereno), log_level="warning")
+    config = uvicorn.Config(make_app(shop), log_level="warning")
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -9,6 +9,7 @@ the rest best. The features are made by recommender.py, so they mean the same he
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -40,7 +41,7 @@ class Basket(NamedTuple):
         """A visit at the moment when `known` products are in the basket, and what is still to come."""
         products = rng.sample(self.products, len(self.products))
         bought = self.past[max(0, self.position - HISTORY) : self.position][::-1]
-        return {"customer_id": self.customer, "basket": products[:known], "bought": bought}, products[known:]
+        return Visit(customer_id=self.customer, basket=products[:known], bought=bought), products[known:]
 
 
 def read_baskets() -> list[Basket]:
@@ -90,7 +91,7 @@ class Regression:
 
 def bestsellers(baskets: list[Basket]) -> Recommend:
     ranking = [product for product, _ in Counter(p for basket in baskets for p in basket.products).most_common()]
-    return lambda visits: [[p for p in ranking if p not in visit["basket"]][:ANSWERS] for visit in visits]
+    return lambda visits: [[p for p in ranking if p not in visit.basket][:ANSWERS] for visit in visits]
 
 
 def own_favourites(baskets: list[Basket]) -> Recommend:
@@ -100,7 +101,7 @@ def own_favourites(baskets: list[Basket]) -> Recommend:
     def recommend(visits: list[Visit]) -> list[list[int]]:
         found = []
         for visit, more in zip(visits, others(visits), strict=True):
-            own = [p for p, _ in Counter(visit["bought"]).most_common() if p not in visit["basket"]]
+            own = [p for p, _ in Counter(visit.bought).most_common() if p not in visit.basket]
             found.append([*own, *(p for p in more if p not in own)][:ANSWERS])
         return found
 
@@ -125,7 +126,7 @@ def report(learned: Weights, before: list[Basket], december: list[Basket]) -> No
     situations = {
         "half of the basket is known": half,
         "the basket is still empty": [basket.cut(0, rng) for basket in december],
-        "half is known, of a new customer": [({**visit, "bought": []}, rest) for visit, rest in half],
+        "half is known, of a new customer": [(replace(visit, bought=[]), rest) for visit, rest in half],
     }
     recommenders = {
         "bestsellers": bestsellers(before),

@@ -8,16 +8,19 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
 
+from sereno import Client, read_predictions
 from sereno.loader import load_model
 from tests.acceptance.browser import Browser, Page
 from tests.acceptance.server import Server
@@ -33,8 +36,10 @@ def run_python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example with its model trained and its database made."""
-    return trained_copy(tmp_path_factory)
+    """A copy of the example with its model trained, its database made, and last night's run published."""
+    folder = trained_copy(tmp_path_factory)
+    sereno(folder, "run", "recommender.py", "--date", nights_ago(1))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +57,19 @@ def module(folder: Path) -> Iterator[dict[str, Any]]:
     del sys.modules["recommender"]
 
 
-def visit(customer: int, basket: list[int], bought: list[int]) -> dict[str, Any]:
-    return {"customer_id": customer, "basket": basket, "bought": bought}
+@pytest.fixture
+def visit(module: dict[str, Any]) -> Callable[..., Any]:
+    return lambda customer, basket, bought: module["Visit"](customer_id=customer, basket=basket, bought=bought)
+
+
+def sereno(folder: Path, *arguments: str) -> None:
+    done = run_python("-m", "sereno", *arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def nights_ago(number: int) -> str:
+    """A data date, where the shop is."""
+    return str(datetime.now(ZoneInfo("Europe/Madrid")).date() - timedelta(days=number))
 
 
 def percents(text: str) -> list[float]:
@@ -97,7 +113,7 @@ def test_the_figures_of_the_readme_are_those_of_the_training(folder: Path) -> No
     assert percents(printed[printed.index("At a random moment") :]) == pytest.approx(told, abs=0.15)
 
 
-def test_ten_others_than_those_in_the_basket_best_first(module: dict[str, Any]) -> None:
+def test_ten_others_than_those_in_the_basket_best_first(module: dict[str, Any], visit: Callable[..., Any]) -> None:
     bought = module["fetch"]([CUSTOMER], module["database"])[CUSTOMER]
     (answer,) = module["predict"](module["learned"], [visit(CUSTOMER, [CHEESE, ITALIAN_WINE, CHEESE], bought)])
     numbers = [product["product_id"] for product in answer["products"]]
@@ -111,7 +127,9 @@ def test_ten_others_than_those_in_the_basket_best_first(module: dict[str, Any]) 
     assert [product["name"] for product in answer["products"]] == [names[number] for number in numbers]
 
 
-def test_products_that_the_model_does_not_know_change_nothing(module: dict[str, Any]) -> None:
+def test_products_that_the_model_does_not_know_change_nothing(
+    module: dict[str, Any], visit: Callable[..., Any]
+) -> None:
     strange = [0, -1, 99, 10_000, 2**63 - 1, -(2**63)]
     known, unknown = module["predict"](
         module["learned"], [visit(1, [CHEESE], [SALMON]), visit(2, [*strange, CHEESE], [SALMON, *strange])]
@@ -119,14 +137,18 @@ def test_products_that_the_model_does_not_know_change_nothing(module: dict[str, 
     assert known == unknown
 
 
-def test_a_customer_without_a_history_is_recommended_what_goes_with_the_basket(module: dict[str, Any]) -> None:
+def test_a_customer_without_a_history_is_recommended_what_goes_with_the_basket(
+    module: dict[str, Any], visit: Callable[..., Any]
+) -> None:
     new = visit(NOBODY, [], []), visit(NOBODY, [SALMON], [])
     empty, salmon = module["predict"](module["learned"], list(new))
     assert empty != salmon
     assert not any(product["bought_before"] for product in empty["products"] + salmon["products"])
 
 
-def test_a_visit_gets_the_same_answer_to_the_last_bit_alone_and_among_others(module: dict[str, Any]) -> None:
+def test_a_visit_gets_the_same_answer_to_the_last_bit_alone_and_among_others(
+    module: dict[str, Any], visit: Callable[..., Any]
+) -> None:
     rng = np.random.default_rng(5)
     numbers = module["learned"].numbers
     histories = module["fetch"](list(range(1, 301)), module["database"])
@@ -153,10 +175,10 @@ def test_fetch_gives_the_newest_purchases_first_and_nothing_of_whom_it_does_not_
 
 def test_read_gives_every_customer_as_fetch_has_them(module: dict[str, Any]) -> None:
     rows = module["read"](module["database"])
-    customers = [row["customer_id"] for row in rows]
+    customers = [row.customer_id for row in rows]
     assert len(customers) == len(set(customers)) == 2_440
-    assert {row["customer_id"]: row["bought"] for row in rows} == module["fetch"](customers, module["database"])
-    assert all(row["basket"] == [] for row in rows)
+    assert {row.customer_id: row.bought for row in rows} == module["fetch"](customers, module["database"])
+    assert all(row.basket == [] for row in rows)
 
 
 def test_a_database_that_is_not_there_is_an_error_and_is_not_made(module: dict[str, Any], tmp_path: Path) -> None:
@@ -170,8 +192,8 @@ def test_a_database_that_is_not_there_is_an_error_and_is_not_made(module: dict[s
 
 @contextmanager
 def open_shop(folder: Path, sereno: str) -> Iterator[str]:
-    """The address of a shop that asks this address; ended with the block."""
-    command = [sys.executable, "-W", "error", "shop.py", "--port", "0", "--sereno", sereno]
+    """The address of a shop that asks this address, with patience for a busy machine; ended with the block."""
+    command = [sys.executable, "-W", "error", "shop.py", "--port", "0", "--sereno", sereno, "--patience", "60"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -185,9 +207,20 @@ def open_shop(folder: Path, sereno: str) -> Iterator[str]:
     assert "Traceback" not in errors, errors
 
 
+def wait_for_version(server: Server, version: int) -> None:
+    """Until answers are of this version (or would be, were it not too old)."""
+
+    def has_it() -> bool:
+        found = httpx.get(f"{server.url}/readyz").json().get("lookup", {}).get("recommender")
+        return found is not None and found["version"] == version
+
+    server.until(has_it, f"look up in version {version}")
+
+
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Server]:
     with Server(folder) as server:
+        wait_for_version(server, 1)
         yield server
 
 
@@ -204,14 +237,28 @@ def recommended(shop: str, customer: int, *basket: int) -> dict[str, Any]:
     return found
 
 
-def test_the_shop_passes_on_what_the_model_answers(shop: str, module: dict[str, Any]) -> None:
+def test_the_shop_passes_on_what_the_model_answers(
+    shop: str, module: dict[str, Any], visit: Callable[..., Any]
+) -> None:
     bought = module["fetch"]([CUSTOMER], module["database"])[CUSTOMER]
-    for basket in ([], [CHEESE, ITALIAN_WINE]):
+    for basket, origin in ([], "lookup"), ([CHEESE, ITALIAN_WINE], "live"):
         expected = module["predict"](module["learned"], [visit(CUSTOMER, basket, bought)])[0]
         found = recommended(shop, CUSTOMER, *basket)
-        assert found["by"] == "model"
+        assert found["origin"] == origin
         assert found["products"] == expected["products"]
         assert found["milliseconds"] > 0
+
+
+def test_lookup_live_and_batch_agree(shop: str, served: Server, folder: Path) -> None:
+    rows = read_predictions("recommender", home=folder).to_pylist()
+    with Client(served.url) as client:
+        for row in rows[::100]:
+            customer, products = row["customer_id"], row["products"]
+            looked_up = recommended(shop, customer)
+            assert (looked_up["origin"], looked_up["version"]) == ("lookup", 1)
+            assert looked_up["age_seconds"] > 0
+            assert looked_up["products"] == products
+            assert client.predict({"customer_id": customer})["products"] == products
 
 
 def test_the_answer_on_the_page_is_the_one_that_comes(served: Server) -> None:
@@ -223,19 +270,25 @@ def test_the_answer_on_the_page_is_the_one_that_comes(served: Server) -> None:
     assert f"client.predict({body})" in page
 
 
-def test_an_order_counts_for_the_next_recommendations(shop: str, folder: Path, module: dict[str, Any]) -> None:
-    customer = module["read"](module["database"])[-1]["customer_id"] + 1
-    before = recommended(shop, customer)["products"]
+def forget(folder: Path, customer: int) -> None:
+    """As if they had never been in the shop."""
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as database, database:
+        database.execute("DELETE FROM purchases WHERE customer_id = ?", [customer])
+        database.execute("DELETE FROM customers WHERE customer_id = ?", [customer])
+
+
+def test_an_order_of_a_new_customer_counts_at_once(shop: str, folder: Path, module: dict[str, Any]) -> None:
+    customer = module["read"](module["database"])[-1].customer_id + 1
+    first = recommended(shop, customer)
+    assert (first["origin"], first["version"], first["age_seconds"]) == ("live", None, 0)
+    before = first["products"]
     assert not any(product["bought_before"] for product in before)
     ordered = {"customer_id": customer, "basket": [SALMON, NAVEL_ORANGES]}
     assert httpx.post(f"{shop}/api/orders", json=ordered).status_code == 201
     after = recommended(shop, customer)["products"]
     assert {p["product_id"] for p in after if p["bought_before"]} <= {SALMON, NAVEL_ORANGES}
     assert [p["score"] for p in after] != [p["score"] for p in before]
-    with closing(sqlite3.connect(folder / "shop.sqlite")) as database:
-        database.execute("DELETE FROM purchases WHERE customer_id = ?", [customer])
-        database.execute("DELETE FROM customers WHERE customer_id = ?", [customer])
-        database.commit()
+    forget(folder, customer)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +316,18 @@ def test_an_order_is_written_whole_or_not_at_all(shop: str, module: dict[str, An
     assert module["fetch"]([1], module["database"]) == before
 
 
+def test_an_order_without_the_page(folder: Path, module: dict[str, Any]) -> None:
+    customer = str(NOBODY + 1)
+    done = run_python("shop.py", "--sell", customer, str(SALMON), str(CHEESE), folder=folder)
+    assert done.stdout == f"Customer {customer} bought 2 products.\n"
+    assert module["fetch"]([int(customer)], module["database"]) == {int(customer): [CHEESE, SALMON]}
+    forget(folder, int(customer))
+    done = run_python("shop.py", "--sell", customer, "100", folder=folder)
+    assert done.returncode == 2
+    assert "the shop does not have all of these products" in done.stderr
+    assert module["fetch"]([int(customer)], module["database"]) == {int(customer): []}
+
+
 def test_the_shop_answers_its_own_name_only(shop: str) -> None:
     assert httpx.get(f"{shop}/api/catalogue", headers={"Host": "shop.example"}).status_code == 400
 
@@ -273,13 +338,32 @@ def test_ask_prints_ten_products(folder: Path, served: Server) -> None:
     lines = done.stdout.splitlines()
     assert f'{{"customer_id": {CUSTOMER}, "basket": [{CHEESE}]}}' in lines[0]
     assert all(re.match(r" *\d+  .+ \d+\.\d%( |$)", line) for line in lines[1:11])
-    assert re.fullmatch(r"5 times more: half within [\d.]+ ms, 99 % within [\d.]+ ms", lines[11])
+    assert lines[11] == "computed just now"
+    assert re.fullmatch(r"5 times more: half within [\d.]+ ms, 99 % within [\d.]+ ms", lines[12])
     done = run_python("ask.py", "1", *["101"] * 101, "--sereno", served.url, folder=folder)
     assert done.returncode == 1
     assert "basket" in done.stderr
 
 
+def test_ask_prints_what_the_home_page_shows(folder: Path, served: Server) -> None:
+    live = run_python("ask.py", str(CUSTOMER), "--sereno", served.url, folder=folder)
+    done = run_python("ask.py", str(CUSTOMER), "--home", "--again", "5", "--sereno", served.url, folder=folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"GET {served.url}/models/recommender/predictions/{CUSTOMER}"
+    assert lines[1:11] == live.stdout.splitlines()[1:11]
+    assert re.fullmatch(rf"of the run for {nights_ago(1)}: version 1, \d+\.\d hours old", lines[11])
+    assert lines[12].startswith("5 times more: ")
+    done = run_python("ask.py", str(NOBODY), "--home", "--sereno", served.url, folder=folder)
+    assert done.stdout.splitlines()[11].startswith("computed just now, because")
+    done = run_python("ask.py", str(CUSTOMER), str(CHEESE), "--home", "--sereno", served.url, folder=folder)
+    assert done.returncode == 2
+
+
 # The page, in a browser.
+
+FROM_LAST_NIGHT = r"From last night: version {version}, \d+ (minute|hour)s? old\. Looked up in \d+(\.\d)? ms\."
+JUST_NOW = r"computed just now, in \d+(\.\d)? ms\."
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +413,8 @@ def test_a_customer_browses_and_the_recommendations_follow(page: Page, shop: str
     assert len(customers) == 15  # one for each shelf, and a new one
     first = numbers_shown(page)
     assert first == [p["product_id"] for p in recommended(shop, customers[0])["products"]]
-    assert re.fullmatch(r"10 products, recommended in \d+(\.\d)? ms", text(page, "#answered"))
+    assert text(page, "#answered .origin") == "lookup"
+    assert re.fullmatch(FROM_LAST_NIGHT.format(version=1), text(page, "#answered .how"))
 
     choose(page, customers[5])
     wait_for_answer(page, 2)
@@ -345,6 +430,8 @@ def test_a_customer_browses_and_the_recommendations_follow(page: Page, shop: str
     after = numbers_shown(page)
     assert of_other[0] not in after
     assert after == [p["product_id"] for p in recommended(shop, customers[5], *basket)["products"]]
+    assert text(page, "#answered .origin") == "live"
+    assert re.fullmatch(rf"By what is in your basket: {JUST_NOW}", text(page, "#answered .how"))
 
     page.click(".shelf-names [data-shelf='Wine and spirits']")
     wine = numbers_shown(page, "#shelves")
@@ -360,6 +447,10 @@ def test_a_customer_browses_and_the_recommendations_follow(page: Page, shop: str
     wait_for_answer(page, 5)
     assert page.run("document.querySelectorAll('#basket li').length") == 1
     assert text(page, "#total") == text(page, "#basket li .price")
+    page.click("#basket li:nth-child(1) .remove")
+    wait_for_answer(page, 6)
+    assert text(page, "#answered .origin") == "lookup"
+    assert numbers_shown(page) == of_other
 
 
 def test_a_new_customer_orders_and_is_known(page: Page, folder: Path) -> None:
@@ -373,12 +464,83 @@ def test_a_new_customer_orders_and_is_known(page: Page, folder: Path) -> None:
     page.click("#order")
     wait_for_answer(page, 4)
     assert page.run("document.querySelectorAll('#basket li').length") == 0
-    assert "Thank you" in text(page, "#news")
+    assert text(page, "#news") == "Thank you. What you ordered counts already."
     shown = page.run(f"!document.querySelector('#recommended li:has([data-product=\"{bought}\"]) .known').hidden")
     assert shown
     with closing(sqlite3.connect(folder / "shop.sqlite")) as database:
         rows = database.execute("SELECT product_id FROM purchases WHERE customer_id = ?", [new]).fetchall()
     assert rows == [(bought,)]
+
+
+def test_the_home_page_follows_the_nights(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = trained_copy(tmp_path_factory)
+    with Server(folder) as server, open_shop(folder, server.url) as shop:
+
+        def show() -> tuple[str, str, list[int]]:
+            """What the page says and shows, opened anew."""
+            page.go(shop)
+            wait_for_answer(page, 1)
+            return text(page, "#answered .origin"), text(page, "#answered .how"), numbers_shown(page)
+
+        page = browser.open(shop)
+
+        # Before the first run.
+        origin, how, shown = show()
+        assert origin == "live"
+        assert re.fullmatch(rf"There is nothing for you from last night: {JUST_NOW}", how)
+        assert len(shown) == 10
+
+        # A run that is too old.
+        sereno(folder, "run", "recommender.py", "--date", nights_ago(4))
+        wait_for_version(server, 1)
+        assert show()[0] == "live"
+
+        # Last night's. It computed what the model says, and stays, whatever is ordered until the next one.
+        sereno(folder, "run", "recommender.py", "--date", nights_ago(1))
+        wait_for_version(server, 2)
+        origin, how, of_night_2 = show()
+        assert origin == "lookup"
+        assert re.fullmatch(FROM_LAST_NIGHT.format(version=2), how)
+        assert of_night_2 == shown
+        page.click("#recommended li:nth-child(10) .add")
+        wait_for_answer(page, 2)
+        page.click("#order")
+        wait_for_answer(page, 3)
+        assert numbers_shown(page) == of_night_2
+        assert text(page, "#news").endswith("with your next basket at once, and on this page from tomorrow.")
+        customer = customers_of(page)[0]
+
+        # Who is new since then is asked live, until the next run knows them.
+        new = customers_of(page)[-1]
+        ordered = {"customer_id": new, "basket": [SALMON]}
+        assert httpx.post(f"{shop}/api/orders", json=ordered).status_code == 201
+        just_now = recommended(shop, new)
+        assert just_now["origin"] == "live"
+        sereno(folder, "run", "recommender.py", "--date", nights_ago(1))
+        wait_for_version(server, 3)
+        by_night = recommended(shop, new)
+        assert (by_night["origin"], by_night["version"]) == ("lookup", 3)
+        assert by_night["products"] == just_now["products"]
+        ordered_since = recommended(shop, customer)
+        assert ordered_since["products"] != recommended_by(folder, customer, version=2)
+        assert ordered_since["products"] == recommended_by(folder, customer, version=3)
+        assert re.fullmatch(FROM_LAST_NIGHT.format(version=3), show()[1])
+
+        # Rolled back.
+        sereno(folder, "rollback", "recommender")
+        wait_for_version(server, 2)
+        origin, how, shown = show()
+        assert re.fullmatch(FROM_LAST_NIGHT.format(version=2), how)
+        assert shown == of_night_2
+        assert recommended(shop, customer)["products"] == recommended_by(folder, customer, version=2)
+        assert recommended(shop, new)["origin"] == "live"
+        assert page.complaints == []
+
+
+def recommended_by(folder: Path, customer: int, version: int) -> Any:
+    """What one run computed."""
+    rows = read_predictions("recommender", home=folder, version=version).to_pylist()
+    return next(row["products"] for row in rows if row["customer_id"] == customer)
 
 
 def test_all_of_it_with_the_keyboard(page: Page) -> None:
@@ -447,7 +609,8 @@ def test_without_an_answer_the_page_shows_bestsellers(browser: Browser, folder: 
         shop = stack.enter_context(open_shop(folder, f"http://127.0.0.1:{taken.getsockname()[1]}"))
         opened = browser.open(shop)
         wait_for_answer(opened, 1)
-        assert text(opened, "#answered") == "Our bestsellers, because the recommender does not answer"
+        assert text(opened, "#answered .how") == "Our bestsellers, because the recommender does not answer."
+        assert not opened.run("document.querySelector('#answered .origin').checkVisibility()")
         best = numbers_shown(opened)
         assert len(best) == 10
         opened.click("#recommended li:nth-child(1) .add")

@@ -1,4 +1,4 @@
-"""The first promise, for lists, nested rows and fetched columns: the recommender by night, in a notebook, and online."""
+"""The first promise, for lists, nested rows and fetched columns: the recommender by night, in a notebook, live, looked up."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def published(folder: Path) -> dict[int, Any]:
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[sereno.Client]:
     with Server(folder) as server, sereno.Client(server.url, timeout_seconds=120) as client:
+        server.until(lambda: client.lookup(1104).origin == "lookup", "look up what is published")
         yield client
 
 
@@ -77,6 +78,23 @@ def test_live_and_batch_agree_when_all_ask_at_once(client: sereno.Client, publis
     with ThreadPoolExecutor(16) as callers:
         answers = list(callers.map(client.predict, some))
     assert [answer["products"] for answer in answers] == [published[visit["customer_id"]] for visit in some]
+
+
+def test_a_key_alone_is_enough_to_be_answered_live(client: sereno.Client, published: dict[int, Any]) -> None:
+    some = list(published)[::50]
+    answers = client.predict([{"customer_id": customer} for customer in some])
+    assert [answer["products"] for answer in answers] == [published[customer] for customer in some]
+
+
+def test_lookup_and_batch_agree(client: sereno.Client, published: dict[int, Any]) -> None:
+    customers = list(published)
+    found = [
+        one for start in range(0, len(customers), 500) for one in client.lookup_many(customers[start : start + 500])
+    ]
+    assert {one.origin for one in found if one is not None} == {"lookup"}
+    assert [one.prediction["products"] for one in found if one is not None] == list(published.values())
+    one = client.lookup(customers[0])
+    assert (one.origin, one.version, one.prediction["products"]) == ("lookup", 1, published[customers[0]])
 
 
 def test_a_history_that_the_request_brings_counts_instead_of_the_fetched_one(

@@ -64,14 +64,43 @@ function showBasket() {
   $("#order").disabled = shop.basket.length === 0;
 }
 
+/* For people who look: where an answer comes from, how old it is, and how long it took. */
+function how(answer, basket) {
+  const took = `${answer.milliseconds} ms.`;
+  if (answer.origin === "lookup") {
+    const nights = Math.max(1, Math.ceil((answer.age_seconds - 3600) / 86400)); // the day when clocks are put back has 25 hours
+    const when = nights === 1 ? "last night" : `${nights} nights ago`;
+    return `From ${when}: version ${answer.version}, ${age(answer.age_seconds)} old. Looked up in ${took}`;
+  }
+  if (answer.origin === "live") {
+    const why = basket.length ? "By what is in your basket" : "There is nothing for you from last night";
+    return `${why}: computed just now, in ${took}`;
+  }
+  return "Our bestsellers, because the recommender does not answer.";
+}
+
+function age(seconds) {
+  const [count, unit] = seconds < 3600 ? [Math.round(seconds / 60), "minute"] : [Math.round(seconds / 3600), "hour"];
+  return count === 1 ? `1 ${unit}` : `${count} ${unit}s`;
+}
+
+function showHow(text, origin) {
+  const mark = $("#answered .origin");
+  mark.textContent = origin;
+  mark.className = `origin ${origin}`;
+  mark.hidden = !["lookup", "live"].includes(origin);
+  $("#answered .how").textContent = text;
+}
+
 /* Asked again whenever customer or basket changes; an answer that was overtaken by a newer question is dropped. */
 async function recommend() {
   const asked = ++shop.asked;
+  const visit = { customer_id: shop.customer, basket: shop.basket };
   let answer;
   try {
-    answer = await send("/api/recommendations", { customer_id: shop.customer, basket: shop.basket });
+    answer = await send("/api/recommendations", visit);
   } catch (error) {
-    if (asked === shop.asked) $("#answered").textContent = `No recommendations: ${error.message}`;
+    if (asked === shop.asked) showHow(`No recommendations: ${error.message}`, "none");
     return;
   }
   if (asked !== shop.asked) return;
@@ -80,11 +109,9 @@ async function recommend() {
   const found = answer.products.filter((product) => shop.products.has(product.product_id));
   list.replaceChildren(...found.map((product) => card(shop.products.get(product.product_id), product)));
   if (position >= 0) $(".add", list.children[Math.min(position, found.length - 1)])?.focus();
-  $("#answered").textContent =
-    answer.by === "model"
-      ? `${found.length} products, recommended in ${answer.milliseconds} ms`
-      : "Our bestsellers, because the recommender does not answer";
+  showHow(how(answer, visit.basket), answer.origin);
   list.dataset.asked = asked; // for tests: whose answer is shown
+  return answer.origin;
 }
 
 function changeBasket(basket, news) {
@@ -113,7 +140,9 @@ async function order() {
     tell(`Not ordered: ${error.message}`);
     return;
   }
-  await changeBasket([], "Thank you. What you ordered counts for the next recommendations already.");
+  const origin = await changeBasket([], "");
+  const from = origin === "live" ? "already" : "with your next basket at once, and on this page from tomorrow";
+  tell(`Thank you. What you ordered counts ${from}.`);
   $("#basket-heading").focus();
 }
 
