@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lives import Served, served
+from tests.unit.test_by_key import Index
 
 MODEL = """
 from typing import Annotated, Literal, TypedDict
@@ -339,7 +340,12 @@ def test_what_the_page_shows(tmp_path: Path) -> None:
         files.append(tmp_path / f"oip_page_{name}.py")
         files[-1].write_text(PAGES_MODELS.replace("NAME", name).replace("INPUTS", inputs).replace("OUTPUTS", outputs))
     with served(*files) as api:
+        lookup = api.service.lives["churn"].lookup
+        assert lookup is not None
+        index = Index(lookup.keys, {(42,): {"probability": 0.25}, (43,): {"probability": 0.75}})
+        lookup._clock = lambda: index.data_time.timestamp() + 4711
+        lookup._serve(index)
         replies = [api.ask("POST", path, body) for path, body in asked]
-        assert [reply.status_code for reply in replies] == [200, 200]
-        assert {**replies[0].json(), "model_version": "8a1c…"} == shown[0]
+        assert [reply.status_code for reply in replies] == [200, 200, 200]
+        assert [{**replies[i].json(), "model_version": "8a1c…"} for i in (0, 2)] == shown
         assert replies[1].json()["outputs"][0]["data"] == ["setosa"]
