@@ -33,7 +33,8 @@ Chunk = tuple[list[bytes], list[bytes]]  # keys, and the prediction of each
 
 CHUNK_ROWS = 50_000  # of what is handed on at a time
 CHUNK_BYTES = 8 << 20
-BATCH_ROWS = 65_536  # of what is read at a time
+READ_ROWS = 4_096  # at a time: a large text that often occurs takes little of a file, and all of its size in memory
+BATCH_ROWS = 65_536  # of what is sorted first, to be cut in ranges
 BATCH_BYTES = 8 << 20
 AT_ONCE = 32 << 20  # bytes of columns that one range is to have; twice as much is sorted in memory at most
 MOST_RANGES = 64  # files that are written at the same time; a range that is still too large is split again
@@ -157,7 +158,7 @@ class _Parts:
                 for group in range(file.num_row_groups):
                     known = file.metadata.row_group(group)
                     fitting = BATCH_BYTES * known.num_rows // max(1, known.total_byte_size)
-                    for batch in file.iter_batches(min(BATCH_ROWS, max(1, fitting)), [group], use_threads=False):
+                    for batch in file.iter_batches(min(READ_ROWS, max(1, fitting)), [group], use_threads=False):
                         yield pa.Table.from_arrays(batch.columns, schema=self.schema)
 
     def sample(self, names: Sequence[str]) -> Iterator[pa.Table]:
@@ -238,10 +239,10 @@ def _gathered(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         rows += batch.num_rows
         size += batch.nbytes
         if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-            yield pa.concat_tables(held)
+            yield pa.concat_tables(held).combine_chunks()
             held, rows, size = [], 0, 0
     if rows:
-        yield pa.concat_tables(held)
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _drained(tables: list[pa.Table]) -> Iterator[pa.Table]:
