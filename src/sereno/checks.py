@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,10 @@ from sereno.schema import ABSENT, Column, RowType
 from sereno.values import EXACT_DIGITS, FLOAT_TEXT, INT64, INT_TEXT, NOUNS, Door, Refused, admit
 
 Mask = npt.NDArray[np.bool_]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ANYTHING: dict[str, Any] = {  # kind → one value of it
+    "int": 0, "float": 0.0, "bool": False, "str": "", "date": EPOCH.date(), "datetime": EPOCH, "decimal": Decimal(0), "list": [],
+}  # fmt: skip
 ALL_FINE: Mask | None = None  # no mask at all: nothing to allocate, nothing to combine
 
 
@@ -297,12 +302,22 @@ def _rows(column: Column, array: pa.Array) -> tuple[pa.Array, Mask | None]:
             arrays.append(default_array(field, len(array)))
             continue
         values, bad_field = check_column(field, pc.struct_field(array, field.name))
+        if nulls is not None and not field.nullable and values.null_count:
+            # below a row that is null, where nobody sees it, Parquet's writer still wants a value
+            values = pc.if_else(pa.array(nulls), pa.scalar(_something(field), field.arrow_type), values)
         arrays.append(values)
         if bad_field is not None:  # a row that is null has no fields to be missing
             bad = _or(bad, bad_field if nulls is None else bad_field & ~nulls)
     mask = None if nulls is None else pa.array(nulls)
     structs = pa.StructArray.from_arrays(arrays, fields=list(column.arrow_type), mask=mask)
     return structs, None if bad is None else _any(bad)
+
+
+def _something(column: Column) -> Any:
+    """Any value of the column's kind."""
+    if column.row is not None:
+        return {c.name: None if c.nullable else _something(c) for c in column.row.columns}
+    return ANYTHING[column.kind]
 
 
 def _parse(column: Column, array: pa.Array) -> tuple[pa.Array, Mask | None]:

@@ -32,7 +32,7 @@ def project(tmp_path: Path) -> Path:
         if file.is_file():
             shutil.copy(file, tmp_path)
     publish(tmp_path, "plain.py")
-    publish(tmp_path, "everything.py", "--set", "models.everything.gates.max_null_share=1", full="lines")
+    publish(tmp_path, "everything.py", "--set", "models.everything.gates.max_null_share=1")
     return tmp_path
 
 

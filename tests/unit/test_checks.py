@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno.checks import DAYS, TICKS, check_column, check_table, python_value
 from sereno.exceptions import InputError
+from sereno.madeup import made_up
 from sereno.rows import JsonRows, encode, rows_to_table
 from sereno.schema import Column
 from sereno.values import Refused, admit, admit_row
+from tests.models import everything
 from tests.strategies import (
     EDGE_FLOATS,
     EDGE_INTS,
@@ -355,3 +359,14 @@ def test_json_bounds_and_values_beyond_a_float() -> None:
 def test_a_column_after_one_with_a_default() -> None:
     row = row_of(Column(name="a", kind="int", default=7), Column(name="b", kind="int"))
     assert JsonRows(row).decode([b'{"b": 1}']).table.to_pylist() == [{"a": 7, "b": 1}]
+
+
+def test_a_nested_row_that_is_null_can_be_published(tmp_path: Path) -> None:
+    """Parquet's writer looks below a null, too: fields that may not be null must have a value there."""
+    row = everything.model.outputs
+    checked = check_table(row, made_up(row, 200))
+    nested = [c.name for c in row.columns if c.row is not None and c.nullable]
+    assert nested
+    assert all(checked.table[name].null_count for name in nested)
+    pq.write_table(checked.table, tmp_path / "part.parquet")
+    assert pq.read_table(tmp_path / "part.parquet").to_pylist() == checked.table.to_pylist()

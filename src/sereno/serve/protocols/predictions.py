@@ -13,6 +13,7 @@ from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from sereno.lookup.found import UNKNOWN_KEY
 from sereno.lookup.keys import Key
 from sereno.rows import NotJsonError, json_value
 from sereno.serve.lookup import NO_STORE, Lookup, matches
@@ -165,7 +166,7 @@ STREAM = Exchange("lookup stream", read_message, write_one, native.refuse, asks_
 
 
 def unknown_key() -> RequestError:
-    return RequestError(404, "There is no prediction under this key.")
+    return RequestError(404, UNKNOWN_KEY)
 
 
 def _segments(path: bytes) -> list[bytes]:
