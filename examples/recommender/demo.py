@@ -45,13 +45,13 @@ def tell(terminal: Terminal, keep: bool, open_browser: bool) -> None:
     with terminal.background("sereno", "serve", "--port", "0", until=r"(?s) on (http://\S+?)[,\s].*Try: ") as url:
         wait_for_version(url, 1)
         say("When a customer comes, the shop's home page looks up what that run computed, by the customer's number:")
-        looked_up = terminal.run("python", "ask.py", CUSTOMER, "--home", "--sereno", url, "--again", "500")
+        looked_up = terminal.run("python", "ask.py", CUSTOMER, "--home", "--sereno", url, "--again", "200")
         find("(version 1)", looked_up)
         say(
             "Once they shop, the model is asked live. What they bought before, Sereno fetches from the shop's database.\n"
             "As long as the basket is empty, it answers what was looked up:"
         )
-        live = terminal.run("python", "ask.py", CUSTOMER, "--sereno", url, "--again", "500")
+        live = terminal.run("python", "ask.py", CUSTOMER, "--sereno", url, "--again", "200")
         must_be_equal(looked_up, live)
         say("With spaghetti and a good pasta sauce in the basket, other products become likely:")
         terminal.run("python", "ask.py", CUSTOMER, "1210", "1213", "--sereno", url)
@@ -71,7 +71,7 @@ def tell(terminal: Terminal, keep: bool, open_browser: bool) -> None:
         heading("Something is wrong with it: one command back")
         terminal.run("sereno", "rollback", "recommender", "--why", "customers are shown strange things")
         seconds = wait_for_version(url, 1)
-        say(f"Answers were of version 1 again {seconds:.1f} seconds after the command, without a restart:")
+        say(f"Answers were of version 1 again {seconds:.1f} seconds after the command's end, without a restart:")
         must_be_equal(looked_up, terminal.run("python", "ask.py", CUSTOMER, "--home", "--sereno", url))
         say("It was a false alarm. Forward again:")
         terminal.run("sereno", "rollback", "recommender", "--to", "2", "--why", "false alarm")
