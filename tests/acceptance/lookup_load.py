@@ -8,7 +8,7 @@ import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 import websockets
@@ -20,20 +20,21 @@ MANY = (3, 8, 499, 500, 16, 8, 77)
 
 
 class LookupLoad:
-    """`with LookupLoad(port, weights) as load: …`: callers of the model `total`, of every kind, each one request at a time.
+    """`with LookupLoad(port, weights) as load: …`: callers of the model `total`, each one request at a time.
 
+    There are callers of four kinds. Between two requests they pause, so that others get to work on a small machine.
     `weights` tells which weight each version was published with; it may grow. `versions` counts the answers of each;
     `failures` tells what no caller should see. `seen` are the versions that each connection was answered from, in order.
     """
 
-    def __init__(self, port: int, weights: Mapping[int, float], *, of_each: int = 2) -> None:
+    def __init__(self, port: int, weights: Mapping[int, float], *, callers: int = 4, pause: float = 0.02) -> None:
         self.weights = weights
         self.versions: Counter[int] = Counter()
         self.unchanged = 0  # answers of 304
         self.failures: list[str] = []
         self.seen: list[list[int]] = []
         self._port = port
-        self._of_each = of_each
+        self._callers, self._pause = callers, pause
         self._stop = threading.Event()
         self._news = threading.Condition()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -67,7 +68,7 @@ class LookupLoad:
 
     async def _run(self) -> None:
         kinds = (self._get, self._get_unless_known, self._post, self._stream)
-        callers = [kind for kind in kinds for _ in range(self._of_each)]
+        callers = [kinds[number % len(kinds)] for number in range(self._callers)]
         self.seen = [[] for _ in callers]
         await asyncio.gather(
             *(self._guarded(kind, seen) for kind, seen in zip(callers, self.seen, strict=True)),
@@ -84,24 +85,23 @@ class LookupLoad:
 
     async def _get(self, seen: list[int]) -> None:
         async with _Connection(self._port) as connection:
-            for key in self._keys():
+            async for key in self._keys():
                 status, _, body = await connection.ask(b"GET /predictions/%d" % key)
                 assert status == 200, (status, body)
                 self._check(json.loads(body), key, seen)
 
     async def _get_anew(self, seen: list[int]) -> None:
-        for key in self._keys():
+        async for key in self._keys():
             async with _Connection(self._port) as connection:
                 status, _, body = await connection.ask(b"GET /predictions/%d" % key)
                 assert status == 200, (status, body)
                 self._check(json.loads(body), key, [])
-            await asyncio.sleep(0.01)
 
     async def _get_unless_known(self, seen: list[int]) -> None:
         """As caches ask: 304 for as long as it is the same version."""
         etag = b""
         async with _Connection(self._port) as connection:
-            for _ in self._keys():
+            async for _ in self._keys():
                 headers = b"If-None-Match: %b\r\n" % etag if etag else b""
                 status, head, body = await connection.ask(b"GET /predictions/8", headers)
                 before, etag = etag, head.lower().partition(b"etag: ")[2].partition(b"\r\n")[0].replace(b"w/", b"W/")
@@ -115,7 +115,7 @@ class LookupLoad:
     async def _post(self, seen: list[int]) -> None:
         body = json.dumps({"keys": MANY}).encode()
         async with _Connection(self._port) as connection:
-            for _ in self._keys():
+            async for _ in self._keys():
                 status, _, content = await connection.ask(b"POST /predictions", body=body)
                 assert status == 200, (status, content)
                 answers = json.loads(content)
@@ -128,12 +128,17 @@ class LookupLoad:
     async def _stream(self, seen: list[int]) -> None:
         address = f"ws://127.0.0.1:{self._port}/predictions"
         async with websockets.connect(address, proxy=None) as socket:
-            for key in self._keys():
+            async for key in self._keys():
                 await socket.send(json.dumps(key))
                 self._check(json.loads(await socket.recv()), key, seen)
 
-    def _keys(self) -> Any:
-        return itertools.takewhile(lambda _: not self._stop.is_set(), itertools.cycle(range(0, KEYS, 7)))
+    async def _keys(self) -> AsyncIterator[int]:
+        """One after the other, until it is over."""
+        for key in itertools.cycle(range(0, KEYS, 7)):
+            if self._stop.is_set():
+                return
+            yield key
+            await asyncio.sleep(self._pause)
 
     def _check(self, answer: Any, key: int, seen: list[int]) -> Any:
         version = answer.get("version")

@@ -5,6 +5,8 @@ Every version is published with another weight (y = id / 8 × weight), so each a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import random
@@ -20,6 +22,7 @@ import httpx
 import psutil
 import pytest
 
+from sereno.adapters import lookup_folder
 from sereno.adapters.lookup_folder import LookupFolder
 from sereno.config import load_settings
 from sereno.home import Home, rollback
@@ -212,7 +215,7 @@ def test_swaps_under_load(shop: Shop, workers: int, swaps: int) -> None:
     history = [2]
     with serve(shop, "--workers", str(workers)) as server:
         server.wait_for_all(workers)
-        with LookupLoad(server.port, shop.weights) as load:
+        with LookupLoad(server.port, shop.weights, callers=8, pause=0) as load:
             load.wait_for(2)
             for swap in range(swaps):
                 kept = sorted(shop.weights)[-5:]
@@ -246,7 +249,7 @@ def test_swaps_under_load(shop: Shop, workers: int, swaps: int) -> None:
 def test_whoever_publishes_is_killed(running: tuple[Shop, Server], place: str) -> None:
     """The server sees to the rest, with no further command."""
     shop, server = running
-    with LookupLoad(server.port, shop.weights, of_each=1) as load:
+    with LookupLoad(server.port, shop.weights) as load:
         load.wait_for(before := shop.project.in_service()[-1])
         new = shop.die(place)
         load.wait_for(new)
@@ -257,7 +260,7 @@ def test_whoever_publishes_is_killed(running: tuple[Shop, Server], place: str) -
 
 @pytest.mark.parametrize("place", [seldom("rollback"), "lookup_swap_before", seldom("lookup_swapped")])
 def test_whoever_rolls_back_is_killed(shop: Shop, place: str) -> None:
-    with serve(shop) as server, LookupLoad(server.port, shop.weights, of_each=1) as load:
+    with serve(shop) as server, LookupLoad(server.port, shop.weights) as load:
         load.wait_for(2)
         shop.project.within = False
         shop.project.sereno("rollback", "total", code=-signal.SIGKILL, **faults(f"{place}:kill"))
@@ -279,7 +282,7 @@ def test_killed_where_no_server_is(shop: Shop, place: str) -> None:
 def test_the_servers_own_builder_is_killed(shop: Shop) -> None:
     with (
         serve(shop, **faults("lookup_build:delay=0.7")) as server,
-        LookupLoad(server.port, shop.weights, of_each=1) as load,
+        LookupLoad(server.port, shop.weights) as load,
     ):
         load.wait_for(2)
         new = shop.die("commit_after")
@@ -298,7 +301,7 @@ def test_the_servers_own_builder_is_killed(shop: Shop) -> None:
     "place", [p if p in ("lookup_built", "lookup_swap_before") else seldom(p) for p in BUILD_PLACES[:-2]]
 )
 def test_every_builder_of_the_server_is_killed(shop: Shop, place: str) -> None:
-    with serve(shop, **faults(f"{place}:kill")) as server, LookupLoad(server.port, shop.weights, of_each=1) as load:
+    with serve(shop, **faults(f"{place}:kill")) as server, LookupLoad(server.port, shop.weights) as load:
         new = shop.die("commit_after")
         server.wait_for("ended with -9", 2)
         assert version(server) == 2
@@ -322,8 +325,12 @@ def test_a_server_is_killed_while_its_builder_works(shop: Shop) -> None:
 
 
 def builders(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.pid).children(recursive=True)
-    return [child for child in children if "sereno.lookup.builder" in child.cmdline()]
+    found = []
+    for child in psutil.Process(server.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "sereno.lookup.builder" in child.cmdline():
+                found.append(child)
+    return found
 
 
 # An index is damaged before it is opened
@@ -348,6 +355,26 @@ def test_words_about_an_index_that_are_damaged(shop: Shop, name: str, damage: Ca
     with serve(shop) as server:
         wait_for(server, 2)
         assert "damaged" in server.log
+    shop.assert_sound(2)
+
+
+def test_a_disk_that_cannot_read_an_index(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is built again elsewhere on the disk."""
+    name, read = shop.index.name, lookup_folder.checksum
+
+    def broken(descriptor: int) -> int:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lookup_folder, "checksum", broken)
+        index = LookupFolder(shop.home, "total").open()
+        assert index is not None
+        assert index.number == 1
+        index.close()
+    assert LookupFolder(shop.home, "total").is_behind()
+    shop.project.sereno("run", "total.py", "--date", DAY)  # has nothing to publish
     shop.assert_sound(2)
 
 
@@ -378,7 +405,7 @@ def test_a_new_index_that_is_damaged(shop: Shop, workers: int) -> None:
     """Between the last look of whoever built it and the first of who opens it."""
     with serve(shop, "--workers", str(workers)) as server:
         server.wait_for_all(workers)
-        with LookupLoad(server.port, shop.weights, of_each=1) as load:
+        with LookupLoad(server.port, shop.weights) as load:
             publisher = start_slow(shop, "lookup_swap_before:delay=1@2")
             until(lambda: len(shop.files(3)) == 2, "an index")
             flip(shop.files(3)[0])
@@ -449,7 +476,7 @@ def test_an_index_that_is_cut_off_under_a_worker(shop: Shop, workers: int) -> No
 def test_an_index_that_is_removed(running: tuple[Shop, Server], what: str) -> None:
     shop, server = running
     serves = shop.project.in_service()[-1]
-    with LookupLoad(server.port, shop.weights, of_each=1) as load:
+    with LookupLoad(server.port, shop.weights) as load:
         load.wait_for(serves)
         index, was = shop.index, failures(server)
         match what:
@@ -508,7 +535,7 @@ def fill(disk: Path, *, but: int) -> Path:
 
 @pytest.mark.parametrize("pages", [4, *map(seldom, (0, 1, 2, 3, 6, 8))])
 def test_a_disk_that_is_full(shop: Shop, small_disk: Path, pages: int) -> None:
-    with serve(shop) as server, LookupLoad(server.port, shop.weights, of_each=1) as load:
+    with serve(shop) as server, LookupLoad(server.port, shop.weights) as load:
         load.wait_for(2)
         filler = fill(small_disk, but=pages)
         said = json.loads(shop.publish(code=1).stdout)

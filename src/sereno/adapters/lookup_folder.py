@@ -285,8 +285,8 @@ class LookupFolder:
                 damage = ""
                 if there.st_size != manifest.size:
                     damage = f"has {there.st_size:,} bytes, and not {manifest.size:,}"
-                elif checksum(stream.fileno()) != manifest.crc32:
-                    damage = "has another checksum than when it was built"
+                else:
+                    damage = _damage(stream.fileno(), manifest)
                 opened = _share(path, there) if not damage else None
             # else it was just replaced
             if damage and _is(path, (there.st_dev, there.st_ino)) and read_manifest(self.folder, name) == manifest:
@@ -409,6 +409,16 @@ def checksum(descriptor: int) -> int:
         while count := stream.readinto(view):
             crc32 = zlib.crc32(view[:count], crc32)
     return crc32
+
+
+def _damage(descriptor: int, manifest: Manifest) -> str:
+    """What is wrong with the content of an index. Raises OSError where that cannot be said."""
+    try:
+        return "" if checksum(descriptor) == manifest.crc32 else "has another checksum than when it was built"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return "cannot be read: the disk reports an error"
 
 
 def _cause(path: Path) -> int:

@@ -79,6 +79,7 @@ class Indexing:
     def _needs(self, one: _Followed, now: float) -> bool:
         if not is_behind(one.home, one.model):
             one.behind_since = None
+            one.failures = 0  # somebody else has mended it
             return False
         if one.behind_since is None:
             one.behind_since = now
