@@ -115,7 +115,11 @@ def check_column(column: Column, array: pa.Array, door: Door = "typed") -> tuple
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
-        converted, bad = pa.nulls(len(array), column.arrow_type), ALL_FINE
+        # `pa.nulls` would have nulls in the fields of rows, too
+        nulls = (
+            pa.array([None] * len(array), column.arrow_type) if column.row else pa.nulls(len(array), column.arrow_type)
+        )
+        converted, bad = nulls, ALL_FINE
     elif door == "text":
         converted, bad = _parse(column, array)
     else:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 import sereno
@@ -106,7 +105,7 @@ def everything() -> pa.Table:
     made = made_up(inputs, len(pairs))
     for i, values in enumerate(zip(*pairs, strict=True)):
         made = made.set_column(i, made.field(i), pa.array(values, made.field(i).type))
-    return made.filter(pc.greater(pc.list_value_length(made["lines"]), 0))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +171,8 @@ def test_lookup_batch_and_live_agree(folder: Path, server: Server, name: str) ->
             found = prediction_in(connection.ask("GET", path))  # by the shortest path, from the second on
             assert json.loads(found) == prediction, key
             assert prediction_in(connection.ask("GET", path, x_request_id="one")) == found  # by the longer one
-            if "%0A" not in path:  # a line break is in no path of the application's router
-                assert prediction_in(connection.ask("GET", path, content_encoding="identity")) == found
+            # by the application
+            assert prediction_in(connection.ask("GET", path, content_encoding="identity")) == found
             assert connection.ask("POST", f"/models/{name}/predict", texts[key]) == found, key
 
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
@@ -254,7 +255,20 @@ async def _no_route(request: StarletteRequest, error: Exception) -> Response:
     return _Sent(call)
 
 
+class _Rest(Convertor[str]):
+    """All that is left of a path, line breaks too, which Starlette's own `path` stops at."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
 def _routed(service: Service) -> Starlette:
+    register_url_convertor("rest", _Rest())
     routes: Sequence[BaseRoute] = [
         *(StarletteRoute(route.path, _endpoint(route), methods=[route.method]) for route in service.routes),
         *socket_routes(service),

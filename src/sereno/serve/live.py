@@ -20,7 +20,7 @@ from sereno.scoring import RowScorer, Scorer
 from sereno.serve.batcher import Batcher, Recorder, Waiting
 from sereno.serve.fetching import Fetcher
 from sereno.serve.wire import Answer, Mistake, RequestError
-from sereno.values import Door, Refused, admit_row
+from sereno.values import Door, Refused, admit, admit_row
 
 if TYPE_CHECKING:
     from sereno.fetching import Fetch
@@ -189,10 +189,13 @@ class Live:
         """Whether a row is complete with nothing but its keys: fetch has the rest."""
         return self.fetcher is not None and all(c.role == "key" or c.default is not ABSENT for c in self.row.columns)
 
-    def row_of_key(self, key: Key) -> Row:
-        """The row of a key alone, for a model that needs no more."""
+    def row_of_key(self, key: Key) -> Row | None:
+        """The row of a key alone, for a model that needs no more; None where the row type refuses such a key."""
         values = iter(key)
-        return tuple(next(values) if c.role == "key" else c.default for c in self.row.columns)
+        try:
+            return tuple(admit(c, next(values)) if c.role == "key" else c.default for c in self.row.columns)
+        except Refused:
+            return None
 
     # Answers out
 

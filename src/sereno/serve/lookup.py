@@ -235,10 +235,17 @@ class Lookup:
 
     @property
     def asks_live(self) -> bool:
-        """Whether a key that `find` did not find is to be asked live."""
-        if self.index is None or self.settings.unknown == "live":
-            return self.settings.unknown == "live"
-        return self.standing is not None and self.standing.stale and self.settings.stale == "live"
+        """Whether a key that `find` did not find is to be asked live. Raises RequestError (503) where it cannot be."""
+        is_stale = self.standing is not None and self.standing.stale and self.settings.stale == "live"
+        if not is_stale and self.settings.unknown != "live":
+            return False
+        if self.keys != self._own_keys:
+            raise RequestError(
+                503,
+                "What is published has other keys than this model has now. The next run mends that.",
+                retry_after=60,
+            )
+        return True
 
     def item(self, prediction: bytes) -> bytes:
         """The JSON of an answer that was found."""

@@ -81,7 +81,7 @@ def encode(service: Service) -> bytes:
 def template(route: Route) -> str:
     """A route's path in OpenAPI's syntax, with the names of parameters in words."""
     path = route.path.replace("{m}", "{model}").replace("{v}", "{version}")
-    return path if route.live is None else path.replace("{key:path}", key_segments(route.live))
+    return path if route.live is None else path.replace("{key:rest}", key_segments(route.live))
 
 
 def _predict(service: Service, live: Live, operation: str) -> Document:

@@ -34,7 +34,7 @@ def routes(service: Service) -> list[Route]:
             prefixes = [f"/models/{live.name}", ""] if live is service.only else [f"/models/{live.name}"]
             for prefix in prefixes:
                 found += [
-                    Route("GET", f"{prefix}/predictions/{{key:path}}", exchange=ONE, live=live),
+                    Route("GET", f"{prefix}/predictions/{{key:rest}}", exchange=ONE, live=live),
                     Route("POST", f"{prefix}/predictions", exchange=MANY, live=live),
                 ]
     return found
@@ -65,9 +65,10 @@ def ask(live: Live, key: Key) -> Asked:
     (prediction,) = lookup.find([key])
     if prediction is not None:
         return Asked([], reply=Reply(200, lookup.item(prediction), headers=lookup.headers))
-    if not lookup.asks_live:
+    row = live.row_of_key(key) if lookup.asks_live else None
+    if row is None:
         raise unknown_key()
-    return Asked([live.row_of_key(key)], one_by_one=True)
+    return Asked([row], one_by_one=True)
 
 
 def write_one(live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
@@ -84,14 +85,19 @@ def read_many(live: Live, request: Request) -> Asked:
     found = lookup.find(keys)
     items = [None if prediction is None else lookup.item(prediction) for prediction in found]
     missing = [i for i, item in enumerate(items) if item is None]
-    if not missing or not lookup.asks_live:
+    asked = {}
+    if missing and lookup.asks_live:
+        asked = {i: row for i in missing if (row := live.row_of_key(keys[i])) is not None}
+    if not asked:
         return Asked([], reply=_list(items))
-    return Asked([live.row_of_key(keys[i]) for i in missing], context=items, one_by_one=True)
+    return Asked(list(asked.values()), context=(items, list(asked)), one_by_one=True)
 
 
 def write_many(live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
-    fresh = iter(_live_items(live, answers))
-    return _list([item if item is not None else next(fresh) for item in asked.context])
+    items, positions = asked.context
+    for position, item in zip(positions, _live_items(live, answers), strict=True):
+        items[position] = item
+    return _list(items)
 
 
 def read_message(live: Live, request: Request) -> Asked:
