@@ -14,7 +14,10 @@ BEFORE = len("GET /predictions/")
 FOUND = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
-get = lmdb.open(file, subdir=False, readonly=True, lock=False, readahead=False).begin().get
+reading = lmdb.open(file, subdir=False, readonly=True, lock=False, readahead=False).begin()
+for _ in reading.cursor().iternext(values=False):  # so that no request waits for a page to be mapped
+    pass
+get = reading.get
 
 
 class Connection(asyncio.Protocol):
