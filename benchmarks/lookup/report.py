@@ -28,7 +28,7 @@ def tables(runs: Runs) -> dict[str, str]:
         told[f"build: the index of {build[0]['rows']:,} rows"] = _build(build)
     if swap := runs.get("swap"):
         told[f"swap: from a commit to answers, {swap[0]['keys']:,} keys, 2 workers, 1,000 lookups/s"] = _swaps(swap)
-    if any(runs.values()):
+    if any(target.measured(runs) is not None for target in TARGETS):
         told["Targets"] = _targets(runs)
     return told
 
@@ -95,9 +95,12 @@ def _swaps(runs: list[Run]) -> str:
             values = [run[figure] for run in here]
             cells.append(f"{statistics.median(values):.3g} (most {max(values):.3g})")
         lines.append([*cells, str(sum(run["not_answered"] for run in here)), str(len(here))])
-    calm = {key: value for key, value in runs[0].items() if key.startswith("calm_")}
-    told = f"Before, while nothing is published: p50 {calm['calm_p50_ms']:.2f} ms, p99 {calm['calm_p99_ms']:.2f} ms, slowest"
-    return f"{markdown(lines)}\n\n{told} {calm['calm_most_ms']:.2f} ms; the load was late by at most {calm['calm_late_ms']:.2f} ms."
+    one = runs[0]
+    told = f"Before, while nothing was published: p50 {one['calm_p50_ms']:.2f} ms, p99 {one['calm_p99_ms']:.2f} ms,"
+    told += (
+        f" slowest {one['calm_most_ms']:.2f} ms, of it at most {one['calm_late_ms']:.2f} ms the asking program's own;"
+    )
+    return f"{markdown(lines)}\n\n{told} load of the machine {one['load']:.1f}."
 
 
 @dataclass(frozen=True, kw_only=True)

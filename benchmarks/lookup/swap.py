@@ -110,7 +110,7 @@ def swap_part(campaign: Campaign, arguments: argparse.Namespace) -> None:
 
     The workers, and whoever publishes or builds an index, share one core; the load has the other.
     """
-    keys, server_on = min(arguments.keys), [cores()[0]]
+    keys, server_on, load = min(arguments.keys), [cores()[0]], round(os.getloadavg()[0], 2)
     with campaign.running("sereno", keys, workers=WORKERS, on=server_on) as one:
         home = campaign.home(keys)
         watch = PointerWatch(home.folder)
@@ -136,7 +136,7 @@ def swap_part(campaign: Campaign, arguments: argparse.Namespace) -> None:
     calm = [answer for answer in answers if answer.due < began + CALM_SECONDS]
     ends = [*(started for _, started, _, _ in made[1:]), float("inf")]
     swaps = [_swap(*change, answers, end) for change, end in zip(made, ends, strict=True)]
-    campaign.runs["swap"] = [{"keys": keys, **_calm(calm), **swap.figures()} for swap in swaps]
+    campaign.runs["swap"] = [{"keys": keys, "load": load, **_calm(calm), **swap.figures()} for swap in swaps]
 
 
 @contextmanager
