@@ -32,7 +32,7 @@ def main(home: Path, model: str) -> int:
             state = store.state()
             if state.served:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
-                LookupFolder(home, model).follow(state, state.kept(datetime.now(UTC)))
+            LookupFolder(home, model).follow(state, state.kept(datetime.now(UTC)))
     except SerenoError as error:
         LOG.error("%s", error)
         return 1

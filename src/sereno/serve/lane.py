@@ -134,12 +134,10 @@ class Lane(HttpToolsProtocol):
         if tail is None or self.turns or self.is_draining or (self.cycle is not None and self._is_with_application()):
             return False
         at = data.find(b"/predictions/", 4, end) + 13
-        known = service.hot_lookups.get(data[4:at])
-        if known is None:
+        lookup = service.lookups.get(data[4:at])
+        if lookup is None:
             return False
         since = perf_counter()
-        lookup = known[1].lookup
-        assert lookup is not None
         reply = lookup.plain(data[at:end], tail.none_match, service, self.server_state.default_headers)
         if reply is None:
             return False

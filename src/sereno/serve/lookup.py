@@ -28,6 +28,7 @@ LOG = logging.getLogger("sereno.lookup")
 
 RETRY_SECONDS = 5.0  # after an index that could not be opened
 START = b'{"prediction":'
+BODY = b"\r\n\r\n" + START
 NO_STORE = (b"cache-control", b"no-store")
 
 
@@ -71,7 +72,9 @@ class Lookup:
         self.end = b""  # of the JSON of an answer, after the prediction
         self.is_plain = False  # whether the shortest path may answer
         self.found_as = "found"  # how a key that is there is counted
-        self._starts: tuple[Any, bytes, bytes] = (None, b"", b"")
+        self._defaults: Any = None  # for which the next three were made
+        self._found = self._not_modified = b""  # how a reply begins
+        self._around = 0  # bytes of a body beside the prediction
         self._plain_key = keys.plain
         self._mark: object = None
         self._opening: asyncio.Task[None] | None = None
@@ -160,7 +163,7 @@ class Lookup:
         self.headers = ((b"etag", self.etag), (b"age", b"%d" % age), (b"cache-control", cache))
         self.found_as = "stale" if stale else "found"
         self.is_plain = not stale or self.settings.stale == "flag"
-        self._starts = (None, b"", b"")
+        self._defaults = None
 
     @property
     def is_ready(self) -> bool:
@@ -264,33 +267,32 @@ class Lookup:
 
     def plain(self, text: bytes, none_match: bytes | None, service: Service, defaults: Any) -> bytes | None:
         """The whole reply to a GET with this key, as it stands in the URL; None where it takes a longer look."""
-        if not self.is_plain:
+        if not self.is_plain or (key := self._plain_key(text)) is None or (prediction := self.get(key)) is None:
             return None
-        key = self._plain_key(text)
-        if key is None:
-            return None
-        prediction = self.get(key)
-        if prediction is None:
-            return None
-        found, not_modified = self._begun(service, defaults)
-        if none_match is not None and none_match != self.etag:
-            return None
-        self.counts[self.found_as] += 1
-        request_id = service.request_id(None)
+        if self._defaults is not defaults:
+            self._begin(service, defaults)
         if none_match is not None:
-            return b"%b%b\r\n\r\n" % (not_modified, request_id)
-        end = self.end
-        length = len(START) + len(prediction) + len(end)
-        return b"%b%b\r\ncontent-length: %d\r\n\r\n%b%b%b" % (found, request_id, length, START, prediction, end)
+            if none_match != self.etag:
+                return None
+            self.counts[self.found_as] += 1
+            return b"%b%x\r\n\r\n" % (self._not_modified, service.next_id())
+        self.counts[self.found_as] += 1
+        return b"%b%x\r\ncontent-length: %d%b%b%b" % (
+            self._found,
+            service.next_id(),
+            self._around + len(prediction),
+            BODY,
+            prediction,
+            self.end,
+        )
 
-    def _begun(self, service: Service, defaults: Any) -> tuple[bytes, bytes]:
-        """How the replies of this second begin, 200 and 304, up to the request's id."""
-        if self._starts[0] is not defaults:
-            more = b"".join(b"%b: %b\r\n" % header for header in self.headers) + b"x-request-id: "
-            starts = (service.start(defaults, status, JSON).removesuffix(b"x-request-id: ") for status in (200, 304))
-            found, not_modified = (start + more for start in starts)
-            self._starts = (defaults, found, not_modified)
-        return self._starts[1], self._starts[2]
+    def _begin(self, service: Service, defaults: Any) -> None:
+        """Make how the replies of this second begin, 200 and 304: to within the request's id, and uvicorn's headers."""
+        more = b"".join(b"%b: %b\r\n" % header for header in self.headers) + b"x-request-id: " + service.id_start
+        starts = (service.start(defaults, status, JSON).removesuffix(b"x-request-id: ") for status in (200, 304))
+        self._found, self._not_modified = (start + more for start in starts)
+        self._around = len(START) + len(self.end)
+        self._defaults = defaults
 
 
 def matches(none_match: bytes, etag: bytes) -> bool:

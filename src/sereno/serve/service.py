@@ -85,12 +85,13 @@ class Service:
             for route in self.routes
             if route.exchange is not None and route.live is not None and route.method == "GET"
         }
+        self.lookups = {prefix: live.lookup for prefix, (_, live) in self.hot_lookups.items() if live.lookup is not None}
         plain = {live.name: (exchange, live) for exchange, live in self.hot.values() if exchange.is_plain}
         self.bursts = {name: Bursts(self, *both) for name, both in plain.items()}
         self.now = perf_counter()  # as of the last tick
         self.connections: set[Any] = set()  # uvicorn's, of which the lane's are looked at
-        self._prefix = os.urandom(5).hex().encode() + b"-"
-        self._count = itertools.count()
+        self.id_start = os.urandom(5).hex().encode() + b"-"  # of the requests' ids; the rest is `next_id()`, as %x
+        self.next_id = itertools.count().__next__
         self._defaults: Any = None
         self._starts: dict[tuple[int, bytes], bytes] = {}
         self.heads: dict[bytes, Head] = {}  # of requests that were let in, as they came
@@ -120,7 +121,7 @@ class Service:
         """The caller's, where it is one that can stand in a log; else a new one."""
         if given is not None and REQUEST_ID.fullmatch(given) and not (b"sereno_" in given and KEY.search(given)):
             return given
-        return b"%b%x" % (self._prefix, next(self._count))
+        return b"%b%x" % (self.id_start, self.next_id())
 
     def too_large(self) -> RequestError:
         return RequestError(413, f"The body is larger than {self.limits.max_body_bytes:,} bytes.")
