@@ -23,7 +23,8 @@ class LookupLoad:
     """`with LookupLoad(port, weights) as load: …`: callers of the model `total`, each one request at a time.
 
     There are callers of four kinds. Between two requests they pause, so that others get to work on a small machine.
-    `weights` tells which weight each version was published with; it may grow. `versions` counts the answers of each;
+    `weights` tells which weight each version was published with; it may grow. `versions` counts the
+    predictions of each, of which a POST brings several;
     `failures` tells what no caller should see. `seen` are the versions that each connection was answered from, in order.
     """
 

@@ -211,7 +211,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("workers", "swaps"),
-    [(1, 8), (2, 24), pytest.param(2, 1_000, marks=[pytest.mark.soak, pytest.mark.timeout(1_800)])],
+    [(1, 7), (2, 23), pytest.param(2, 1_000, marks=[pytest.mark.soak, pytest.mark.timeout(1_800)])],
 )
 def test_swaps_under_load(shop: Shop, workers: int, swaps: int) -> None:
     dice = random.Random(4)
@@ -235,7 +235,7 @@ def test_swaps_under_load(shop: Shop, workers: int, swaps: int) -> None:
         assert load.unchanged
         assert 1 < len(load.versions) <= len(set(history))
         assert failures(server) == 0
-    print(f"{swaps} swaps, {sum(load.versions.values()) + load.unchanged} answers")
+    print(f"{swaps} swaps, {sum(load.versions.values()):,} predictions (a POST has six), {load.unchanged:,} times 304")
     shop.assert_sound(history[-1])
 
 
@@ -246,7 +246,7 @@ def test_swaps_under_load(shop: Shop, workers: int, swaps: int) -> None:
     "place",
     [
         "commit_after",
-        *(p if p in ("lookup_build", "lookup_manifest", "lookup_swap_before") else seldom(p) for p in BUILD_PLACES),
+        *(p if p in ("lookup_manifest", "lookup_swap_before") else seldom(p) for p in BUILD_PLACES),
     ],
 )
 def test_whoever_publishes_is_killed(running: tuple[Shop, Server], place: str) -> None:
@@ -300,9 +300,7 @@ def test_the_servers_own_builder_is_killed(shop: Shop) -> None:
     shop.assert_sound(new)
 
 
-@pytest.mark.parametrize(
-    "place", [p if p == "lookup_swap_before" else seldom(p) for p in BUILD_PLACES if p in BEFORE_THE_SWAP]
-)
+@pytest.mark.parametrize("place", [seldom(place) for place in BEFORE_THE_SWAP])
 def test_every_builder_of_the_server_is_killed(shop: Shop, place: str) -> None:
     with serve(shop, **faults(f"{place}:kill")) as server, LookupLoad(server.port, shop.weights) as load:
         new = shop.die("commit_after")
@@ -371,7 +369,7 @@ def test_an_index_that_is_damaged_when_a_server_starts(shop: Shop, damage: Calla
     shop.assert_sound(2)
 
 
-@pytest.mark.parametrize("name", ["served", seldom("manifest")])
+@pytest.mark.parametrize("name", [seldom("served"), "manifest"])
 @pytest.mark.parametrize("damage", [cut, seldom(empty)])
 def test_words_about_an_index_that_are_damaged(shop: Shop, name: str, damage: Callable[[Path], None]) -> None:
     damage(shop.folder / "served.json" if name == "served" else shop.index.with_suffix(".json"))
@@ -460,7 +458,7 @@ def start_slow(shop: Shop, fault: str) -> subprocess.Popen[str]:
 # An index is damaged, or gone, while it is answered from
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [seldom(1), 2])
 def test_an_index_that_is_cut_off_under_a_worker(shop: Shop, workers: int) -> None:
     """The kernel ends whoever reads where the file no longer is (SIGBUS)."""
     with serve(shop, "--workers", str(workers)) as server:
@@ -613,6 +611,14 @@ def test_a_folder_that_is_read_only(shop: Shop, read_only: Callable[[Path], None
         assert len(server.log.splitlines()) < 8, server.log
 
 
+def test_who_only_looks_does_not_die_of_what_is_there(shop: Shop) -> None:
+    shutil.rmtree(shop.folder)
+    shop.folder.write_text("")
+    store = LookupFolder(shop.home, "total")
+    assert (store.open(), store.mark(), store.is_behind()) == (None, None, True)
+
+
+@pytest.mark.soak
 def test_a_folder_that_is_a_file(shop: Shop) -> None:
     """Nobody expects that, and nothing dies of it."""
     with serve(shop) as server:
@@ -649,7 +655,7 @@ def test_two_servers_of_one_home(shop: Shop) -> None:
 def test_a_run_and_a_server_at_once(shop: Shop) -> None:
     """Who comes second finds the work done."""
     with serve(shop) as server:
-        publisher = start_slow(shop, "lookup_build:delay=1.5")
+        publisher = start_slow(shop, "lookup_build:delay=1")
         _, error = publisher.communicate()
         assert publisher.returncode == 0, error
         wait_for(server, 3)
