@@ -120,6 +120,7 @@ class MemoryIndex:
     def __init__(self, snapshot: Snapshot, keys: KeyCodec, predictions: dict[bytes, bytes]) -> None:
         self.number, self.data_date, self.data_time = snapshot.number, snapshot.data_date, snapshot.data_time
         self.rows, self.keys = snapshot.rows, keys
+        self.mark: object = (snapshot.number, snapshot.attempt)
         self._predictions = predictions
 
     def get(self, key: bytes) -> bytes | None:

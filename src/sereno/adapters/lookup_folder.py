@@ -239,8 +239,7 @@ class LookupFolder:
     # Reading
 
     def mark(self) -> object:
-        pointer = read_pointer(self.home, self.model)
-        return (pointer.index, pointer.build) if pointer is not None else None
+        return _mark_of(read_pointer(self.home, self.model))
 
     def is_behind(self) -> bool:
         return is_behind(self.home, self.model)
@@ -256,7 +255,7 @@ class LookupFolder:
                 LOG.error("%s is damaged: no lookups until the table was followed again.", pointer_path(self.folder))
             if pointer is None or not pointer.index:
                 return None
-            index = self._open(pointer.index)
+            index = self._open(pointer.index, pointer)
             if index is not None:
                 return index
             if read_pointer(self.home, self.model) == pointer or last:
@@ -265,13 +264,13 @@ class LookupFolder:
 
     def _open_older(self, pointer: Pointer) -> FolderIndex | None:
         for name in pointer.before:
-            index = self._open(name)
+            index = self._open(name, pointer)
             if index is not None:
                 LOG.warning("lookups of %s answer from %s, until %s is there again.", self.model, name, pointer.index)
                 return index
         return None
 
-    def _open(self, name: str) -> FolderIndex | None:
+    def _open(self, name: str, pointer: Pointer) -> FolderIndex | None:
         """An index, verified; None: it is not there, or is damaged and was put aside."""
         manifest = read_manifest(self.folder, name)
         path = index_path(self.folder, name)
@@ -293,7 +292,7 @@ class LookupFolder:
                 self._put_aside(name, damage)
         except FileNotFoundError:
             return None
-        return FolderIndex(manifest, opened) if opened is not None else None
+        return FolderIndex(manifest, opened, _mark_of(pointer)) if opened is not None else None
 
     def _put_aside(self, name: str, damage: str) -> None:
         """Have a damaged index built again, by whoever follows next: without its manifest, it is none."""
@@ -313,7 +312,8 @@ class LookupFolder:
 class FolderIndex:
     """An index that is open. `get` is LMDB's own, with nothing in between."""
 
-    def __init__(self, manifest: Manifest, opened: _Opened) -> None:
+    def __init__(self, manifest: Manifest, opened: _Opened, mark: object) -> None:
+        self.mark = mark
         self.number = manifest.number
         self.data_date = manifest.data_date
         self.data_time = manifest.data_time
@@ -393,6 +393,10 @@ def _let_go(opened: _Opened) -> None:
         if not opened.users:
             del _opened[opened.file]
             opened.close()
+
+
+def _mark_of(pointer: Pointer | None) -> object:
+    return (pointer.index, pointer.build) if pointer is not None else None
 
 
 def name_of(snapshot: Snapshot) -> str:
