@@ -58,7 +58,9 @@ class LookupIndex(Protocol):
     data_time: datetime  # UTC
     rows: int
     keys: KeyCodec  # what a key of this snapshot is
-    mark: object  # of the store, as it was when this was opened: `open` may have found another than who asked for it saw
+    mark: (
+        object  # of the store, as it was when this was opened: `open` may have found another than who asked for it saw
+    )
 
     def get(self, key: bytes) -> bytes | None:
         """The prediction of a key (as `keys` encodes it), as a JSON object; None: the snapshot does not have the key."""

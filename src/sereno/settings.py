@@ -259,6 +259,7 @@ class ServeSettings:
     allowed_hosts: tuple[str, ...] = _setting((), _TEXTS, "Names under which callers know the server, beside its own.")
     max_body_bytes: int = _setting(1 << 20, _whole(1), "The largest body of a request.")
     max_rows: int = _setting(1_000, _whole(1), "The most rows of a request.")
+    max_reply_bytes: int = _setting(1 << 24, _whole(1), "How large what many keys find may be together.")
     max_depth: int = _setting(32, _whole(1), "How deep JSON may nest.")
     max_text_bytes: int = _setting(1 << 16, _whole(1), "The longest text in a request.")
     header_timeout_seconds: float = _setting(10.0, _number(None), "How long a caller may take to send the headers.")

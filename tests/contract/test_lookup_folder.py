@@ -23,7 +23,7 @@ from sereno.adapters import lookup_folder
 from sereno.adapters.lookup_folder import LookupFolder
 from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.lookup import entries
-from sereno.lookup.pointer import is_behind, read_pointer
+from sereno.lookup.pointer import Pointer, is_behind, read_pointer
 from sereno.storage import exclusive
 from tests.contract.lookup_stores import ALL, MODEL, FolderKept, Table, answer, scores
 
@@ -299,11 +299,11 @@ def test_it_moves_on_while_it_is_opened(two: Table, store: LookupFolder, monkeyp
     """Between reading the pointer and opening the index, the index was replaced by a newer one and removed."""
     really = LookupFolder._open
 
-    def late(self: LookupFolder, name: str) -> object:
+    def late(self: LookupFolder, name: str, pointer: Pointer) -> object:
         if name.startswith("000002"):
             two.publish()
             LookupFolder(two.home, MODEL).follow(two.state, frozenset())
-        return really(self, name)
+        return really(self, name, pointer)
 
     monkeypatch.setattr(LookupFolder, "_open", late)
     assert served(store) == 3

@@ -22,7 +22,7 @@ from sereno.loader import load_model
 from sereno.lookup.keys import KeyCodec
 from sereno.madeup import made_up
 from sereno.schema import row_type
-from sereno.serve.lookup import Lookup
+from sereno.serve.lookup import Lookups
 
 HEAD = """
 from dataclasses import dataclass
@@ -1099,8 +1099,8 @@ def test_a_lookup_that_finds_another_row(checked: Callable[..., CheckReport], mo
         moved = pa.table({"id": pc.add(table["id"], pc.if_else(pc.equal(table["id"], 1007), 1000, 0))})
         return encode_array(codec, moved) if table.column_names[0] == "id" else encode_array(codec, table)
 
-    plain = Lookup.plain  # the shortest path of a GET
-    monkeypatch.setattr(Lookup, "plain", lambda self, text, *more: plain(self, b"%d" % (int(text) ^ 1), *more))
+    plain = Lookups.plain  # the shortest path of a GET
+    monkeypatch.setattr(Lookups, "plain", lambda self, text, *more: plain(self, b"%d" % (int(text) ^ 1), *more))
     report = checked(HONEST)
     assert looked_up(report) == {"by key, one at a time": False, "by key, in lists": True}
     assert not report.ok

@@ -69,7 +69,9 @@ def test_no_process_and_no_descriptor_are_failures_like_others(monkeypatch: pyte
         monkeypatch.setattr(module, name, fail)
         with pytest.raises(WorkerError, match=r"No worker can be started: Resource temporarily unavailable\."):
             start_worker()
-        compacting.serve([Served(name="total", fingerprint="12", tries="", home=str(tmp_path), log_days=3, is_looked_up=False)])
+        compacting.serve(
+            [Served(name="total", fingerprint="12", tries="", home=str(tmp_path), log_days=3, is_looked_up=False)]
+        )
     (line,) = said  # it waits, and tries again
     assert "cannot be started: Resource temporarily unavailable. It starts again in 2 s" in line
 

@@ -187,7 +187,7 @@ class Batcher:
 
     def busy(self) -> RequestError:
         seconds = max(1, min(60, round(self.queued_rows * self._row_seconds)))
-        return RequestError(503, "Too many rows wait to be scored. Try again later.", retry_after=seconds)
+        return RequestError(503, f"{TOO_MANY_WAIT} to be scored. Try again later.", retry_after=seconds)
 
     def expire(self, now: float) -> None:
         """Answer what has waited too long (504). Called every now and then."""

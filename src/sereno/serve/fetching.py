@@ -96,7 +96,7 @@ class Fetcher:
     def submit(self, waiting: Waiting) -> None:
         """Have the missing columns of its rows fetched. Raises RequestError (503) where too many rows wait."""
         if self._queue and self.queued_rows + len(waiting.rows) > self._queue_rows:
-            raise RequestError(503, "Too many rows wait for their features. Try again later.", retry_after=1)
+            raise RequestError(503, f"{TOO_MANY_WAIT} for their features. Try again later.", retry_after=1)
         self._queue.append(waiting)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())

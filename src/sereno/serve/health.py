@@ -59,8 +59,8 @@ def not_ready(service: Service, *, with_names: bool = True) -> list[str]:
     unready: dict[str, list[str]] = {}
     for live in service.lives.values():
         if not live.is_ready:
-            is_empty = live.lookup is not None and not live.lookup.is_ready
-            unready.setdefault("nothing is published to look up" if is_empty else "not ready", []).append(live.name)
+            why = live.lookup.why_not_ready if live.lookup is not None else ""
+            unready.setdefault(why or "not ready", []).append(live.name)
     if with_names:
         reasons += [f"{what}: {', '.join(names)}" for what, names in unready.items()]
     elif unready:

@@ -50,6 +50,9 @@ class Lane(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self.service: Service = self.config.loaded_app.opened()
         self.turns: deque[Turn] = deque()  # hot requests without a reply, or behind one without
+        self.held: deque[tuple[Turn, Request]] = (
+            deque()
+        )  # of those, requests of a client that does not read its replies
         self.turn: Turn | None = None  # the hot request that is being received
         self.body: bytes | bytearray = b""
         self.awaited = b""  # a request with a known head, of whose body some is missing
@@ -234,7 +237,11 @@ class Lane(HttpToolsProtocol):
         self.turn = None
         self._append(turn)
         path, _, query = self.url.partition(b"?")
-        turn.ask(Request(turn.method, path, query, self.headers, bytes(self.body), turn.request_id))
+        request = Request(turn.method, path, query, self.headers, bytes(self.body), turn.request_id)
+        if self.paused_since:  # a small request may have a large reply
+            self.held.append((turn, request))
+        else:
+            turn.ask(request)
 
     def _append(self, turn: Turn) -> None:
         self.turns.append(turn)
@@ -252,6 +259,7 @@ class Lane(HttpToolsProtocol):
         super().connection_lost(exc)
         self.is_lost = True
         self.turns.clear()
+        self.held.clear()
 
     # To and from the application
 
@@ -395,4 +403,8 @@ class Lane(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.paused_since = 0.0
-        self.flow.resume_reading()
+        while self.held and not self.paused_since:
+            turn, request = self.held.popleft()
+            turn.ask(request)
+        if not self.paused_since:
+            self.flow.resume_reading()

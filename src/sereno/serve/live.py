@@ -24,7 +24,7 @@ from sereno.values import Door, Refused, admit, admit_row
 
 if TYPE_CHECKING:
     from sereno.fetching import Fetch
-    from sereno.serve.lookup import Lookup
+    from sereno.serve.lookup import Lookups
     from sereno.serve.metrics import Metrics
     from sereno.settings import ModelSettings, ServeSettings
 
@@ -75,7 +75,7 @@ class Live:
             )
         self.recorder = recorder
         self.settings = settings
-        self.lookup: Lookup | None = None  # None: what is published cannot be asked for here
+        self.lookup: Lookups | None = None  # None: what is published cannot be asked for here
         # a model whose predict asks for keys was never asked about a row without one
         self.row = live_row(model.inputs, keys_needed=bool(self.fetched) or model.keys_form is not None)
         self.decoder = RowDecoder(self.row)
@@ -243,7 +243,7 @@ class Live:
 
     @property
     def is_ready(self) -> bool:
-        return not self.is_hung and (self.lookup is None or self.lookup.is_ready)
+        return not self.is_hung and (self.lookup is None or not self.lookup.why_not_ready)
 
     def expire(self) -> None:
         """Answer what has waited too long; called every now and then."""

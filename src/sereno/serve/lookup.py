@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("sereno.lookup")
 
+AT_ONCE = 64  # keys that are looked up before it is seen how large what they found is
 RETRY_SECONDS = 5.0  # after an index that could not be opened
 START = b'{"prediction":'
 BODY = b"\r\n\r\n" + START
@@ -46,7 +47,14 @@ class Standing(NamedTuple):
     stale: bool
 
 
-class Lookup:
+class Found(NamedTuple):
+    """What there is about some keys."""
+
+    predictions: list[bytes | None]  # as JSON; None: unknown, or to be asked live
+    live: list[int]  # the positions of those that are to be asked live
+
+
+class Lookups:
     """See the module. Made and used on the event loop."""
 
     def __init__(
@@ -58,11 +66,14 @@ class Lookup:
         keys: KeyCodec,
         *,
         metrics: Metrics,
+        max_reply_bytes: int = 1 << 24,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.home, self.settings = name, home, settings
         self._store, self._clock = store, clock
-        self._own_keys = keys
+        self._max_reply_bytes = max_reply_bytes
+        self.keys = keys  # what a key of the model is; a snapshot whose keys are others is not looked up in
+        self._has_other_keys = False  # that is why there is no index
         self.counts = metrics.lookups(name)
         self.index: LookupIndex | None = None
         self.get: Callable[[bytes], bytes | None] = _no_prediction  # of the index
@@ -75,7 +86,6 @@ class Lookup:
         self._defaults: Any = None  # for which the next three were made
         self._found = self._not_modified = b""  # how a reply begins
         self._around = 0  # bytes of a body beside the prediction
-        self._plain_key = keys.plain
         self._mark: object = None
         self._opening: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -107,31 +117,41 @@ class Lookup:
             self._opening = None
 
     def _opened(self, index: LookupIndex | None, mark: object) -> None:
-        self._mark = mark
+        # what was opened may be newer than what was noticed
+        self._mark = index.mark if index is not None else mark
         self._trouble = ""
-        if index is not None:
-            self._serve(index)
-        elif self.index is not None and self._store.was_rolled_back(self.index.number):
-            LOG.warning("lookups of %s have no answers, until the version that is in service is indexed.", self.name)
+        if index is not None and index.keys != self.keys:
+            self._has_other_keys = True
+            LOG.error(
+                "version %d of %s has the keys %s, and the model file says %s: there are no lookups until the next run.",
+                index.number, self.name, _listed(index.keys), _listed(self.keys),
+            )  # fmt: skip
+            index.close()
             self._serve(None)
-        # else what it answers from was removed: it stays until there is another
+        elif index is not None:
+            self._has_other_keys = False
+            self._serve(index)
+        else:
+            self._leave_what_was_rolled_back()  # else what it answers from was removed: it stays until there is another
 
     def _cannot_follow(self, error: Exception) -> None:
         self._not_before = self._clock() + RETRY_SECONDS
         if str(error) != self._trouble:
             self._trouble = str(error)
-            LOG.error("the lookups of %s cannot follow their table: %s. They answer as before.", self.name, error)
+            LOG.error("the lookups of %s cannot follow their table: %s. It is tried again.", self.name, error)
+        self._leave_what_was_rolled_back()
+
+    def _leave_what_was_rolled_back(self) -> None:
+        if self.index is not None and self._store.was_rolled_back(self.index.number):
+            LOG.warning("lookups of %s have no answers, until the version that is in service can be opened.", self.name)
+            self._serve(None)
 
     def _serve(self, index: LookupIndex | None) -> None:
         before, self.index = self.index, index
-        self.standing = None
-        if index is None:
-            self.get = _no_prediction
-        else:
-            self.get = index.get
-            self._plain_key = index.keys.plain
-            if before is not None and before.number != index.number:
-                LOG.info("lookups of %s answer from version %d.", self.name, index.number)
+        self.standing, self.is_plain = None, False
+        self.get = _no_prediction if index is None else index.get
+        if index is not None and before is not None and before.number != index.number:
+            LOG.info("lookups of %s answer from version %d.", self.name, index.number)
         self._renew(self._clock())
         if before is not None:  # nothing is asked of it any more, and to let go of gigabytes takes a moment
             asyncio.get_running_loop().run_in_executor(None, before.close)
@@ -155,19 +175,14 @@ class Lookup:
             b"true" if stale else b"false",
         )
         self.etag = b'W/"%d-%b"' % (index.number, b"true" if stale else b"false")
-        cache = b"private, no-cache"
+        self.headers = ((b"etag", self.etag), (b"age", b"%d" % age), (b"cache-control", b"private, no-cache"))
         if self.settings.cache_seconds and not stale:
-            # caches count Age in; the answer may be kept no longer than until it is stale
-            longest = age + self.settings.cache_seconds
-            cache = b"private, max-age=%d" % (longest if most is None else min(longest, int(most)))
-        self.headers = ((b"etag", self.etag), (b"age", b"%d" % age), (b"cache-control", cache))
+            # no longer than until it is stale; and without Age, which some caches count in and others do not
+            kept = min(self.settings.cache_seconds, int(most) - age if most is not None else 1 << 31)
+            self.headers = ((b"etag", self.etag), (b"cache-control", b"private, max-age=%d" % kept))
         self.found_as = "stale" if stale else "found"
         self.is_plain = not stale or self.settings.stale == "flag"
         self._defaults = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.index is not None or self.settings.lookup != "required"
 
     def close(self) -> None:
         if self._opening is not None:
@@ -178,8 +193,8 @@ class Lookup:
     def watch(self, metrics: Metrics, slot: int) -> None:
         """Have it counted how far it is."""
 
-        def standing(read: Callable[[Standing], float]) -> Callable[[], float]:
-            return lambda: read(self.standing) if self.standing is not None else 0
+        def standing(read: Callable[[Standing], float]) -> Callable[[], float | None]:
+            return lambda: read(self.standing) if self.standing is not None else None
 
         metrics.watch("sereno_lookup_version", standing(lambda now: now.version), self.name, str(slot))
         metrics.watch("sereno_lookup_age_seconds", standing(lambda now: now.age_seconds), self.name)
@@ -195,60 +210,72 @@ class Lookup:
             self._behind_since = now
         return now - self._behind_since if self._behind_since is not None else 0.0
 
-    # Keys
-
-    @property
-    def keys(self) -> KeyCodec:
-        """What a key is: that of the snapshot that answers."""
-        return self.index.keys if self.index is not None else self._own_keys
-
     # Answers
 
-    def find(self, keys: Sequence[Key]) -> list[bytes | None]:
-        """The JSON of each key's prediction; None where it is to be asked live, or is unknown.
+    def find(self, keys: Sequence[Key]) -> Found:
+        """What is published under these keys, and which of them are to be asked live.
 
-        Raises RequestError (503) where nothing is published yet, or what is published is stale and refused.
+        Raises RequestError: 503 where nothing is there to look up in, or a prediction is stale and refused; 413 where they
+        are larger together than a reply may be.
         """
         settings, index, counts = self.settings, self.index, self.counts
         if index is None:
-            if settings.unknown == "live":
-                return [None] * len(keys)
-            says = (
-                "What is published is being made ready for lookups."
-                if self._store.is_behind()
-                else "Nothing is published yet that could be looked up."
-            )
-            raise RequestError(503, says, retry_after=5)
-        assert self.standing is not None
-        if self.standing.stale and settings.stale != "flag":
-            counts["stale"] += len(keys)
-            if settings.stale == "live":
-                return [None] * len(keys)
-            raise RequestError(
-                503,
-                f"What is published is {self.standing.age_seconds:,} seconds old, and may be {settings.max_age_seconds:,g}.",
-                retry_after=60,
-            )
+            if settings.unknown != "live":
+                raise self._nothing_there()
+            counts["live"] += len(keys)
+            return Found([None] * len(keys), list(range(len(keys))))
         encode = index.keys.encode
-        found = index.get_many([encode(key) for key in keys])
-        known = len(keys) - found.count(None)
-        counts[self.found_as] += known
-        counts["unknown"] += len(keys) - known
-        return found
+        predictions: list[bytes | None] = []
+        size = 0
+        for start in range(0, len(keys), AT_ONCE):
+            some = index.get_many([encode(key) for key in keys[start : start + AT_ONCE]])
+            predictions += some
+            size += sum(len(one) for one in some if one is not None)
+            if size > self._max_reply_bytes and len(keys) > 1:
+                raise RequestError(
+                    413, f"The answers are larger than {self._max_reply_bytes:,} bytes. Ask for fewer keys at once."
+                )
+        live = [i for i, one in enumerate(predictions) if one is None] if settings.unknown == "live" else []
+        unknown = predictions.count(None) - len(live)
+        found = len(keys) - predictions.count(None)
+        assert self.standing is not None
+        if found and self.standing.stale and settings.stale != "flag":
+            if settings.stale == "refuse":
+                counts["stale"] += found
+                raise RequestError(
+                    503,
+                    f"What is published is {self.standing.age_seconds:,} seconds old, and may be at most "
+                    f"{settings.max_age_seconds:,g}.",
+                    retry_after=60,
+                )
+            live = [i for i, one in enumerate(predictions) if one is not None or settings.unknown == "live"]
+            predictions, found = [None] * len(keys), 0
+        counts[self.found_as] += found
+        counts["unknown"] += unknown
+        counts["live"] += len(live)
+        return Found(predictions, live)
 
-    @property
-    def asks_live(self) -> bool:
-        """Whether a key that `find` did not find is to be asked live. Raises RequestError (503) where it cannot be."""
-        is_stale = self.standing is not None and self.standing.stale and self.settings.stale == "live"
-        if not is_stale and self.settings.unknown != "live":
-            return False
-        if self.keys != self._own_keys:
-            raise RequestError(
+    def _nothing_there(self) -> RequestError:
+        if self._has_other_keys:
+            return RequestError(
                 503,
                 "What is published has other keys than this model has now. The next run mends that.",
                 retry_after=60,
             )
-        return True
+        if self._store.is_behind() or self._store.mark() is not None:
+            return RequestError(503, "What is published is being made ready for lookups.", retry_after=5)
+        return RequestError(503, "Nothing is published yet that could be looked up.", retry_after=60)
+
+    @property
+    def why_not_ready(self) -> str:
+        """Why a model that requires lookups is not ready; empty where it is."""
+        if self.index is not None or self.settings.lookup != "required":
+            return ""
+        if self._has_other_keys:
+            return "what is published has other keys"
+        if self._store.is_behind() or self._store.mark() is not None:
+            return "what is published is not indexed yet"
+        return "nothing is published to look up"
 
     def item(self, prediction: bytes) -> bytes:
         """The JSON of an answer that was found."""
@@ -257,7 +284,6 @@ class Lookup:
     def live_item(self, prediction: bytes) -> bytes:
         """The JSON of an answer that was computed just now."""
         now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        self.counts["live"] += 1
         return (
             b'%b%b,"version":null,"data_date":null,"data_time":"%b","age_seconds":0,"stale":false,"origin":"live"}'
             % (START, prediction, now.encode())
@@ -267,7 +293,7 @@ class Lookup:
 
     def plain(self, text: bytes, none_match: bytes | None, service: Service, defaults: Any) -> bytes | None:
         """The whole reply to a GET with this key, as it stands in the URL; None where it takes a longer look."""
-        if not self.is_plain or (key := self._plain_key(text)) is None or (prediction := self.get(key)) is None:
+        if not self.is_plain or (key := self.keys.plain(text)) is None or (prediction := self.get(key)) is None:
             return None
         if self._defaults is not defaults:
             self._begin(service, defaults)
@@ -293,6 +319,10 @@ class Lookup:
         self._found, self._not_modified = (start + more for start in starts)
         self._around = len(START) + len(self.end)
         self._defaults = defaults
+
+
+def _listed(keys: KeyCodec) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in zip(keys.names, keys.kinds, strict=True))
 
 
 def matches(none_match: bytes, etag: bytes) -> bool:

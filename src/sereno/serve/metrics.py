@@ -81,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
     "sereno_fetch_errors_total": Family("counter", "Calls of fetch that raised or took too long.", ("model",)),
     "sereno_lookup_keys_total": Family(
         "counter",
-        "Keys that were looked up: found, unknown, found stale, or answered live.",
+        "Keys that were looked up: found, found but stale, unknown, or handed on to be asked live.",
         ("model", "result"),
     ),
     "sereno_lookup_version": Family("gauge", "The version that a worker's lookups answer from.", ("model", "worker")),
@@ -164,7 +164,7 @@ class Metrics:
         self.worker_id = f"{os.getpid()}-{os.urandom(6).hex()}"
         self._requests: dict[tuple[str, str, int], list[float]] = defaultdict(_histogram(_SECONDS))
         self._models: dict[str, _OfModel] = defaultdict(_OfModel)
-        self._watched: list[tuple[str, tuple[str, ...], Callable[[], float]]] = []
+        self._watched: list[tuple[str, tuple[str, ...], Callable[[], float | None]]] = []
         self._started = time.time()
         self._memory: int | None = None  # a descriptor, opened now: later there may be none left
         with contextlib.suppress(OSError):  # no /proc: no such series
@@ -228,8 +228,11 @@ class Metrics:
         self._models[model]
         self.watch("sereno_model_info", lambda: 1, model, fingerprint)
 
-    def watch(self, name: str, number: Callable[[], float], *labels: str) -> None:
-        """Ask `number()` for the value of a gauge, or of a counter that somebody else keeps, whenever it is needed."""
+    def watch(self, name: str, number: Callable[[], float | None], *labels: str) -> None:
+        """Ask `number()` for the value of a gauge, or of a counter that somebody else keeps, whenever it is needed.
+
+        There is no such series as long as it answers None.
+        """
         if len(labels) != len(FAMILIES[name].labels):
             raise ValueError(f"{name} has the labels {FAMILIES[name].labels}, not {labels}")
         self._watched.append((name, labels, number))
@@ -279,7 +282,8 @@ class Metrics:
             for result, keys in counted.lookups.items():
                 cells["sereno_lookup_keys_total"][model, result] = [keys]
         for name, labels, ask in self._watched:
-            _add(cells[name], labels, [float(ask())], worst=FAMILIES[name].worst)
+            if (number := ask()) is not None:
+                _add(cells[name], labels, [float(number)], worst=FAMILIES[name].worst)
         worker = (str(slot),)
         if self._memory is not None:
             pages = int(os.pread(self._memory, 100, 0).split()[1])

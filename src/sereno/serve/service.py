@@ -26,7 +26,7 @@ from sereno.serve.burst import Bursts
 from sereno.serve.guard import KEY, Guard
 from sereno.serve.indexing import Indexing
 from sereno.serve.live import Live
-from sereno.serve.lookup import Lookup
+from sereno.serve.lookup import Lookups
 from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
 from sereno.serve.wire import Exchange, RequestError, Route
@@ -85,7 +85,9 @@ class Service:
             for route in self.routes
             if route.exchange is not None and route.live is not None and route.method == "GET"
         }
-        self.lookups = {prefix: live.lookup for prefix, (_, live) in self.hot_lookups.items() if live.lookup is not None}
+        self.lookups = {
+            prefix: live.lookup for prefix, (_, live) in self.hot_lookups.items() if live.lookup is not None
+        }
         plain = {live.name: (exchange, live) for exchange, live in self.hot.values() if exchange.is_plain}
         self.bursts = {name: Bursts(self, *both) for name, both in plain.items()}
         self.now = perf_counter()  # as of the last tick
@@ -269,7 +271,7 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
     return live
 
 
-def open_lookup(live: Live, home: Path, metrics: Metrics, slot: int) -> Lookup:
+def open_lookup(live: Live, home: Path, metrics: Metrics, slot: int) -> Lookups:
     """The lookups of a model. Raises ModelFileError where they are to be answered live and cannot be."""
     from sereno.adapters.lookup_folder import LookupFolder
 
@@ -279,13 +281,14 @@ def open_lookup(live: Live, home: Path, metrics: Metrics, slot: int) -> Lookup:
                 f'{live.model.place}: {name} = "live" needs a model that can answer to a key alone: a fetch function, and '
                 f"every other column of {live.inputs.name} Fetched or with a default. Or choose another {name}."
             )
-    lookup = Lookup(
+    lookup = Lookups(
         live.name,
         home,
         LookupFolder(home, live.name),
         live.settings,
         KeyCodec.of(live.inputs.arrow_schema(live.inputs.keys), [c.name for c in live.inputs.keys]),
         metrics=metrics,
+        max_reply_bytes=live.limits.max_reply_bytes,
     )
     lookup.watch(metrics, slot)
     return lookup

@@ -54,6 +54,9 @@ class Mistake(NamedTuple):
     expected: str  # what would be valid: "must be at least 18"
 
 
+TOO_MANY_WAIT = "Too many rows wait"  # a 503 that says so may be another answer soon, and clients ask again
+
+
 @dataclass(eq=False)
 class RequestError(Exception):
     """A request, or a row of it, that gets no answer.

@@ -42,8 +42,9 @@ class ByKey:
         self._others = frozenset(c.name for c in live.inputs.features)
         # whether a row needs more than its key: else it is asked live
         self._too_few = any(c.default is ABSENT and c.name not in self._names for c in live.row.columns)
-        self._codec: KeyCodec | None = None
-        self._decoded = live.decoder  # until there is a codec
+        # the rules of the columns do not hold: what breaks them is an unknown key
+        codec = KeyCodec.of(live.inputs.arrow_schema(live.inputs.keys), [c.name for c in live.inputs.keys])
+        self._decoder = RowDecoder(dataclasses.replace(live.inputs, columns=codec.columns))
         keys = dataclasses.replace(live.inputs, columns=live.inputs.keys)
         self.positions = Positions(keys, RowDecoder(keys), live.check_count)
 
@@ -70,7 +71,7 @@ class ByKey:
             raise self._off(rows, door, told=told)
         keys: list[Key] = []
         refused: dict[int, Refused] = {}
-        decoder = self._decoder()
+        decoder = self._decoder
         for position, row in enumerate(rows):
             try:
                 if door == "json":
@@ -95,26 +96,12 @@ class ByKey:
                 found.append(self._off([record.values], "json", told=False))
                 continue
             try:
-                found.append(self._decoder().convert(record.values))
+                found.append(self._decoder.convert(record.values))
             except Refused as refused:
                 found.append(no_key([refused]))
         keys = [one for one in found if not isinstance(one, RequestError)]
         looked = map(_answer_or_row, look_up(live, keys) if keys else ())
         return [one if isinstance(one, RequestError) else next(looked) for one in found]
-
-    def _decoder(self) -> RowDecoder:
-        """That of the keys of the snapshot that answers. Raises RequestError (503)."""
-        assert self._live.lookup is not None
-        codec = self._live.lookup.keys
-        if codec != self._codec:
-            if set(codec.names) != self._names:
-                raise RequestError(
-                    503, "What is published has other keys than this model has now. The next run mends that."
-                )
-            self._codec = codec
-            # the rules of the columns do not hold: what breaks them is an unknown key
-            self._decoded = RowDecoder(dataclasses.replace(self._live.inputs, columns=codec.columns))
-        return self._decoded
 
     def _off(self, rows: Sequence[Any], door: Door, *, told: bool) -> RequestError:
         """Why there are no lookups."""

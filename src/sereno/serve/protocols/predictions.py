@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from sereno.lookup.found import UNKNOWN_KEY
 from sereno.lookup.keys import Key
 from sereno.rows import NotJsonError, json_value
-from sereno.serve.lookup import NO_STORE, Lookup, matches
+from sereno.serve.lookup import NO_STORE, Lookups, matches
 from sereno.serve.protocols import native
 from sereno.serve.wire import JSON, Answer, Asked, Exchange, Mistake, Reply, Request, RequestError, Route, Row
 from sereno.values import Refused
@@ -40,32 +40,32 @@ def routes(service: Service) -> list[Route]:
     return found
 
 
-def lookup_of(live: Live) -> Lookup:
+def lookups_of(live: Live) -> Lookups:
     assert live.lookup is not None
     return live.lookup
 
 
 def read_one(live: Live, request: Request) -> Asked:
     """Raises RequestError: 422 no key, 404 unknown, 503 nothing to look up in."""
-    lookup = lookup_of(live)
+    lookups = lookups_of(live)
     try:
-        key = lookup.keys.of_texts([_text(segment) for segment in _segments(request.path)])
+        key = lookups.keys.of_texts(_segments(live, request.path))
     except Refused as refused:
         raise no_key([refused]) from None
     asked = ask(live, key)
     none_match = request.header(b"if-none-match")
-    if asked.reply is not None and none_match is not None and matches(none_match, lookup.etag):
+    if asked.reply is not None and none_match is not None and matches(none_match, lookups.etag):
         asked.reply = Reply(304, b"", headers=asked.reply.headers)
     return asked
 
 
 def ask(live: Live, key: Key) -> Asked:
     """What is to be done about one key. Raises RequestError: 404 unknown, 503."""
-    lookup = lookup_of(live)
-    (prediction,) = lookup.find([key])
+    lookups = lookups_of(live)
+    (prediction,), asks_live = lookups.find([key])
     if prediction is not None:
-        return Asked([], reply=Reply(200, lookup.item(prediction), headers=lookup.headers))
-    row = live.row_of_key(key) if lookup.asks_live else None
+        return Asked([], reply=Reply(200, lookups.item(prediction), headers=lookups.headers))
+    row = live.row_of_key(key) if asks_live else None
     if row is None:
         raise unknown_key()
     return Asked([row], one_by_one=True)
@@ -80,17 +80,14 @@ def write_one(live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
 
 def read_many(live: Live, request: Request) -> Asked:
     """Raises RequestError: 400 no JSON, 413 too many keys, 422 no keys, 503 nothing to look up in."""
-    lookup = lookup_of(live)
+    lookups = lookups_of(live)
     keys = _keys(live, request.body)
-    found = lookup.find(keys)
-    items = [None if prediction is None else lookup.item(prediction) for prediction in found]
-    missing = [i for i, item in enumerate(items) if item is None]
-    asked = {}
-    if missing and lookup.asks_live:
-        asked = {i: row for i in missing if (row := live.row_of_key(keys[i])) is not None}
-    if not asked:
+    predictions, asks_live = lookups.find(keys)
+    items = [None if prediction is None else lookups.item(prediction) for prediction in predictions]
+    rows = {i: row for i in asks_live if (row := live.row_of_key(keys[i])) is not None}
+    if not rows:
         return Asked([], reply=_list(items))
-    return Asked(list(asked.values()), context=(items, list(asked)), one_by_one=True)
+    return Asked(list(rows.values()), context=(items, list(rows)), one_by_one=True)
 
 
 def write_many(live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:
@@ -104,7 +101,7 @@ def read_message(live: Live, request: Request) -> Asked:
     """One key as JSON, from a WebSocket. Raises RequestError: 400 no JSON, and what `read_one` raises."""
     live.check_json(request.body)
     try:
-        key = lookup_of(live).keys.of_value(json_value(request.body))
+        key = lookups_of(live).keys.of_value(json_value(request.body))
     except NotJsonError:
         raise RequestError(400, "The message is not JSON.") from None
     except Refused as refused:
@@ -121,16 +118,10 @@ class Looked(NamedTuple):
 
 def look_up(live: Live, keys: Sequence[Key]) -> list[Looked]:
     """For protocols whose replies are made of answers. Raises RequestError: 503 nothing to look up in."""
-    lookup = lookup_of(live)
-    found = lookup.find(keys)
-    asks_live = lookup.asks_live
-    looked = []
-    for key, prediction in zip(keys, found, strict=True):
-        if prediction is not None:
-            looked.append(Looked(answer=live.answer_of(prediction)))
-        else:
-            looked.append(Looked(row=live.row_of_key(key)) if asks_live else Looked())
-    lookup.counts["live"] += found.count(None) if asks_live else 0
+    predictions, asks_live = lookups_of(live).find(keys)
+    looked = [Looked(answer=live.answer_of(one)) if one is not None else Looked() for one in predictions]
+    for i in asks_live:
+        looked[i] = Looked(row=live.row_of_key(keys[i]))
     return looked
 
 
@@ -150,35 +141,47 @@ def ask_by_keys(live: Live, keys: Sequence[Key], context: Any = None) -> Asked:
 
 def headers_of(live: Live, known: Sized, rows: Sized) -> Sequence[tuple[bytes, bytes]]:
     """How old answers are, of which some are known, and the model is asked for some."""
-    lookup = lookup_of(live)
+    lookups = lookups_of(live)
     if not rows:
-        return lookup.headers
-    if not known or lookup.standing is None:
+        return lookups.headers
+    if not known or lookups.standing is None:
         return (NO_STORE,)
-    return ((b"age", b"%d" % lookup.standing.age_seconds), NO_STORE)  # of the oldest
+    return ((b"age", b"%d" % lookups.standing.age_seconds), NO_STORE)  # of the oldest
 
 
 def origin_of(live: Live, asked: Asked) -> dict[str, str | int | bool]:
     """Where the answers to keys come from, as flat values."""
-    standing = lookup_of(live).standing
+    standing = lookups_of(live).standing
     if standing is None or (asked.rows and not asked.known):
         return {"age_seconds": 0, "stale": False, "origin": "live"}
     return {**standing._asdict(), "origin": "mixed" if asked.rows else "lookup"}
 
 
-ONE = Exchange("lookup", read_one, write_one, native.refuse, asks_model=False)
-MANY = Exchange("lookup", read_many, write_many, native.refuse, asks_model=False)
-STREAM = Exchange("lookup stream", read_message, write_one, native.refuse, asks_model=False)
+def refuse(error: RequestError) -> Reply:
+    """As on our other routes; but a cache must not keep that a key is unknown, which ends with the next run."""
+    reply = native.refuse(error)
+    return reply._replace(headers=(*reply.headers, NO_STORE)) if error.status == 404 else reply
+
+
+ONE = Exchange("lookup", read_one, write_one, refuse, asks_model=False)
+MANY = Exchange("lookup", read_many, write_many, refuse, asks_model=False)
+STREAM = Exchange("lookup stream", read_message, write_one, refuse, asks_model=False)
 
 
 def unknown_key() -> RequestError:
     return RequestError(404, UNKNOWN_KEY)
 
 
-def _segments(path: bytes) -> list[bytes]:
-    """What comes after /predictions/, as it was sent."""
+def _segments(live: Live, path: bytes) -> list[str]:
+    """What comes after /predictions/. Raises RequestError (404) where an escaped slash made the path look like one of ours."""
     parts = path.split(b"/")
-    return parts[4:] if parts[1] == b"models" else parts[2:]
+    count = 4 if parts[1] == b"models" else 2
+    if [unquote_to_bytes(part) for part in parts[1:count]] not in (
+        [b"models", live.name.encode(), b"predictions"],
+        [b"predictions"],
+    ):
+        raise RequestError(404, "There is nothing under this path. GET /models tells what is served.")
+    return [_text(segment) for segment in parts[count:]]
 
 
 def _text(segment: bytes) -> str:
@@ -198,7 +201,7 @@ def _keys(live: Live, body: bytes) -> list[Key]:
         raise RequestError(422, 'A request for predictions holds a list of keys and nothing else: {"keys": [1, 2]}.')
     live.check_count(len(value["keys"]), "keys")
     keys, refused = [], {}
-    codec = lookup_of(live).keys
+    codec = lookups_of(live).keys
     for position, one in enumerate(value["keys"]):
         try:
             keys.append(codec.of_value(one))
@@ -228,7 +231,7 @@ def _live_items(live: Live, answers: Sequence[Any]) -> list[bytes | None]:
                 raise answer
             items.append(None)
         else:
-            items.append(lookup_of(live).live_item(live.encode(answer)))
+            items.append(lookups_of(live).live_item(live.encode(answer)))
     return items
 
 
