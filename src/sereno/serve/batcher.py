@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from sereno.exceptions import PredictError
-from sereno.serve.wire import Answer, RequestError, Row
+from sereno.serve.wire import TOO_MANY_WAIT, Answer, RequestError, Row
 
 LOG = logging.getLogger("sereno.serve")
 

@@ -18,7 +18,7 @@ from sereno.fetching import Fetch, Key
 from sereno.rows import UNSET, Row
 from sereno.schema import RowType
 from sereno.serve.batcher import Waiting, tell
-from sereno.serve.wire import Mistake, RequestError
+from sereno.serve.wire import TOO_MANY_WAIT, Mistake, RequestError
 from sereno.values import Refused
 
 LOG = logging.getLogger("sereno.serve")
