@@ -25,7 +25,7 @@ from sereno.fetching import UNKNOWN, Fetch
 from sereno.rows import UNSET
 from sereno.serve.batcher import Waiting
 from sereno.serve.fetching import Fetcher
-from sereno.serve.wire import RequestError
+from sereno.serve.wire import RequestError, combined
 from sereno.settings import Value
 from sereno.values import Refused
 
@@ -384,6 +384,7 @@ def test_a_key_that_fetch_does_not_know(run: Callable[..., None]) -> None:
         assert good.answers == ["complete"]
         assert bad.error.status == 422
         assert [tuple(m) for m in bad.error.mistakes] == [(1, "bought", UNKNOWN), (3, "bought", UNKNOWN)]
+        assert combined(bad.answers) is bad.error  # a caller is told of these rows alone
         assert watched.calls == [False]
 
     run(test)

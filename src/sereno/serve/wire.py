@@ -145,7 +145,7 @@ def combined(answers: Sequence[Any]) -> RequestError:
     """The one error of a request, some of whose rows have one."""
     failed = [(i, a) for i, a in enumerate(answers) if isinstance(a, RequestError)]
     first = min((a for _, a in failed), key=lambda a: a.status)
-    if len(answers) == 1:
+    if all(answer is first for answer in answers):  # one row, or an error of them all, which knows its rows itself
         return first
     mistakes = [Mistake(i, m.column, m.expected) for i, a in failed for m in a.mistakes]
     shown = ", ".join(str(i) for i, _ in failed[:10]) + (", …" if len(failed) > 10 else "")
