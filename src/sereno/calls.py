@@ -20,7 +20,7 @@ import msgspec
 
 from sereno.exceptions import InvalidRowsError, ServerError, SettingsError, UnavailableError, UnknownKeyError
 from sereno.lookup.found import UNKNOWN_KEY, Lookup, key_path, key_values
-from sereno.serve.wire import Mistake
+from sereno.serve.wire import TOO_MANY_WAIT, Mistake
 from sereno.values import plain_value
 
 FIRST_WAIT_SECONDS = 0.1  # at most; it doubles with each try
@@ -95,12 +95,9 @@ class Call:
         """What the caller gets for the JSON of a 200. Raises ServerError where it is not what was asked for."""
         raise NotImplementedError
 
-    def converted(self, answers: Any, kind: Any) -> Any:
-        """The JSON of an answer as values of that type. Raises ServerError."""
-        try:
-            return msgspec.convert(answers, kind)
-        except msgspec.ValidationError as error:
-            raise self._error(ServerError, f"what it answered is no lookup ({error})", 200) from error
+    def may_change_soon(self, body: bytes) -> bool:
+        """Whether who says that it is busy may be asked again within seconds."""
+        return True
 
     def receive(self, chunk: bytes) -> None:
         """Take a piece of an answer's body. Raises UnavailableError where the answer takes too long."""
@@ -113,7 +110,7 @@ class Call:
         body = b"".join(self._received)
         if response.status_code != 200:
             error = self._error_of(response, body)
-            if response.status_code in BUSY:
+            if response.status_code in BUSY and self.may_change_soon(body):
                 return self._wait(error, _retry_after(response))
             raise error
         try:
@@ -213,9 +210,26 @@ class Predict(Call):
         return _like(self._rows, answers)
 
 
-class LookUp(Call):
-    method = "GET"
+class _ByKey(Call):
+    """What both kinds of lookups have in common."""
+
     item = "key"
+
+    def may_change_soon(self, body: bytes) -> bool:
+        """Not where nothing is published yet, or what is published is refused as too old: that takes a run to change."""
+        said = _problem(body).get("detail")
+        return not isinstance(said, str) or TOO_MANY_WAIT in said  # without words it is none of ours, but a proxy
+
+    def converted(self, answers: Any, kind: Any) -> Any:
+        """The JSON of an answer as values of that type. Raises ServerError."""
+        try:
+            return msgspec.convert(answers, kind)
+        except msgspec.ValidationError as error:
+            raise self._error(ServerError, f"what it answered is no lookup ({error})", 200) from error
+
+
+class LookUp(_ByKey):
+    method = "GET"
 
     def __init__(self, settings: Settings, model: str | None, key: Any) -> None:
         path = f"/predictions/{key_path(key)}"
@@ -233,9 +247,7 @@ class LookUp(Call):
         return UnknownKeyError(str(error), status=error.status, request_id=error.request_id)
 
 
-class LookUpMany(Call):
-    item = "key"
-
+class LookUpMany(_ByKey):
     def __init__(self, settings: Settings, model: str | None, keys: Sequence[Any]) -> None:
         values = key_values(keys)
         self._count = len(values)

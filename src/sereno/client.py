@@ -37,7 +37,8 @@ class Client:
         connect_timeout_seconds: to reach the server, in each try.
         retries: how often a call is tried again when the server has too much to do (503), or the connection is refused
             or breaks before any of the answer came. It waits a random time between tries, up to a limit that doubles,
-            and at least as long as the server says (Retry-After).
+            and at least as long as the server says (Retry-After). A lookup in which nothing is published, or nothing new
+            enough, is not.
         certificate: PEM file of the authority that signed the server's certificate, if the system does not know it.
         transport: what carries the requests, if not the network: of httpx.
     """
@@ -81,7 +82,8 @@ class Client:
         """What the last run published under a key: an int, a text or a date; where it has several columns, a tuple.
 
         Raises UnknownKeyError where nothing is, InvalidRowsError where it is no key of the model, UnavailableError
-        where what is published is refused as too old too, and ServerError for whatever else the server says.
+        also where nothing is published yet, or what is published is refused as too old (it is not tried again then), and
+        ServerError for whatever else the server says.
         """
         found: Lookup = self._ask(LookUp(self._settings, model, key))
         return found

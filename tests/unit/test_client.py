@@ -31,7 +31,7 @@ from sereno import calls
 from sereno import client as module
 from sereno.exceptions import InvalidRowsError, ServerError, SettingsError, UnavailableError
 from sereno.lookup.found import UNKNOWN_KEY
-from sereno.serve.wire import Mistake
+from sereno.serve.wire import TOO_MANY_WAIT, Mistake
 
 ROW = {"x": 1.5}
 ANSWER = {"y": 3.0}
@@ -115,7 +115,7 @@ def problem(status: int, detail: str = "No.", **more: Any) -> httpx.Response:
 
 
 def busy(**headers: str) -> httpx.Response:
-    return answer({"detail": "Too much to do."}, 503, **headers)
+    return answer({"detail": f"{TOO_MANY_WAIT} to be scored."}, 503, **headers)
 
 
 # What is sent
@@ -296,7 +296,7 @@ def test_waits_are_random_and_have_a_limit(
 
 def test_a_server_that_stays_busy(predict: Callable[..., Any], clock: Clock) -> None:
     server = Server(*[busy()] * 4)
-    with pytest.raises(UnavailableError, match=r": 503: Too much to do\.$") as caught:
+    with pytest.raises(UnavailableError, match=r": 503: Too many rows wait to be scored\.$") as caught:
         predict(server.transport)
     assert caught.value.status == 503
     assert len(clock.waits) == 3
@@ -485,6 +485,8 @@ def test_the_model_of_a_lookup_is_named(asked: Callable[..., Any]) -> None:
         ("..", "%2E%2E"),
         ("...", "..."),
         (date(2026, 5, 1), "2026-05-01"),
+        ((7,), "7"),
+        (["a/b"], "a%2Fb"),
         ((7, "a/b", date(2026, 5, 1)), "7/a%2Fb/2026-05-01"),
         (["", ""], "/"),
         (("..", "x"), "%2E%2E/x"),
@@ -513,12 +515,14 @@ def test_many_keys_are_a_list(asked: Callable[..., Any], keys: Any) -> None:
 
 
 def test_many_keys_are_one_request(asked: Callable[..., Any]) -> None:
-    server = Server(answer([FOUND, None]), answer([FOUND]), answer([]))
+    server = Server(answer([FOUND, None]), answer([FOUND]), answer([FOUND, None]), answer([]))
     assert asked("lookup_many", server.transport, [7, 8]) == [LOOKUP, None]
     assert (server.requests[0].method, server.requests[0].url.path) == ("POST", "/predictions")
     assert server.rows == {"keys": [7, 8]}
     asked("lookup_many", server.transport, ((np.int64(1), date(2026, 5, 1), "a/b"),))
     assert server.rows == {"keys": [[1, "2026-05-01", "a/b"]]}
+    asked("lookup_many", server.transport, [(7,), ["a"]])  # a tuple of one value is that value
+    assert server.rows == {"keys": [7, "a"]}
     assert asked("lookup_many", server.transport, np.array([], int)) == []
 
 
@@ -547,12 +551,23 @@ def test_mistakes_of_keys(asked: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("how", "what", "good"), [("lookup", 7, FOUND), ("lookup_many", [7], [FOUND])])
 def test_lookups_are_tried_again(asked: Callable[..., Any], clock: Clock, how: str, what: Any, good: Any) -> None:
-    server = Server(busy(Retry_After="2"), httpx.ReadError("reset"), answer(good))
+    proxy = httpx.Response(503, text="<h1>Service Unavailable</h1>")
+    server = Server(busy(Retry_After="2"), httpx.ReadError("reset"), proxy, answer(good))
     assert asked(how, server.transport, what) in (LOOKUP, [LOOKUP])
-    assert clock.waits == [2.1, 0.2]
+    assert clock.waits == [2.1, 0.2, 0.4]
     assert len({r.headers["X-Request-ID"] for r in server.requests}) == 1
-    with pytest.raises(UnavailableError, match="503: What is published is"):  # not within the time of the call
-        asked(how, Server(answer({"detail": "What is published is old."}, 503, Retry_After="60")).transport, what)
+
+
+@pytest.mark.parametrize(("how", "what"), [("lookup", 7), ("lookup_many", [7])])
+def test_what_takes_a_run_to_change_is_not_tried_again(
+    asked: Callable[..., Any], clock: Clock, how: str, what: Any
+) -> None:
+    server = Server(answer({"detail": "Nothing is published yet."}, 503, Retry_After="1"))
+    with pytest.raises(UnavailableError, match=r"8000: 503: Nothing is published yet\.$") as caught:
+        asked(how, server.transport, what)
+    assert caught.value.status == 503
+    assert len(server.requests) == 1
+    assert not clock.waits
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,15 @@ def key_path(key: Any) -> str:
 
 
 def key_value(key: Any) -> Any:
-    """A key as JSON has it: a value, or the list of its values. Raises TypeError."""
+    """A key as JSON has it: a value, also where it came in a tuple of its own, or the list of its values.
+
+    Raises TypeError.
+    """
     plain = plain_value(key)
     if not isinstance(plain, list):
         return _value(plain)
-    return [_value(one) for one in plain]
+    values = [_value(one) for one in plain]
+    return values[0] if len(values) == 1 else values
 
 
 def key_values(keys: Sequence[Any]) -> list[Any]:
