@@ -918,6 +918,11 @@ def test_fetch_that_does_not_know_a_key(fetching: Callable[..., CheckReport]) ->
     [finding] = report.findings
     assert finding.text.startswith("fetch knows nothing of 3 of the sample's 60 rows")
     assert finding.details == ("The first of them is id 7: nothing is known of this key.",)
+    for name in ("over HTTP, with columns fetched", "over HTTP, in lists, with columns fetched"):
+        found = first(report, name).difference
+        assert found is not None
+        assert (found.key, found.rows) == ("id 7", 3)  # no row is refused for the sake of another
+        assert found.found == "a reject (HTTP 422: bought: nothing is known of this key)"
     # where the columns may be null, they are, and that is a difference
     nullable = FETCHED.replace("Fetched[list[int]]", "Fetched[list[int] | None]")
     report = fetching(code, "len(r['bought'] or '')", head=nullable)
@@ -925,6 +930,17 @@ def test_fetch_that_does_not_know_a_key(fetching: Callable[..., CheckReport]) ->
         "id 7: bought is [7, 2, 3] by read, null by fetch (3 rows differ)",
         "id 7: spent is 2.3333333333333335 by read, null by fetch (3 rows differ)",
     )
+
+
+def test_fetch_that_knows_few_keys(fetching: Callable[..., CheckReport]) -> None:
+    # a reply tells 100 mistakes at most
+    report = fetching(
+        "def fetch(keys): return {k: {'bought': [k, 2, 3], 'spent': k / 3} for k in keys if k % 10 == 0}",
+        head=FETCHED.replace("range(60)", "range(200)"),
+    )
+    found = first(report, "over HTTP, in lists, with columns fetched").difference
+    assert found is not None
+    assert (found.key, found.rows) == ("id 1", 180)
 
 
 def test_fetch_that_has_a_limit_which_few_keys_do_not_reach(fetching: Callable[..., CheckReport]) -> None:

@@ -59,12 +59,22 @@ class Asking:
         body: Callable[[Sequence[int]], bytes],
         answers: Callable[[Reply, Sequence[int]], Iterable[Answer]],
     ) -> dict[int, Answer]:
-        """Several rows a request, one request after the other."""
+        """Several rows a request, one request after the other.
+
+        Where the server refuses some of the rows and so the request, the others are asked for again without them.
+        """
         found: dict[int, Answer] = {}
         async with self.service.connections(1) as [connection]:
             for positions in groups:
-                reply = await connection.post(path, body(positions))
-                found |= zip(positions, answers(reply, positions), strict=True)
+                left = list(positions)
+                while left:
+                    reply = await connection.post(path, body(left))
+                    refused = self.service.refused(reply) if len(left) > 1 else {}
+                    if not refused:
+                        found |= zip(left, answers(reply, left), strict=True)
+                        break
+                    found |= {left[row]: reason for row, reason in refused.items()}
+                    left = [position for row, position in enumerate(left) if row not in refused]
         return found
 
     def groups(self, positions: Iterable[int], texts: Mapping[int, bytes], *, first: int = 1) -> list[list[int]]:

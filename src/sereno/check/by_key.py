@@ -41,7 +41,7 @@ class ByKey(Asking):
         self._published = published
         self._settings = service.live.settings
         self._keys = {position: key for key, position in published.positions.items()}
-        self._texts = {position: msgspec.json.encode(_plain(key)) for position, key in self._keys.items()}
+        self._texts = {position: msgspec.json.encode(key_value(key)) for position, key in self._keys.items()}
 
     async def outcomes(self) -> list[Outcome]:
         """What is found in what was published."""
@@ -175,10 +175,6 @@ class ByKey(Asking):
     def _some(self, column: Column) -> list[Any]:
         values: list[Any] = self.table.column(column.name).slice(0, 1).to_pylist()
         return values
-
-
-def _plain(key: Key) -> Any:
-    return key_value(key[0] if len(key) == 1 else key)
 
 
 def _admitted(column: Column) -> list[Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from sereno.exceptions import OutputError, PredictError
+from sereno.exceptions import MOST_TOLD, OutputError, PredictError
 from sereno.fetching import Fetch
 from sereno.scoring import Scorer
 
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.serve.live import Live
     from sereno.serve.metrics import Metrics
+    from sereno.serve.service import Service
 
 PATIENCE = 300  # seconds; a check is about what is answered, not about how soon
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+SHOWN = 3  # mistakes in a line
 
 
 class Reply(NamedTuple):
@@ -44,24 +46,28 @@ class Reply(NamedTuple):
 class InService:
     """A model in service. Made by `in_service`; used on its event loop."""
 
-    def __init__(self, config: Any, state: Any, live: Live, metrics: Metrics, errors: _Errors) -> None:
+    def __init__(
+        self, config: Any, state: Any, service: Service, live: Live, metrics: Metrics, errors: _Errors
+    ) -> None:
         self.live = live
-        self._config, self._state, self._metrics, self._errors = config, state, metrics, errors
+        self._config, self._state, self._service = config, state, service
+        self._metrics, self._errors = metrics, errors
 
     @contextmanager
     def looking_up(self, home: Path, **settings: Any) -> Iterator[None]:
         """Have its lookups answer from the table of that home, under other settings of the model than its own."""
         from sereno.serve.service import open_lookup
 
-        live = self.live
-        before = live.settings, live.lookup
+        live, service = self.live, self._service
+        before = live.settings, live.lookup, service.lookups
         live.settings = replace(live.settings, **settings)
         live.lookup = opened = open_lookup(live, home, self._metrics, 0)
+        service.lookups = dict.fromkeys(service.lookups, opened)  # which the shortest path asks
         try:
             yield
         finally:
             opened.close()
-            live.settings, live.lookup = before
+            live.settings, live.lookup, service.lookups = before
 
     @asynccontextmanager
     async def connections(self, count: int) -> AsyncIterator[list[Connection]]:
@@ -92,14 +98,27 @@ class InService:
         told = msgspec.json.decode(reply.body)
         logged = self._errors.about(reply.body)
         if logged is None:
-            mistakes = [f"{m['column']}: {m['expected']}" for m in told.get("errors", ())]
-            return f"HTTP {reply.status}: {'; '.join(mistakes) or told.get('detail') or told.get('error')}"
+            mistakes = _in_words(told.get("errors", ()))
+            return f"HTTP {reply.status}: {mistakes or told.get('detail') or told.get('error')}"
         error = logged.error
         if isinstance(error, OutputError):
             raise error
         if isinstance(error, PredictError) and error.__cause__ is not None:
             return f"predict raised {type(error.__cause__).__name__}: {error.__cause__}"
         return logged.reason
+
+    def refused(self, reply: Reply) -> dict[int, str]:
+        """Which rows of a request failed it, by position, and why; empty where none is named."""
+        told = msgspec.json.decode(reply.body) if reply.status == 422 else {}
+        mistakes: dict[int, list[Any]] = {}
+        for one in told.get("errors", ())[: MOST_TOLD - 1]:  # after those, one may stand for all others
+            mistakes.setdefault(one["row"], []).append(one)
+        return {row: f"HTTP {reply.status}: {_in_words(some)}" for row, some in mistakes.items()}
+
+
+def _in_words(mistakes: Sequence[Any]) -> str:
+    words = [f"{m['column']}: {m['expected']}" for m in mistakes]
+    return "; ".join(words[:SHOWN] + ([f"and {len(words) - SHOWN} more"] if len(words) > SHOWN else []))
 
 
 class Connection:
@@ -189,7 +208,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None, ho
     propagated, log.propagate = log.propagate, False
     log.addHandler(errors)
     try:
-        yield InService(config, state, live, metrics, errors)
+        yield InService(config, state, service, live, metrics, errors)
         async with asyncio.timeout(PATIENCE):
             while state.connections:  # the clients have gone; the server sees it in the next turns of the loop
                 await asyncio.sleep(0)
