@@ -17,6 +17,7 @@ FILE_NAME = "sereno.toml"
 DAILY = "0 0 * * *"
 EXPORT_FORMATS = ("parquet", "csv", "jsonl")
 
+LOOKUP_ONLY = ("stale", "unknown", "max_age_seconds", "cache_seconds")  # settings of models that lookups alone heed
 IS_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)  # a source that is a query
 Key = tuple[str, ...]  # a dotted name, split
 
@@ -305,7 +306,28 @@ class Settings:
         for key, raw in declared.items():
             if raw is not None and key not in settings.given:
                 changes[key] = checked(("models", name, key), raw, where)
-        return replace(settings, **changes, given={**settings.given, **dict.fromkeys(changes, base)})
+        chosen = replace(settings, **changes, given={**settings.given, **dict.fromkeys(changes, base)})
+        self._check_lookup(name, chosen)
+        return chosen
+
+    def origin(self, model: str, setting: str) -> str:
+        """Where a model's setting came from, for messages."""
+        spelled = (f"models.{name}.{setting}" for name in (model, model.replace("-", "_")))
+        return next((self.origins[key] for key in spelled if key in self.origins), "the defaults")
+
+    def _check_lookup(self, name: str, chosen: ModelSettings) -> None:
+        """Raise SettingsError where a setting of lookups would have no effect."""
+        given = next((one for one in LOOKUP_ONLY if one in chosen.given), None)
+        if chosen.lookup == "off" and given is not None:
+            raise SettingsError(
+                f"'models.{name}.{given}', from {self.origin(name, given)}, has no effect, as 'models.{name}.lookup' is "
+                f"'off', from {self.origin(name, 'lookup')}. Leave {given} out, or set lookup = \"auto\"."
+            )
+        if chosen.stale != "flag" and chosen.max_age_seconds is None:
+            raise SettingsError(
+                f"'models.{name}.stale' is {chosen.stale!r}, from {self.origin(name, 'stale')}, but nothing is ever stale, as "
+                f"'models.{name}.max_age_seconds' is not set. Set it, e.g. to 129600 (36 hours), or leave stale out."
+            )
 
 
 def _rows(prefix: str, owner: type[GateSettings] | type[ModelSettings] | type[ServeSettings]) -> Iterator[Setting]:

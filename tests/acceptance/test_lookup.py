@@ -429,8 +429,10 @@ def test_how_long_a_caller_may_keep_an_answer(nights: Nights) -> None:
 
 def test_live_needs_a_model_that_can_answer_to_a_key_alone(nights: Nights) -> None:
     with Server(nights.folder, "visits.py", "--set", "models.visits.unknown=live", ready=False) as server:
-        assert server.process.wait(60) == 1
-        server.wait_for(r'unknown = "live" needs a model that can answer to a key alone')
+        assert server.process.wait(60) == 2
+        server.wait_for(
+            r"'models.visits.unknown' is 'live', from the command line. That needs a model that can answer to a key alone"
+        )
 
 
 def test_a_websocket_takes_keys(nights: Nights) -> None:

@@ -1186,7 +1186,7 @@ def test_what_is_published_stays_in_a_home_of_its_own(
 
 
 def test_lookups_that_are_off_are_not_asked(checked: Callable[..., CheckReport], tmp_path: Path) -> None:
-    (tmp_path / "sereno.toml").write_text('[models.tiny]\nlookup = "off"\nstale = "live"\n')
+    (tmp_path / "sereno.toml").write_text('[models.tiny]\nlookup = "off"\n')
     report = checked(HONEST)
     assert report.ok
     assert not looked_up(report)
@@ -1350,8 +1350,18 @@ def test_a_key_that_nobody_has(
 def test_live_lookups_of_a_model_that_needs_more_than_keys(checked: Callable[..., CheckReport], tmp_path: Path) -> None:
     (tmp_path / "sereno.toml").write_text('[models.tiny]\nunknown = "live"\n')
     report = checked(HONEST)
-    assert "cannot be served, so nothing was asked over HTTP" in report.findings[0].text
-    assert "needs a model that can answer to a key alone" in report.findings[0].text
+    assert not report.ok
+    [problem] = report.findings
+    assert problem.level == "problem"
+    assert problem.text.startswith(
+        "The model runs in batch, but cannot be served, so nothing was asked over HTTP. 'models.tiny.unknown' is 'live', "
+        f"from {tmp_path / 'sereno.toml'}. That needs a model that can answer to a key alone: a fetch function, and"
+    )
+    assert problem.text.endswith('Or choose "404".')
+    # nor does a server start where fetch lacks something
+    lacking = "def fetch(keys, shop: str): return {}"
+    tail = "model.read(read)\nmodel.fetch(fetch)\n"
+    assert not checked(BY_KEY % ("", "()") + lacking, data=None, tail=tail).ok
 
 
 # The script block

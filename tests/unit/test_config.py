@@ -292,6 +292,41 @@ def test_variables_are_checked(project: Path, variable: str, text: str, message:
     assert message in refused(project, environ={variable: text})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'stale = "refuse"',
+            "'models.a-b.stale' is 'refuse', from {toml}, but nothing is ever stale, as 'models.a-b.max_age_seconds' is not set. Set it, e.g.",
+        ),
+        ('stale = "live"\nunknown = "live"', "'models.a-b.stale' is 'live', from {toml}, but nothing is ever stale"),
+        (
+            'stale = "flag"\nlookup = "off"',
+            "'models.a-b.stale', from {toml}, has no effect, as 'models.a-b.lookup' is 'off', from {toml}. Leave stale out, or set lookup",
+        ),
+        ('unknown = "404"\nlookup = "off"', "'models.a-b.unknown', from {toml}, has no effect"),
+        ('max_age_seconds = 60\nlookup = "off"', "'models.a-b.max_age_seconds', from {toml}, has no effect"),
+        ('cache_seconds = 0\nlookup = "off"', "'models.a-b.cache_seconds', from {toml}, has no effect"),
+    ],
+)
+def test_settings_of_lookups_that_would_have_no_effect(project: Path, text: str, message: str) -> None:
+    settings = load_settings(write(project, f"[models.a-b]\n{text}\n"), environ={})
+    with pytest.raises(SettingsError) as error:
+        settings.model("a-b", {})
+    assert str(error.value).startswith(message.format(toml=project / "sereno.toml"))
+
+
+def test_settings_of_lookups_from_several_places(project: Path) -> None:
+    variables = {"SERENO_MODELS__A_B__STALE": "refuse", "SERENO_MODELS__A_B__MAX_AGE_SECONDS": "60"}
+    settings = load_settings(write(project, ""), environ=variables)
+    assert settings.model("a-b", {}).stale == "refuse"
+    settings = load_settings(project, environ=variables, overrides={"models.a-b.lookup": "off"})
+    with pytest.raises(
+        SettingsError, match="from the variable SERENO_MODELS__A_B__STALE, .* 'off', from the command line"
+    ):
+        settings.model("a-b", {})
+
+
 def test_a_variable_that_may_mean_two_models_is_refused(project: Path) -> None:
     write(project, "[models.a-b]\nbatch_rows = 1\n[models.a_b]\nbatch_rows = 1")
     assert refused(project, environ={"SERENO_MODELS__A_B__SOURCE": "x"}) == (

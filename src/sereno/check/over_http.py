@@ -54,7 +54,9 @@ def ask_over_http(reference: Reference, settings: Settings, *, is_made_up: bool)
             return runner.run(_over_http(reference, settings, noted, published, is_made_up=is_made_up))
     except (ModelFileError, SettingsError) as error:
         text = f"The model runs in batch, but cannot be served, so nothing was asked over HTTP. {error}"
-        return OverHttp([], [Finding(level="warning", about="fetch", text=text)])
+        chosen = settings.model(model.name, model.declared, model.file.parent if model.file else None)
+        is_to_be_served = "live" in (chosen.stale, chosen.unknown)  # else it may be meant for batch alone
+        return OverHttp([], [Finding(level="problem" if is_to_be_served else "warning", about="fetch", text=text)])
 
 
 async def _over_http(

@@ -61,7 +61,7 @@ class InService:
         live, service = self.live, self._service
         before = live.settings, live.lookup, service.lookups
         live.settings = replace(live.settings, **settings)
-        live.lookup = opened = open_lookup(live, home, self._metrics, 0)
+        live.lookup = opened = open_lookup(live, service.settings, home, self._metrics, 0)
         service.lookups = dict.fromkeys(service.lookups, opened)  # which the shortest path asks
         try:
             yield
@@ -162,7 +162,7 @@ class Connection:
 
 @asynccontextmanager
 async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None, home: Path) -> AsyncIterator[InService]:
-    """Put the loaded model in service, with lookups in that home. Raises ModelFileError where it cannot be."""
+    """Put the loaded model in service, with lookups in that home. Raises ModelFileError and SettingsError where it cannot be."""
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
@@ -192,7 +192,7 @@ async def in_service(scorer: Scorer, settings: Settings, fetch: Fetch | None, ho
         mine = replace(mine, queue_rows=1 << 30, queue_seconds=math.inf)
         live = Live(scorer, "0" * 64, mine, limits, metrics=metrics, fetch=fetch)
         if mine.lookup != "off":
-            live.lookup = open_lookup(live, home, metrics, 0)
+            live.lookup = open_lookup(live, settings, home, metrics, 0)
         service = Service([live], here, guard=Guard(here, {}), metrics=metrics, access=AccessLog("off"))
     except BaseException:
         metrics.close()

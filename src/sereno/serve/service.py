@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sereno.config import Settings, find_home
-from sereno.exceptions import ModelFileError
+from sereno.exceptions import ModelFileError, SettingsError
 from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
 from sereno.lookup.keys import KeyCodec
@@ -267,19 +267,20 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
         fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )
     if mine.lookup != "off":
-        live.lookup = open_lookup(live, settings.home.resolve(), metrics, slot)
+        live.lookup = open_lookup(live, settings, settings.home.resolve(), metrics, slot)
     return live
 
 
-def open_lookup(live: Live, home: Path, metrics: Metrics, slot: int) -> Lookups:
-    """The lookups of a model. Raises ModelFileError where they are to be answered live and cannot be."""
+def open_lookup(live: Live, settings: Settings, home: Path, metrics: Metrics, slot: int) -> Lookups:
+    """The lookups of a model in a home. Raises SettingsError where they are to be answered live and cannot be."""
     from sereno.adapters.lookup_folder import LookupFolder
 
-    for name in ("stale", "unknown"):
+    for name, others in (("stale", '"flag" or "refuse"'), ("unknown", '"404"')):
         if getattr(live.settings, name) == "live" and not live.needs_keys_alone:
-            raise ModelFileError(
-                f'{live.model.place}: {name} = "live" needs a model that can answer to a key alone: a fetch function, and '
-                f"every other column of {live.inputs.name} Fetched or with a default. Or choose another {name}."
+            raise SettingsError(
+                f"'models.{live.name}.{name}' is 'live', from {settings.origin(live.name, name)}. That needs a model that can "
+                f"answer to a key alone: a fetch function, and every other column of {live.inputs.name} "
+                f"({live.model.place}) Fetched or with a default. Or choose {others}."
             )
     lookup = Lookups(
         live.name,
