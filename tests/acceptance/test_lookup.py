@@ -486,6 +486,7 @@ def test_the_server_builds_what_nobody_built(nights: Nights) -> None:
     with Server(nights.folder, "customers.py") as server:
         server.until(lambda: httpx.get(f"{server.url}{CUSTOMER}7").status_code == 200, "index version 1")
         assert version_of(server) == (1, 7.0)
+        assert "until a run publishes" not in server.log
 
 
 def test_a_server_that_requires_lookups_is_not_ready_without(nights: Nights) -> None:
@@ -498,6 +499,7 @@ def test_a_server_that_requires_lookups_is_not_ready_without(nights: Nights) -> 
         assert unready.json()["because"] == ["nothing is published to look up: customers"]
         answer = httpx.get(f"{server.url}{CUSTOMER}7")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+        server.wait_for(f"^sereno: lookups of customers answer 503 until a run publishes in {nights.folder}.$")
         nights.sereno("run", "customers.py")
         server.until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, "be ready")
         assert version_of(server) == (1, 7.0)

@@ -35,6 +35,9 @@ def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: 
     def announce(ready: Ready) -> None:
         for line in [json.dumps(_data(listening, ready, settings))] if as_json else _lines(listening, ready, settings):
             tell(line)
+        for model in ready.models:
+            if model.awaits_run:
+                note(f"lookups of {model.name} answer 503 until a run publishes in {model.home}.")
 
     supervisor = Supervisor(
         options, settings, listening, first=first, watch=watch, verbose=verbose, announce=announce, note=note

@@ -60,6 +60,7 @@ class Served(msgspec.Struct, kw_only=True):
     home: str
     log_days: int | None  # how long its answers are kept; None: they are not logged
     is_looked_up: bool  # its published predictions can be asked for by key
+    awaits_run: bool = False  # but there are none yet, so whoever asks gets 503
 
 
 class Ready(msgspec.Struct, tag=True):

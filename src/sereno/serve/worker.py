@@ -49,6 +49,7 @@ from sereno.serve.options import Options
 from sereno.serve.sockets import BACKLOG, has_waiting, stop_connects
 
 if TYPE_CHECKING:
+    from sereno.serve.live import Live
     from sereno.serve.service import Service
     from sereno.settings import ServeSettings
 
@@ -266,6 +267,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                     home=homes[live.model.file],
                     log_days=live.settings.log_days if live.settings.log != "off" else None,
                     is_looked_up=live.lookup is not None,
+                    awaits_run=_awaits_run(live),
                 )
                 for live in service.lives.values()
                 if live.model.file is not None
@@ -274,6 +276,16 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
             seen=belonging.seen(started) if belonging is not None else "",
         )
     )
+
+
+def _awaits_run(live: Live) -> bool:
+    """Whether lookups can answer nothing before a run publishes."""
+    from sereno.lookup.pointer import is_behind, read_pointer
+
+    if live.lookup is None or live.settings.unknown == "live":
+        return False
+    home = live.lookup.home
+    return read_pointer(home, live.name) is None and not is_behind(home, live.name)
 
 
 def _open(options: Options, board: Board, slot: int) -> tuple[Any, Service]:
