@@ -191,6 +191,7 @@ def test_a_key_is_a_segment_for_each_of_its_columns(both: Served, plain: Served)
 
 def test_what_a_lookup_says(plain: Served) -> None:
     told = document(plain)
+    assert "So is `/models/NAME/predictions`, for keys." in told["info"]["description"]
     responses = told["paths"]["/predictions/{customer_id}"]["get"]["responses"]
     assert sorted(responses) == ["200", "304", "400", "403", "404", "422", "500", "503"]
     headers = {"X-Request-ID", "ETag", "Age", "Cache-Control"}
@@ -206,6 +207,19 @@ def test_what_a_lookup_says(plain: Served) -> None:
     assert (not_modified.status_code, not_modified.content) == (304, b"")
     assert plain.ask("GET", "/predictions/99").json() == responses["404"]["content"][PROBLEM_TYPE]["example"]
     assert responses["404"]["content"][PROBLEM_TYPE]["example"]["detail"] == UNKNOWN_KEY
+    assert plain.ask("GET", "/predictions/x").json() == responses["422"]["content"][PROBLEM_TYPE]["example"]
+    (mistake,) = responses["422"]["content"][PROBLEM_TYPE]["example"]["errors"]
+    assert mistake == {"row": 0, "column": "customer_id", "expected": "must be a whole number"}
+
+
+def test_what_many_lookups_say(both: Served, plain: Served) -> None:
+    many = document(plain)["paths"]["/predictions"]["post"]
+    assert examples(many["requestBody"]) == [{"keys": [2, 3]}]
+    refused = many["responses"]["422"]["content"][PROBLEM_TYPE]["example"]
+    assert plain.ask("POST", "/predictions", {"keys": [None]}).json() == refused
+    composite = document(both)["paths"]["/models/everything/predictions"]["post"]
+    (asked,) = examples(composite["requestBody"])
+    assert asked["keys"][0] == ["abc", 2] != asked["keys"][1]
 
 
 def test_other_protocols_take_a_key_alone(plain: Served) -> None:
@@ -273,6 +287,8 @@ def test_a_model_that_is_not_looked_up_has_no_such_path(tmp_path: Path) -> None:
         assert not [path for path in told["paths"] if "predictions" in path]
         assert "fetched.lookup" not in told["components"]["schemas"]
         assert "look" not in told["info"]["description"]
+        assert "/stream` is a WebSocket" in told["info"]["description"]
+        assert "/predictions" not in told["info"]["description"]
 
 
 def test_a_lookup_has_its_curl_line_and_its_program(both: Served, plain: Served) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from sereno.exceptions import ModelFileError
 from sereno.lookup.found import key_path
-from sereno.madeup import made_up_row
+from sereno.madeup import made_up, made_up_row
 from sereno.schema import RowType
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ def example_key(live: Live) -> list[Any] | None:
     """The values of a made-up key as JSON has them; None where some value cannot be made up."""
     found = _made_up(live.inputs, without=("feature", "fetched"))
     return None if found is None else list(found.values())
+
+
+def example_keys(live: Live) -> list[list[Any]]:
+    """That key, and another one where there is one that can be made up."""
+    first = example_key(live)
+    if first is None:
+        return []
+    keys = dataclasses.replace(live.inputs, columns=live.inputs.keys)
+    others = [list(row.values()) for row in msgspec.to_builtins(made_up(keys, 4).to_pylist())]
+    return [first, *(other for other in others[:0:-1] if other != first)][:2]
 
 
 def _made_up(row: RowType, without: tuple[str, ...] = ()) -> dict[str, Any] | None:

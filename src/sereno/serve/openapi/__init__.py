@@ -186,20 +186,17 @@ def _told(operation: str, summary: str, found: Document, *, free: bool = False, 
 
 
 def _description(service: Service) -> str:
+    has_lookups = any(live.lookup is not None for live in service.lives.values())
     parts = [
         "Ask a model with a row, or with a list of rows.",
-        *(
-            ["Or look up by its key what the last published run computed."]
-            if any(live.lookup is not None for live in service.lives.values())
-            else []
-        ),
+        *(["Or look up by its key what the last published run computed."] if has_lookups else []),
         "Errors on this server's own paths are problem details (RFC 9457), which tell the mistakes of all rows, up to 100.",
     ]
     if service.guard.wants_keys:
         parts.append("Each request needs an API key: `Authorization: Bearer KEY`.")
     parts.append(
         "For many rows one after the other, `/models/NAME/stream` is a WebSocket: each message is a row, and its answer a "
-        "message."
+        f"message.{' So is `/models/NAME/predictions`, for keys.' if has_lookups else ''}"
     )
     return "\n\n".join(parts)
 

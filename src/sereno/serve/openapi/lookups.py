@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sereno.serve.openapi.parts import ANYWHERE, ASKING, Document, header_refs, problems, ref, success
-from sereno.serve.protocols import predictions
-from sereno.serve.snippets import curl_lookup, example_answer, example_key, python_lookup
+from sereno.serve.openapi.parts import ANYWHERE, ASKING, Document, header_refs, problems, ref, said, success
+from sereno.serve.protocols import native, predictions
+from sereno.serve.snippets import curl_lookup, example_answer, example_key, example_keys, python_lookup
+from sereno.values import Refused
 
 if TYPE_CHECKING:
     from sereno.schema import Column
@@ -53,12 +55,15 @@ def key_segments(live: Live) -> str:
 
 
 def _one(service: Service, live: Live, operation: str) -> Document:
+    codec = predictions.lookups_of(live).keys
     prediction = example_answer(live)
     examples = {} if prediction is None else {"found": {"value": _example(prediction)}}
     found = success("What is published, and how old it is.", ref(f"{live.name}.lookup"), examples=examples)
     found["headers"] |= header_refs("ETag", "Age", "Cache-Control")
     not_modified = {"description": "What If-None-Match names is still so.", "headers": found["headers"]}
     statuses = (*ANYWHERE, 404, 422, 503, *([504] if _is_live(live) else []))
+    responses = problems(statuses, WORDS | {404: UNKNOWN})
+    _show_refusal(responses, lambda: codec.of_texts(["x"] if codec.single != "str" else []))
     return {
         "tags": [live.name],
         "operationId": operation,
@@ -69,7 +74,7 @@ def _one(service: Service, live: Live, operation: str) -> Document:
             f"```sh\n{curl_lookup(service, live)}\n```\n\n```python\n{python_lookup(service, live)}```\n"
         ),
         "parameters": [*_key_parameters(live), _NONE_MATCH],
-        "responses": {"200": found, "304": not_modified, **problems(statuses, WORDS | {404: UNKNOWN})},
+        "responses": {"200": found, "304": not_modified, **responses},
     }
 
 
@@ -84,16 +89,18 @@ _NONE_MATCH = {
 
 
 def _many(live: Live, operation: str) -> Document:
-    key = _key(live)
+    key, codec = _key(live), predictions.lookups_of(live).keys
     body = {
         "type": "object",
         "properties": {"keys": {"type": "array", "items": key, "maxItems": live.limits.max_rows}},
         "required": ["keys"],
         "additionalProperties": False,
     }
-    one, prediction = example_key(live), example_answer(live)
-    asked = {} if one is None else {"keys": {"value": {"keys": [one[0] if len(one) == 1 else one] * 2}}}
+    keys, prediction = [key[0] if len(key) == 1 else key for key in example_keys(live)], example_answer(live)
+    asked = {"keys": {"value": {"keys": keys}}} if keys else {}
     given = {} if prediction is None else {"found": {"value": [_example(prediction), None]}}
+    responses = problems((*ANYWHERE, *ASKING), WORDS)
+    _show_refusal(responses, lambda: codec.of_value(None))
     items = {"type": "array", "items": {"anyOf": [ref(f"{live.name}.lookup"), {"type": "null"}]}}
     return {
         "tags": [live.name],
@@ -106,9 +113,17 @@ def _many(live: Live, operation: str) -> Document:
         },
         "responses": {
             "200": success("An answer for each key, all of the same snapshot.", items, examples=given),
-            **problems((*ANYWHERE, *ASKING), WORDS),
+            **responses,
         },
     }
+
+
+def _show_refusal(responses: Document, read: Callable[[], object]) -> None:
+    """Have the example of a 422 be what is really said, to the key that is read."""
+    try:
+        read()
+    except Refused as refused:
+        responses["422"]["content"][native.PROBLEM.decode()]["example"] = said(predictions.no_key([refused]))
 
 
 def _answer(live: Live) -> Document:
