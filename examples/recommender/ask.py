@@ -20,7 +20,7 @@ import sereno
 def describe(found: sereno.Lookup) -> str:
     """Where an answer comes from."""
     if found.origin == "live":
-        return "computed just now, because there is nothing of last night for this customer"
+        return "computed just now: of this customer nothing is published, or what is there is too old"
     return f"of the run for {found.data_date}: version {found.version}, {found.age_seconds / 3600:.1f} hours old"
 
 

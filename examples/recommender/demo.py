@@ -91,6 +91,10 @@ def tell(terminal: Terminal, keep: bool, open_browser: bool) -> None:
     say("Somebody wants to be forgotten:")
     terminal.run("sereno", "log", "recommender", "--erase", CUSTOMER)
     terminal.run("sereno", "log", "recommender")
+    say(
+        "That was the log of answers. Published predictions are another place: they hold a customer until runs without them\n"
+        "have replaced every version that is kept."
+    )
 
 
 def last_nights() -> tuple[str, str]:

@@ -194,7 +194,7 @@ def _parser(own: Model | None = None) -> argparse.ArgumentParser:
     one = command(
         "rollback",
         _rollback,
-        "put an older version back in service: table and exports",
+        "put an older version back in service: table, lookups and exports",
         "What was rolled back is withdrawn: no run publishes it again, unless you say --force or roll back --to it.",
     )
     takes_model(one)

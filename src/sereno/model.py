@@ -267,7 +267,8 @@ class Model:
                 raise ModelFileError(f"{self.outputs.name}.{column.name}: an output is neither Key nor Fetched.")
             if column.name in {k.name for k in self.inputs.keys}:
                 raise ModelFileError(
-                    f"{self.outputs.name}.{column.name} is also a key; keys are published with each prediction."
+                    f"{self.outputs.name}.{column.name} is also a key; keys are published with each prediction. Leave it out of "
+                    f"{self.outputs.name}, or give the output another name."
                 )
         for column in (*self.inputs.keys, *self.outputs.columns):
             if column.name == "data_date":

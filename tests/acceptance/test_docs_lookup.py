@@ -19,6 +19,7 @@ from tests.acceptance.server import Server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "lookup.md").read_text(encoding="utf-8")
+PROTOCOLS = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8").split("## Lookups by key")[1]
 READ = """
 
 @model.read
@@ -28,8 +29,8 @@ def read() -> pd.DataFrame:
 """
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("project")
     model = (ROOT / "tests" / "models" / "plain.py").read_text().replace('Model("plain"', 'Model("churn"')
     (folder / "churn.py").write_text(model + READ)
+    (folder / "sereno.toml").write_text('[models.churn]\ntime_zone = "Europe/Madrid"\n')  # as in the README
     run, serve = (shlex.split(line) for line in blocks("sh")[0].splitlines()[:2])
     assert (run[:2], serve[:2]) == (["sereno", "run"], ["sereno", "serve"])
     subprocess.run([sys.executable, "-m", *run], cwd=folder, check=True, capture_output=True)
@@ -72,11 +74,12 @@ def test_from_python(server: Server) -> None:
 
 
 def test_other_protocols(server: Server) -> None:
-    mlflow, v2 = blocks("sh")[1:]
+    mlflow, v2 = blocks("sh", PROTOCOLS)
     expected = [(18 + key) / 120 for key in (42, 43)]
     assert curled(server, mlflow) == {"predictions": [{"probability": one} for one in expected]}
     reply = curled(server, v2)
     assert reply["outputs"][0]["data"] == expected
+    assert reply["parameters"].keys() == json.loads(blocks("json", PROTOCOLS)[0].replace("…", ""))["parameters"].keys()
     assert (reply["parameters"]["version"], reply["parameters"]["origin"]) == (1, "lookup")
 
 

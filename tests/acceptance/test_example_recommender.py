@@ -355,7 +355,7 @@ def test_ask_prints_what_the_home_page_shows(folder: Path, served: Server) -> No
     assert re.fullmatch(rf"of the run for {nights_ago(1)}: version 1, \d+\.\d hours old", lines[11])
     assert lines[12].startswith("5 times more: ")
     done = run_python("ask.py", str(NOBODY), "--home", "--sereno", served.url, folder=folder)
-    assert done.stdout.splitlines()[11].startswith("computed just now, because")
+    assert done.stdout.splitlines()[11].startswith("computed just now: of this customer nothing")
     done = run_python("ask.py", str(CUSTOMER), str(CHEESE), "--home", "--sereno", served.url, folder=folder)
     assert done.returncode == 2
 
