@@ -100,7 +100,7 @@ class Server:
         try:
             for child in psutil.Process(self.pid).children(recursive=True):
                 try:
-                    if "sereno.serve.worker" in child.cmdline():
+                    if "sereno.serve.processes.worker" in child.cmdline():
                         found.append((child.create_time(), child.pid))
                 except psutil.NoSuchProcess:
                     continue

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sereno.serve.board import ROOM, Board, State
+from sereno.serve.processes.board import ROOM, Board, State
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_nobody_can_shorten_it(board: Board) -> None:
 
 WRITER = """
 import sys
-from sereno.serve.board import Board, State
+from sereno.serve.processes.board import Board, State
 board = Board.attach(int(sys.argv[1]))
 board.set_state(1, State.READY)
 number = 0
@@ -123,6 +123,6 @@ def test_readers_see_only_whole_writes_also_of_a_writer_that_was_killed(board: B
 
 
 def test_it_imports_nothing_heavy() -> None:
-    show = "import sys, sereno.serve.board; print(*sys.modules)"
+    show = "import sys, sereno.serve.processes.board; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     assert {"numpy", "pyarrow", "msgspec"} & set(done.stdout.split()) == set()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from sereno.serve.access import AccessLog
-from sereno.serve.board import Board, State
 from sereno.serve.guard import Guard, new_key
 from sereno.serve.health import routes, watch
 from sereno.serve.metrics import CONTENT_TYPE, Metrics
+from sereno.serve.processes.board import Board, State
 from sereno.serve.wire import Reply, Request
 from sereno.settings import Settings
 

@@ -13,8 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sereno import __version__
-from sereno.serve.board import ROOM, Board, State
 from sereno.serve.metrics import FAMILIES, Metrics, fold, render, render_alone
+from sereno.serve.processes.board import ROOM, Board, State
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 

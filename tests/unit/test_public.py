@@ -80,7 +80,7 @@ def imported_at_once(tree: ast.Module) -> Iterator[str]:
 
 
 # The server's own library has the server's files: its protocol class, and the process that makes connections of it.
-OWN = {"serve/lane.py": {"uvicorn"}, "serve/worker.py": {"uvicorn"}, "check/service.py": {"uvicorn"}}
+OWN = {"serve/lane.py": {"uvicorn"}, "serve/processes/worker.py": {"uvicorn"}, "check/service.py": {"uvicorn"}}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))

@@ -13,7 +13,15 @@ import pytest
 
 from sereno.config import load_settings
 from sereno.exceptions import BusyError, SettingsError
-from sereno.serve.sockets import Listening, has_waiting, is_open, listen, refuse_openness, resolve, stop_connects
+from sereno.serve.processes.sockets import (
+    Listening,
+    has_waiting,
+    is_open,
+    listen,
+    refuse_openness,
+    resolve,
+    stop_connects,
+)
 from sereno.settings import ServeSettings, Settings
 
 

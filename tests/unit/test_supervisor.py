@@ -13,9 +13,20 @@ import msgspec
 import pytest
 
 from sereno.exceptions import WorkerError
-from sereno.serve.compacting import Compacting
-from sereno.serve.control import Accept, Control, Drain, Failed, Job, Ready, Served, close_all, from_worker, to_worker
-from sereno.serve.process import start_worker
+from sereno.serve.processes.compacting import Compacting
+from sereno.serve.processes.control import (
+    Accept,
+    Control,
+    Drain,
+    Failed,
+    Job,
+    Ready,
+    Served,
+    close_all,
+    from_worker,
+    to_worker,
+)
+from sereno.serve.processes.process import start_worker
 
 HEAVY = {"asyncio", "numpy", "pyarrow", "pandas", "uvicorn", "uvloop", "starlette", "deltalake", "httpx", "watchfiles"}
 

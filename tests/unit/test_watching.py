@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sereno.serve.watching import Watcher, changed_since, looks
+from sereno.serve.processes.watching import Watcher, changed_since, looks
 
 PATIENCE = 30.0
 
@@ -68,7 +68,7 @@ def test_a_file_that_is_still_written_has_to_wait(monkeypatch: pytest.MonkeyPatc
 
     watcher = Watcher(told, seconds=0.001)
     watcher.serve([], "as served")
-    monkeypatch.setattr("sereno.serve.watching.looks", looks_like)
+    monkeypatch.setattr("sereno.serve.processes.watching.looks", looks_like)
     watcher.start()
     told.wait(1)
     assert times_when_seen[:7] == [0] * 7

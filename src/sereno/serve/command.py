@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sereno.serve.control import Ready
 from sereno.serve.options import Options
 from sereno.serve.platforms import on_platform
-from sereno.serve.process import start_worker
-from sereno.serve.sockets import Listening, listen, refuse_openness
-from sereno.serve.supervisor import Supervisor
+from sereno.serve.processes.control import Ready
+from sereno.serve.processes.process import start_worker
+from sereno.serve.processes.sockets import Listening, listen, refuse_openness
+from sereno.serve.processes.supervisor import Supervisor
 from sereno.settings import Settings
 
 

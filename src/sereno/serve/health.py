@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sereno.serve.board import State
 from sereno.serve.metrics import CONTENT_TYPE, render, render_alone
+from sereno.serve.processes.board import State
 from sereno.serve.wire import JSON, Reply, Request, Route
 
 if TYPE_CHECKING:

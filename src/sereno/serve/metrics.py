@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from sereno import __version__
-from sereno.serve.board import ROOM, Board, State
+from sereno.serve.processes.board import ROOM, Board, State
 
 LOG = logging.getLogger("sereno.serve")
 

@@ -33,8 +33,8 @@ from sereno.serve.wire import Exchange, RequestError, Route
 
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
-    from sereno.serve.board import Board
     from sereno.serve.metrics import Metrics
+    from sereno.serve.processes.board import Board
     from sereno.serve.turn import Head, Tail
 
 LOG = logging.getLogger("sereno.serve")

@@ -1,4 +1,4 @@
-"""A worker of the server: `python -m sereno.serve.worker DESCRIPTOR`. Not for people.
+"""A worker of the server: `python -m sereno.serve.processes.worker DESCRIPTOR`. Not for people.
 
 It inherits its line to the supervisor, is told what to serve, loads it, says that it is ready, and takes connections from
 the sockets that it is given, until it is told to drain or the supervisor is gone.
@@ -31,8 +31,9 @@ from uvicorn.server import ServerState
 
 from sereno.adapters.spawn import THREAD_VARIABLES, threads_each
 from sereno.exceptions import SerenoError, SettingsError
-from sereno.serve.board import Board, State
-from sereno.serve.control import (
+from sereno.serve.options import Options
+from sereno.serve.processes.board import Board, State
+from sereno.serve.processes.control import (
     RESERVE,
     Accept,
     Control,
@@ -45,8 +46,7 @@ from sereno.serve.control import (
     close_all,
     to_worker,
 )
-from sereno.serve.options import Options
-from sereno.serve.sockets import BACKLOG, has_waiting, stop_connects
+from sereno.serve.processes.sockets import BACKLOG, has_waiting, stop_connects
 
 if TYPE_CHECKING:
     from sereno.serve.live import Live
@@ -237,7 +237,7 @@ def main(descriptor: int) -> None:
 
 async def _serve(job: Job, control: Control, board: Board, started: int) -> None:
     # what takes long to import
-    from sereno.serve.belongs import Belonging
+    from sereno.serve.processes.belongs import Belonging
     from sereno.serve.snippets import curl
 
     options = Options(

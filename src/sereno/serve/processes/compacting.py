@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sereno.serve.control import Served
+from sereno.serve.processes.control import Served
 
 MODULE = "sereno.answers.compactor"
 QUICK = 60.0  # it failed if it ends within so many seconds

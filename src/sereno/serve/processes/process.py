@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sereno.exceptions import WorkerError
-from sereno.serve.control import Control, Failed, Ready, ToWorker
+from sereno.serve.processes.control import Control, Failed, Ready, ToWorker
 
 
 class Phase(Enum):
@@ -88,7 +88,7 @@ def start_worker() -> Worker:
             with theirs:
                 # -P: a module in the folder where the server was started is not taken for one of ours
                 process = subprocess.Popen(
-                    [sys.executable, "-P", *warnings, "-m", "sereno.serve.worker", str(theirs.fileno())],
+                    [sys.executable, "-P", *warnings, "-m", "sereno.serve.processes.worker", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # what a model prints is log; stdout is for what scripts read

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from sereno.config import find_home
 from sereno.exceptions import SerenoError
 from sereno.loader import siblings
-from sereno.serve.control import Belongs
 from sereno.serve.options import Options
-from sereno.serve.watching import changed_since, looks
+from sereno.serve.processes.control import Belongs
+from sereno.serve.processes.watching import changed_since, looks
 from sereno.settings import FILE_NAME, ServeSettings
 
 if TYPE_CHECKING:

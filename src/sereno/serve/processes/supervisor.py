@@ -24,9 +24,11 @@ import msgspec
 
 from sereno import exceptions
 from sereno.exceptions import SerenoError, WorkerError
-from sereno.serve.board import Board, State
-from sereno.serve.compacting import Compacting
-from sereno.serve.control import (
+from sereno.serve.indexing import Indexing
+from sereno.serve.options import Options
+from sereno.serve.processes.board import Board, State
+from sereno.serve.processes.compacting import Compacting
+from sereno.serve.processes.control import (
     RESERVE,
     Accept,
     Belongs,
@@ -38,11 +40,9 @@ from sereno.serve.control import (
     close_all,
     from_worker,
 )
-from sereno.serve.indexing import Indexing
-from sereno.serve.options import Options
-from sereno.serve.process import Phase, Worker, start_worker
-from sereno.serve.sockets import Listening, refuse_openness
-from sereno.serve.watching import Watcher
+from sereno.serve.processes.process import Phase, Worker, start_worker
+from sereno.serve.processes.sockets import Listening, refuse_openness
+from sereno.serve.processes.watching import Watcher
 from sereno.settings import Settings
 
 PATIENCE = 0.5  # seconds between two looks at the heartbeats
