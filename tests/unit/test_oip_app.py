@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,7 @@ def test_what_the_page_shows(tmp_path: Path) -> None:
         lookup = api.service.lives["churn"].lookup
         assert lookup is not None
         index = Index(lookup.keys, {(42,): {"probability": 0.25}, (43,): {"probability": 0.75}})
+        index.data_time = datetime(2026, 11, 21, 23, tzinfo=UTC)  # midnight in the README's time zone
         lookup._clock = lambda: index.data_time.timestamp() + 4711
         lookup._serve(index)
         replies = [api.ask("POST", path, body) for path, body in asked]
