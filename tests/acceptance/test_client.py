@@ -226,7 +226,9 @@ def test_what_is_stale_or_not_there_yet(folder: Path, look_up: Callable[..., Any
             look_up("lookup", 1, address=server.url)
         publish(folder, "plain.py")
         server.until(lambda: "version" in httpx.get(f"{server.url}/readyz").text, "look up")
-        with pytest.raises(UnavailableError, match="503: What is published is .* seconds old, and may be at most 3,600"):
+        with pytest.raises(
+            UnavailableError, match="503: What is published is .* seconds old, and may be at most 3,600"
+        ):
             look_up("lookup", 1, address=server.url)
     with Server(folder, "plain.py", SERENO_MODELS__PLAIN__MAX_AGE_SECONDS="3600") as server:
         assert look_up("lookup", 1, address=server.url).stale is True
