@@ -43,7 +43,7 @@ class Home:
         return self.chosen.lookup == "required"
 
     def follow(self) -> None:
-        """Make lookups and every export show what is served. Raises ExportError after all were tried.
+        """Make lookups and every export show what is served; lookups that are off go. Raises ExportError after all were tried.
 
         One process at a time, which reads the log when its turn comes: else the slower of two would undo the other.
         """
@@ -56,10 +56,16 @@ class Home:
             self.store.flush(state.version)
             keep = state.kept(datetime.now(UTC))
             followers: list[tuple[str, Callable[[], object]]] = []
-            if self.is_looked_up:
+            if self.is_looked_up or lookup_folder(self.path, self.name).is_dir():
                 from sereno.adapters.lookup_folder import LookupFolder
 
-                followers.append(("lookup", partial(LookupFolder(self.path, self.name).follow, state, keep)))
+                lookups = LookupFolder(self.path, self.name)
+                # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
+                most = None if self.chosen.lookup == "required" else 0
+                if self.is_looked_up:
+                    followers.append(("lookup", partial(lookups.follow, state, keep, most=most)))
+                else:
+                    followers.append(("lookup", lookups.remove))
             followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
             failed = []
             for name, follow in followers:

@@ -85,9 +85,11 @@ class LookupStore(Protocol):
     def follow(self, state: State, keep: frozenset[int]) -> bool:
         """Make lookups answer from the served snapshot of the newest data date; say whether anything changed.
 
-        Builds its index where there is none, in bounded memory, then switches to it in one step. Indexes of snapshots
-        that are neither served nor in `keep` are removed afterwards. Idempotent. Raises StorageError where it cannot be
-        written (what was served stays), and IndexingError where it cannot be built.
+        Builds its index where there is none, in bounded memory, then switches to it in one step. Then come the indexes of
+        the others in `keep` that were not withdrawn, newest first: a rollback to one of them is a switch and nothing else.
+        One of those that cannot be built is left out, with a warning. Indexes of snapshots that are neither served nor in
+        `keep` are removed. Idempotent. Raises StorageError where it cannot be written (what was served stays), and
+        IndexingError where the served one cannot be built.
         """
         ...
 

@@ -513,6 +513,34 @@ def test_a_run_builds_what_is_required(nights: Nights) -> None:
     assert list((nights.folder / ".sereno" / "lookup" / "customers").glob("000001-*.lmdb"))
 
 
+def test_the_server_builds_what_may_be_rolled_back_to(nights: Nights) -> None:
+    lookups = nights.folder / ".sereno" / "lookup"
+    shutil.rmtree(lookups)
+    nights.night(2.0)
+    nights.night(3.0)
+    with Server(nights.folder, "customers.py", "visits.py") as server:
+        server.until(lambda: len(list(lookups.glob("*/0*.json"))) == 4, "have an index of every snapshot")
+        assert version_of(server) == (3, 21.0)
+        nights.sereno("rollback", "customers")
+        server.until(lambda: version_of(server) == (2, 14.0), "answer from version 2")
+        assert server.log.count("is indexed") == 4
+
+
+def test_a_run_that_is_required_to_builds_all(nights: Nights) -> None:
+    lookups = nights.folder / ".sereno" / "lookup" / "customers"
+    shutil.rmtree(lookups)
+    nights.night(2.0)
+    nights.sereno("run", "customers.py", "--set", "models.customers.lookup=required")
+    assert sorted(path.name[:6] for path in lookups.glob("*.lmdb")) == ["000001", "000002"]
+
+
+def test_lookups_that_are_off_leave_nothing(nights: Nights) -> None:
+    lookups = nights.folder / ".sereno" / "lookup" / "customers"
+    assert lookups.is_dir()
+    nights.sereno("run", "customers.py", "--set", "models.customers.lookup=off")
+    assert not lookups.exists()
+
+
 LARGE = """
 from typing import TypedDict
 import pyarrow as pa

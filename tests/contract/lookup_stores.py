@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from sereno.adapters.lookup_folder import LookupFolder
 from sereno.batch.parts import PartWriter
+from sereno.exceptions import IndexingError
 from sereno.failpoints import failpoint
 from sereno.interfaces import LookupIndex, LookupStore
 from sereno.lookup.entries import Entries
@@ -153,6 +155,9 @@ class MemoryStore:
         self._served = (newest.number, newest.attempt) if newest is not None else None
         self._followed = state.version
         failpoint("lookup_swapped")
+        for number in sorted(keep & state.snapshots.keys() - state.withdrawn):
+            with contextlib.suppress(IndexingError):
+                self._build(state.snapshots[number])
         stay = {
             (n, state.snapshots[n].attempt) for n in keep | {s.number for s in state.served} if n in state.snapshots
         }

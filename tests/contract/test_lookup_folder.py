@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from sereno.adapters import lookup_folder
 from sereno.adapters.lookup_folder import LookupFolder
 from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.lookup import entries
-from sereno.lookup.pointer import Pointer, is_behind, read_pointer
+from sereno.lookup.pointer import Pointer, is_behind, read_pointer, work
+from sereno.snapshots import Snapshot
 from sereno.storage import exclusive
 from tests.contract.lookup_stores import ALL, MODEL, FolderKept, Table, answer, scores
 
@@ -99,6 +101,8 @@ def test_the_folder(two: Table, store: LookupFolder) -> None:
         "build": build,
         "table_version": 1,
         "before": ["000001-2026-05-01-000001"],
+        "missing": [],
+        "left_out": [],
     }
 
 
@@ -130,6 +134,127 @@ def test_indexes_of_long_past_dates_go(table: Table, store: LookupFolder) -> Non
         store.follow(table.state, table.state.kept(datetime(2036, 1, 1, tzinfo=UTC)))
     assert len(table.state.served) == 12
     assert FolderKept(table.home).held() == set(range(6, 13))
+
+
+def test_dates_whose_indexes_are_missing(table: Table, store: LookupFolder) -> None:
+    """Those of the last snapshots, and no others: nobody rolls back to a date of long ago."""
+    for day in range(1, 13):
+        table.publish(day=day, disposition="partition")
+    store.follow(table.state, ALL)
+    assert FolderKept(table.home).held() == set(range(6, 13))
+
+
+def test_a_table_that_is_published_to_all_day(table: Table, store: LookupFolder) -> None:
+    for _ in range(9):
+        table.publish()
+    store.follow(table.state, ALL)
+    assert FolderKept(table.home).held() == set(range(3, 10))
+    for _ in range(2):
+        table.publish()
+        store.follow(table.state, ALL)
+    assert FolderKept(table.home).held() == set(range(3, 12))  # what is there stays
+    pointer = read_pointer(table.home, MODEL)
+    assert pointer is not None
+    assert [int(name[:6]) for name in pointer.before] == [*range(10, 2, -1)]
+
+
+def test_so_many_at_once(table: Table, store: LookupFolder) -> None:
+    for _ in range(4):
+        table.publish()
+    held = []
+    while not held or work(table.home, MODEL):
+        assert store.follow(table.state, ALL, most=1)
+        assert not store.is_behind()
+        held.append(FolderKept(table.home).held())
+    assert held == [{4}, {3, 4}, {2, 3, 4}, {1, 2, 3, 4}]
+    table.publish()
+    assert store.follow(table.state, ALL, most=0)
+    assert served(store) == 5
+    newest(store).unlink()
+    for index in store.folder.glob("000002*"):
+        index.unlink()
+    assert store.follow(table.state, ALL, most=0)
+    assert FolderKept(table.home).held() == {1, 3, 4, 5}
+    assert work(table.home, MODEL) is not None
+
+
+def test_what_is_left_out_is_told_once(
+    table: Table, store: LookupFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = table.publish()
+    part = snapshot.parts[0].path
+    content = part.read_bytes()
+    part.write_bytes(b"")
+    for _ in range(3):
+        table.publish()
+        store.follow(table.state, ALL)
+        assert work(table.home, MODEL) is None
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told == (
+        "lookups of scores: a version that is not in service has no index. Version 1 of model 'scores' cannot be looked up: "
+        f"{part} is damaged: its SHA-256 is not that of what was published."
+    )
+    part.write_bytes(content)
+    table.store.rollback(to=1)
+    assert store.follow(table.state, ALL)
+    assert served(store) == 1
+
+
+def test_whoever_moves_the_table_on_does_not_wait_for_what_is_not_in_service(
+    table: Table, store: LookupFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        table.publish()
+    really = LookupFolder._build
+    built = []
+
+    def build(self: LookupFolder, snapshot: Snapshot, *look: Callable[[], None]) -> object:
+        built.append(snapshot.number)
+        if built == [3, 2]:
+            table.publish()
+        return really(self, snapshot, *look)
+
+    monkeypatch.setattr(LookupFolder, "_build", build)
+    assert store.follow(table.state, ALL)
+    assert built == [3, 2]
+    assert FolderKept(table.home).held() == {3}
+    assert served(store) == 3
+    assert store.is_behind()
+    assert store.follow(table.state, ALL)
+    assert built == [3, 2, 4, 2, 1]
+    assert FolderKept(table.home).held() == {1, 2, 3, 4}
+
+
+def test_nobody_wants_them_any_more(two: Table, store: LookupFolder) -> None:
+    index = store.open()
+    assert index is not None
+    (store.folder / ".000009-x.lmdb.tmp").write_bytes(b"x")
+    store.remove()
+    assert not store.folder.exists()
+    assert store.open() is None
+    assert index.get(index.keys.encode((2,))) == answer(2)
+    index.close()
+    store.remove()
+    assert store.follow(two.state, ALL)
+    assert served(store) == 2
+
+
+@pytest.mark.parametrize("what", ["moved away", "somebody else's", "somebody else's from the start"])
+def test_a_builder_has_nothing_to_do_with_a_table_without_snapshots(what: str, tmp_path: Path) -> None:
+    table, store = Table(tmp_path), LookupFolder(tmp_path, MODEL)
+    if what != "somebody else's from the start":
+        table.publish()
+        store.follow(table.state, ALL)
+        shutil.rmtree(table.store.folder)
+    if what != "moved away":
+        write_deltalake(table.store.folder, scores(1))
+    assert work(tmp_path, MODEL) is not None
+    command = [sys.executable, "-P", "-m", "sereno.lookup.builder", str(tmp_path), MODEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert work(tmp_path, MODEL) is None
+    assert store.open() is None
+    assert list(store.folder.glob("0*")) == []
 
 
 def test_temporary_files_go(two: Table, store: LookupFolder) -> None:
@@ -233,7 +358,7 @@ def test_all_of_them_are_damaged(two: Table, store: LookupFolder) -> None:
     assert store.open() is None
     assert store.follow(two.state, ALL)
     assert served(store) == 2
-    assert FolderKept(two.home).held() == {2}  # the other is built when it is served again
+    assert FolderKept(two.home).held() == {1, 2}
     two.store.rollback()
     store.follow(two.state, ALL)
     assert served(store) == 1

@@ -165,6 +165,34 @@ def test_a_rollback_to_what_was_never_indexed(table: Table, kept: Kept) -> None:
     assert_serves(kept, 1)
 
 
+def test_every_kept_snapshot_has_an_index(table: Table, kept: Kept) -> None:
+    for _ in range(4):
+        table.publish()
+    table.store.rollback()
+    table.publish()
+    assert kept.store.follow(table.state, frozenset({2, 3, 4, 5}))
+    assert kept.held() == {2, 3, 5}  # 4 was withdrawn
+    assert_serves(kept, 5)
+    assert not kept.store.follow(table.state, frozenset({2, 3, 4, 5}))
+    table.store.rollback()
+    kept.store.follow(table.state, frozenset({2, 3}))
+    assert kept.held() == {2, 3}
+    assert_serves(kept, 3)
+
+
+@pytest.mark.parametrize("what", ["is damaged", "is missing"])
+def test_one_that_is_not_in_service_and_cannot_be_built_is_left_out(what: str, table: Table, kept: Kept) -> None:
+    table.publish()
+    snapshot = table.publish()
+    table.publish()
+    snapshot.parts[0].path.write_bytes(b"") if what == "is damaged" else snapshot.parts[0].path.unlink()
+    assert kept.store.follow(table.state, ALL)
+    assert kept.held() == {1, 3}
+    assert not kept.store.is_behind()
+    assert not kept.again.follow(table.state, ALL)
+    assert_serves(kept, 3)
+
+
 def test_indexes_go_with_their_snapshots(table: Table, kept: Kept) -> None:
     for _ in range(5):
         table.publish()

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -133,6 +133,58 @@ def test_large_rows_make_small_chunks(maker: Maker, tmp_path: Path, monkeypatch:
     table = pa.table({"id": list(range(40)), "text": ["x" * 1_000] * 40})
     snapshot = snapshot_of(maker, [table], ["id"])
     assert max(len(keys) for keys, _ in Entries(snapshot).chunks(tmp_path / "scratch")) < 10
+
+
+TEXTS = {
+    "texts": ["x" * 9_000] * 800,
+    "that come late": ["x"] * 700 + ["y" * 9_000] * 100,
+    "in lists": [[]] * 700 + [[{"name": "y" * 9_000, "n": 1}]] * 100,
+    "after nulls": [None] * 700 + ["y" * 9_000] * 100,
+    "null": [None] * 800,
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_text_that_often_occurs_is_read_in_little_memory(
+    kind: str, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file it takes no more than once."""
+    monkeypatch.setattr(module, "READ_BYTES", 100_000)
+    sizes = []
+    really = module._PartFile.batches
+
+    def batches(self: Any, group: int, names: Sequence[str]) -> Any:
+        for batch in really(self, group, names):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(module._PartFile, "batches", batches)
+    texts = pa.array(TEXTS[kind], None if kind != "null" else pa.string())
+    assert_right(maker, [pa.table({"id": list(range(800)), "text": texts})])
+    assert max(sizes) < 110_000
+    assert len(sizes) < (100 if kind != "null" else 2)
+
+
+def test_whoever_looks_may_end_the_work(maker: Maker, little_memory: list[int]) -> None:
+    table = pa.table({"id": list(range(500)), "score": [0.5] * 500})
+    snapshot = snapshot_of(maker, [table], ["id"])
+    scratch = maker.folder / "scratch"
+    looked: list[None] = []
+    list(Entries(snapshot, lambda: looked.append(None)).chunks(scratch))
+    assert len(looked) > 20
+
+    def ends_after(times: int) -> Callable[[], None]:
+        left = iter([*[1] * times, 0])
+
+        def look() -> None:
+            divmod(1, next(left))
+
+        return look
+
+    for times in range(0, len(looked), len(looked) // 20):
+        with pytest.raises(ZeroDivisionError):
+            list(Entries(snapshot, ends_after(times)).chunks(scratch))
+        assert not scratch.exists()
 
 
 def test_every_kind_of_value(maker: Maker) -> None:

@@ -29,6 +29,7 @@ from sereno.exceptions import IndexingError
 from sereno.failpoints import failpoint
 from sereno.lookup.keys import KeyCodec
 from sereno.lookup.pointer import (
+    AS_BEFORE,
     Manifest,
     Pointer,
     commit_time,
@@ -55,6 +56,10 @@ READ_BYTES = 4 << 20
 TRIES = 5  # to open what another process is replacing
 
 
+class _OvertakenError(Exception):
+    """The table has moved on: what is being built can wait, and those who moved it cannot."""
+
+
 class LookupFolder:
     """The lookups of one model below a home. Several processes may follow at once: one works, the others wait."""
 
@@ -64,23 +69,41 @@ class LookupFolder:
 
     # Following the table
 
-    def follow(self, state: State, keep: frozenset[int]) -> bool:
+    def follow(self, state: State, keep: frozenset[int], *, most: int | None = None) -> bool:
         """As `LookupStore.follow` says. Raises BusyError, too, where another process has been at it for too long.
 
-        A state that is older than what was followed already changes nothing.
+        A state that is older than what was followed already changes nothing. Indexes of snapshots that are not in service
+        are left to the next who follows once `most` were built, and as soon as the table has moved on.
         """
-        busy = f"Another process (pid {{pid}}) is building the lookups of {self.model!r}. Start this again when it is done."
         with (
             told(
                 f"The index of lookups in {self.folder} could not be written",
                 "The publication stands, and lookups answer as before. Mend that; whoever publishes or serves next builds it.",
             ),
-            exclusive(lock_path(self.home, self.model), busy, wait_seconds=PATIENCE),
+            self._alone(),
         ):
             self.folder.mkdir(parents=True, exist_ok=True)
-            return self._follow(state, keep)
+            return self._follow(state, keep, most)
 
-    def _follow(self, state: State, keep: frozenset[int]) -> bool:
+    def remove(self) -> None:
+        """Remove them all: nobody wants them any more. Whoever has one open goes on reading it.
+
+        Raises StorageError, and BusyError.
+        """
+        if not self.folder.is_dir():
+            return
+        with told(f"The lookups in {self.folder} could not be removed", "Remove that folder."), self._alone():
+            pointer_path(self.folder).unlink(missing_ok=True)
+            self._sweep()
+            self._prune(set())
+            with contextlib.suppress(OSError):  # somebody put a file of his own there
+                self.folder.rmdir()
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        busy = f"Another process (pid {{pid}}) is building the lookups of {self.model!r}. Start this again when it is done."
+        return exclusive(lock_path(self.home, self.model), busy, wait_seconds=PATIENCE)
+
+    def _follow(self, state: State, keep: frozenset[int], most: int | None) -> bool:
         pointer = read_pointer(self.home, self.model)
         if pointer and pointer.table_version > state.version and self._is_current(pointer):
             return False
@@ -88,38 +111,84 @@ class LookupFolder:
         newest = state.newest
         if newest is None:
             return self._serve_nothing(state, pointer) | self._prune(set())
-        name = name_of(newest)
-        built = False
-        manifest = self._found(name)
-        if manifest is None or manifest.attempt != newest.attempt:
+        manifest = self._found(name_of(newest))
+        built = manifest is None or manifest.attempt != newest.attempt
+        if manifest is None or built:
             manifest = self._build(newest)
-            built = True
-        stay = {name_of(state.snapshots[n]) for n in self._stay(state, keep) if n in state.snapshots}
-        before = [
-            name_of(state.snapshots[number])
-            for number in sorted(keep & state.snapshots.keys() - state.withdrawn, reverse=True)
-            if number < newest.number
+        stay = self._stay(state, keep) & state.snapshots.keys()
+        others = [
+            state.snapshots[number]
+            for number in sorted(stay - state.withdrawn - {newest.number}, reverse=True)
+            # of a table that is published to all day long, many more are kept than are worth an index that is not there
+            if number in _latest(state) or self._found(name_of(state.snapshots[number]))
         ]
-        wanted = Pointer(
-            index=name,
+        left_out = set(pointer.left_out) if pointer is not None else set()
+        failpoint("lookup_swap_before")
+        now = Pointer(
+            index=name_of(newest),
             build=manifest.build,
             table_version=state.version,
             commit=commit_time(self.home, self.model, state.version) or 0,
-            before=[one for one in before if self._found(one)],
+            before=[],
         )
-        failpoint("lookup_swap_before")
-        if pointer != wanted:
-            write_atomically(pointer_path(self.folder), msgspec.json.encode(wanted))
+        now = self._point(now, others, left_out, was=pointer)
         failpoint("lookup_swapped")
-        switched = pointer is None or (pointer.index, pointer.build) != (wanted.index, wanted.build)
-        return self._prune(stay) or built or switched
+        pruned = self._prune({name_of(state.snapshots[n]) for n in stay})
+        if now.missing:
+            built |= self._complete(now, others, most if most is None else most - built)
+        return pruned or built or pointer is None or (pointer.index, pointer.build) != (now.index, now.build)
+
+    def _point(
+        self, wanted: Pointer, others: Sequence[Snapshot], left_out: set[str], *, was: Pointer | None
+    ) -> Pointer:
+        """Have the pointer say what is wanted, and what there is of the other snapshots."""
+        names = [name_of(snapshot) for snapshot in others]
+        there = {name for name in names if self._found(name)}
+        number = int(wanted.index.partition("-")[0])
+        wanted = msgspec.structs.replace(
+            wanted,
+            before=[name_of(s) for s in others if s.number < number and name_of(s) in there],
+            missing=[name for name in names if name not in there | left_out],
+            left_out=[name for name in names if name in left_out - there],
+        )
+        if wanted != was:
+            write_atomically(pointer_path(self.folder), msgspec.json.encode(wanted))
+        return wanted
+
+    def _complete(self, pointer: Pointer, others: Sequence[Snapshot], most: int | None) -> bool:
+        """Build what is missing, newest first: a rollback to any of them only moves the pointer then."""
+
+        def look() -> None:
+            if is_behind(self.home, self.model):
+                raise _OvertakenError
+
+        built = 0
+        left_out = set(pointer.left_out)
+        for snapshot in others:
+            if name_of(snapshot) not in pointer.missing:
+                continue
+            if most is not None and built >= most:
+                break
+            try:
+                self._build(snapshot, look)
+                built += 1
+            except _OvertakenError:
+                break  # whoever moved the table on is about to wait for this
+            except (IndexingError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.EIO:
+                    raise
+                what = str(error).partition(f" {AS_BEFORE}")[0]
+                LOG.warning("lookups of %s: a version that is not in service has no index. %s", self.model, what)
+                left_out.add(name_of(snapshot))
+            pointer = self._point(pointer, others, left_out, was=pointer)
+        return built > 0
 
     def _stay(self, state: State, keep: frozenset[int]) -> frozenset[int]:
         """Whose indexes are kept, once they were built: all of `keep`, but for long past dates that are served still.
 
         Nobody looks up in those, and a table of dates would keep an index for each of them for ever.
         """
-        past = {snapshot.number for snapshot in state.served[:-1]} - set(sorted(state.snapshots)[-KEPT:])
+        past = {snapshot.number for snapshot in state.served[:-1]} - _latest(state)
         return keep - past | {snapshot.number for snapshot in state.served[-1:]}
 
     def _is_current(self, pointer: Pointer) -> bool:
@@ -168,11 +237,12 @@ class LookupFolder:
 
     # Building an index
 
-    def _build(self, snapshot: Snapshot) -> Manifest:
+    def _build(self, snapshot: Snapshot, look: Callable[[], None] = lambda: None) -> Manifest:
+        """Build an index, and call `look` all the time: what it raises ends the work."""
         name = name_of(snapshot)
         temporary, scratch = (self.folder / f".{name}.{what}.tmp" for what in ("lmdb", "rows"))
         try:
-            keys = self._fill(temporary, scratch, snapshot)
+            keys = self._fill(temporary, scratch, snapshot, look)
             with temporary.open("rb") as stream:
                 durable.seal(stream.fileno())
                 size, crc32 = os.fstat(stream.fileno()).st_size, checksum(stream.fileno())
@@ -200,11 +270,11 @@ class LookupFolder:
         LOG.info("lookups of %s: version %d is indexed (%d rows).", self.model, snapshot.number, snapshot.rows)
         return manifest
 
-    def _fill(self, path: Path, scratch: Path, snapshot: Snapshot) -> KeyCodec:
+    def _fill(self, path: Path, scratch: Path, snapshot: Snapshot, look: Callable[[], None]) -> KeyCodec:
         """Write an index, flushed but for its metadata. Returns what its keys are."""
         from sereno.lookup.entries import Entries
 
-        entries = Entries(snapshot)
+        entries = Entries(snapshot, look)
         rows = 0
         with self._translated(snapshot, path), contextlib.closing(_new_environment(path)) as environment, _no_cycles():
             for keys, predictions in entries.chunks(scratch):
@@ -214,6 +284,7 @@ class LookupFolder:
                 if added != len(keys):
                     raise self._sick(snapshot, "has two rows with the same key")
                 rows += added
+                environment.set_mapsize(MAP_SIZE)  # maps it anew: nothing of what was written is looked at again
                 failpoint("lookup_build")
             environment.sync(True)
         if rows != snapshot.rows:
@@ -232,7 +303,7 @@ class LookupFolder:
 
     def _sick(self, snapshot: Snapshot, what: str) -> IndexingError:
         return IndexingError(
-            f"Version {snapshot.number} of model {self.model!r} cannot be looked up: it {what}. Lookups answer as before. Run "
+            f"Version {snapshot.number} of model {self.model!r} cannot be looked up: it {what}. {AS_BEFORE} Run "
             f"data date {snapshot.data_date} again, or roll back."
         )
 
@@ -397,6 +468,10 @@ def _let_go(opened: _Opened) -> None:
 
 def _mark_of(pointer: Pointer | None) -> object:
     return (pointer.index, pointer.build) if pointer is not None else None
+
+
+def _latest(state: State) -> set[int]:
+    return set(sorted(state.snapshots)[-KEPT:])
 
 
 def name_of(snapshot: Snapshot) -> str:

@@ -17,6 +17,9 @@ from sereno.batch.keys import hash_keys, write_hashes
 from sereno.storage import fsync
 
 ROW_GROUP = 131_072  # rows of a part's row groups
+ROWS_AT_ONCE = (
+    32  # between two looks at the size of a page, which whoever reads has in memory whole: texts may be large
+)
 REJECTS = pa.schema(
     [
         pa.field("row", pa.int64()),  # position in the task; in the run, once merged; null: a line that is no row
@@ -92,7 +95,7 @@ def open_part(path: Path, schema: pa.Schema, keys: int) -> pq.ParquetWriter:
     """A writer of parts, whose first `keys` columns are the keys."""
     # a dictionary of values that all differ, as keys and scores do, is built for nothing: it took most of the time
     dictionary = [f.name for f in list(schema)[keys:] if not pa.types.is_floating(f.type)]
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary)
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary, write_batch_size=ROWS_AT_ONCE)
 
 
 def delta_stats(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The process that makes the lookups of one model follow its table: `python -m sereno.lookup.builder HOME MODEL`.
 
 Not for people. A server starts it whenever the table is ahead of its lookups and nobody else saw to it: whoever published
-died, has no right to write there, or knew nothing of a server. It ends when they have caught up.
+died, has no right to write there, or knew nothing of a server. It builds one index, so that each model has its turn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(home: Path, model: str) -> int:
             state = store.state()
             if state.served:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
-            LookupFolder(home, model).follow(state, state.kept(datetime.now(UTC)))
+            LookupFolder(home, model).follow(state, state.kept(datetime.now(UTC)), most=1)
     except SerenoError as error:
         LOG.error("%s", error)
         return 1

@@ -10,7 +10,7 @@ import bisect
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC
 from itertools import chain, pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from sereno.checks import one_array
 from sereno.exceptions import IndexingError
 from sereno.lookup.keys import KeyCodec
+from sereno.lookup.pointer import AS_BEFORE
 from sereno.rows import AnswerEncoder
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ Chunk = tuple[list[bytes], list[bytes]]  # keys, and the prediction of each
 
 CHUNK_ROWS = 50_000  # of what is handed on at a time
 CHUNK_BYTES = 8 << 20
-READ_ROWS = 4_096  # at a time: a large text that often occurs takes little of a file, and all of its size in memory
+READ_ROWS = 4_096  # at a time
+READ_BYTES = 16 << 20  # of them in memory, if every text were as long as the longest that the file has but once
+STREAM_BYTES = 1 << 20  # of a column that is being read
 BATCH_ROWS = 65_536  # of what is sorted first, to be cut in ranges
 BATCH_BYTES = 8 << 20
 AT_ONCE = 32 << 20  # bytes of columns that one range is to have; twice as much is sorted in memory at most
@@ -41,11 +44,19 @@ MOST_RANGES = 64  # files that are written at the same time; a range that is sti
 SAMPLE = 65_536  # keys by which the ranges are chosen, about
 
 
-class Entries:
-    """The entries of one snapshot. Raises IndexingError, here and while they are read, where a part is not as it was."""
+def _go_on() -> None:
+    pass
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._parts = _Parts(snapshot)
+
+class Entries:
+    """The entries of one snapshot. Raises IndexingError, here and while they are read, where a part is not as it was.
+
+    `look` is called again and again meanwhile; what it raises ends the work.
+    """
+
+    def __init__(self, snapshot: Snapshot, look: Callable[[], None] = _go_on) -> None:
+        self._look = look
+        self._parts = _Parts(snapshot, look)
         self.keys = KeyCodec.of(self._parts.schema, snapshot.keys)
         self._outputs = [name for name in self._parts.schema.names if name not in snapshot.keys]
         self._encoder = AnswerEncoder(self._outputs)
@@ -106,6 +117,7 @@ class Entries:
         order = self._order(table, keys)
         step = min(CHUNK_ROWS, max(1, CHUNK_BYTES * table.num_rows // max(1, table.nbytes)))
         for start in range(0, len(order), step):
+            self._look()
             chosen = order.slice(start, step)
             rows = table.take(chosen)
             predictions = self._encoder.encode_columns([_values(rows.column(name)) for name in self._outputs])
@@ -134,8 +146,8 @@ class _Source(Protocol):
 class _Parts:
     """The published parts of a snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, snapshot: Snapshot, look: Callable[[], None]) -> None:
+        self._snapshot, self._look = snapshot, look
         if not snapshot.parts:
             raise IndexingError(f"Version {snapshot.number} of model {snapshot.model!r} has no rows to look up.")
         self._verify()
@@ -146,34 +158,37 @@ class _Parts:
 
     def _verify(self) -> None:
         for part in self._snapshot.parts:
+            self._look()
             with self._reading(part), part.path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != part.sha256:
                     raise self._unreadable(part, "is damaged: its SHA-256 is not that of what was published")
 
     def batches(self) -> Iterator[pa.Table]:
         for part in self._snapshot.parts:
-            with self._reading(part), pq.ParquetFile(part.path, pre_buffer=False) as file:
-                if [(field.name, field.type) for field in file.schema_arrow] != [(f.name, f.type) for f in self.schema]:
+            with self._reading(part), _PartFile(part.path) as file:
+                if [(field.name, field.type) for field in file.schema] != [(f.name, f.type) for f in self.schema]:
                     raise self._unreadable(part, "has other columns than the parts before it")
-                for group in range(file.num_row_groups):
-                    known = file.metadata.row_group(group)
-                    fitting = BATCH_BYTES * known.num_rows // max(1, known.total_byte_size)
-                    for batch in file.iter_batches(min(READ_ROWS, max(1, fitting)), [group], use_threads=False):
+                for group in range(file.groups):
+                    for batch in file.batches(group, self.schema.names):
+                        self._look()
                         yield pa.Table.from_arrays(batch.columns, schema=self.schema)
 
     def sample(self, names: Sequence[str]) -> Iterator[pa.Table]:
         step = max(1, self.rows // SAMPLE)  # of so many rows, one
         owed = step
         for part in self._snapshot.parts:
-            with self._reading(part), pq.ParquetFile(part.path, pre_buffer=False) as file:
-                for group in range(file.num_row_groups):
+            with self._reading(part), _PartFile(part.path) as file:
+                for group in range(file.groups):
                     # the first rows of a group stand for all of it: to reach the others, these must be read anyway
-                    rows = file.metadata.row_group(group).num_rows
-                    owed += rows
-                    if wanted := min(rows, owed // step):
-                        owed -= wanted * step
-                        batch = next(file.iter_batches(wanted, [group], columns=list(names), use_threads=False))
-                        yield pa.Table.from_batches([batch])
+                    owed += file.rows(group)
+                    wanted = min(file.rows(group), owed // step)
+                    owed -= wanted * step
+                    for batch in file.batches(group, names) if wanted else ():
+                        self._look()
+                        yield pa.Table.from_batches([batch.slice(0, wanted)])
+                        wanted -= min(wanted, batch.num_rows)
+                        if not wanted:
+                            break
 
     @contextlib.contextmanager
     def _reading(self, part: Part) -> Iterator[None]:
@@ -189,9 +204,70 @@ class _Parts:
     def _unreadable(self, part: Part, what: str) -> IndexingError:
         snapshot = self._snapshot
         return IndexingError(
-            f"Version {snapshot.number} of model {snapshot.model!r} cannot be looked up: {part.path} {what}. Lookups answer as "
-            f"before. Restore the file from a backup, run data date {snapshot.data_date} again, or roll back."
+            f"Version {snapshot.number} of model {snapshot.model!r} cannot be looked up: {part.path} {what}. {AS_BEFORE} "
+            f"Restore the file from a backup, run data date {snapshot.data_date} again, or roll back."
         )
+
+
+class _PartFile:
+    """A part that is being read, in bounded memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BYTES)
+        self.schema: pa.Schema = self._file.schema_arrow
+        self.groups: int = self._file.num_row_groups
+
+    def __enter__(self) -> _PartFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def rows(self, group: int) -> int:
+        rows: int = self._file.metadata.row_group(group).num_rows
+        return rows
+
+    def batches(self, group: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        rows = self._rows_at_once(group)
+        yield from self._file.iter_batches(rows, [group], columns=list(names), use_threads=False)
+
+    def _rows_at_once(self, group: int) -> int:
+        """A text that often occurs takes little of a file, and all of its size in memory each time."""
+        known = self._file.metadata.row_group(group)
+        fitting = min(READ_ROWS, max(1, BATCH_BYTES * known.num_rows // max(1, known.total_byte_size)))
+        size = 1  # of a row, in bytes
+        for column in map(known.column, range(known.num_columns)):
+            if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+                texts = -(-column.num_values // max(1, known.num_rows))
+                size += texts * self._longest(column.path_in_schema, group, fitting)
+        rows: int = min(fitting, max(1, READ_BYTES // size))
+        return rows
+
+    def _longest(self, column: str, group: int, rows: int) -> int:
+        """Bytes of the longest text in a column's dictionary, which comes whole with the first text."""
+        with pq.ParquetFile(
+            self._path,
+            pre_buffer=False,
+            buffer_size=STREAM_BYTES,
+            read_dictionary=[column],
+            metadata=self._file.metadata,
+        ) as file:
+            for batch in file.iter_batches(rows, [group], columns=[column], use_threads=False):
+                texts = _leaf(batch.column(0)).dictionary
+                if len(texts):
+                    longest: int = pc.max(pc.binary_length(texts)).as_py()
+                    return longest
+        return 0
+
+
+def _leaf(array: Any) -> Any:
+    """What is innermost in an array of lists and structs, of which one column was read."""
+    while pa.types.is_nested(array.type):
+        array = array.flatten()
+        if isinstance(array, list):
+            (array,) = array
+    return array
 
 
 class _Spool:

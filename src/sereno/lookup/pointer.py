@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+AS_BEFORE = "Lookups answer as before."  # follows what is wrong with a snapshot, before what to do about it
 IndexName = Annotated[str, msgspec.Meta(pattern="^([0-9]{6,}-[0-9A-Za-z_-]+)?$")]
 
 
@@ -24,6 +25,8 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     table_version: int  # which was followed
     commit: int  # when the file of that version was written (ns): of another table, it was at another time
     before: list[IndexName]  # the indexes of older snapshots that were not withdrawn, newest first
+    missing: list[IndexName] = []  # those of other snapshots that are still to be built
+    left_out: list[IndexName] = []  # and those that cannot be
 
     def is_there(self, home: Path, model: str) -> bool:
         """Whether the files of the index are. (Whether they are undamaged is found when they are opened.)"""
@@ -106,7 +109,7 @@ def is_behind(home: Path, model: str) -> bool:
     """
     pointer = read_pointer(home, model)
     if pointer is None:
-        return _has_commits(home, model)
+        return _newest_commit(home, model) >= 0
     return (
         commit_time(home, model, pointer.table_version) != pointer.commit
         or commit_time(home, model, pointer.table_version + 1) is not None
@@ -114,13 +117,35 @@ def is_behind(home: Path, model: str) -> bool:
     )
 
 
+class Work(NamedTuple):
+    """What whoever follows the table finds to do; another one as soon as the table has moved on."""
+
+    commit: tuple[int, int | None]  # the newest of the table, and when it was
+    missing: tuple[str, ...]  # indexes that are to be built beside the served one; none: it is about that one
+
+
+def work(home: Path, model: str) -> Work | None:
+    """None: lookups have followed the table, and there is an index of every snapshot that is to have one.
+
+    As cheap as `is_behind` where they have.
+    """
+    if is_behind(home, model):
+        newest = _newest_commit(home, model)
+        return Work((newest, commit_time(home, model, newest)), ())
+    pointer = read_pointer(home, model)
+    if pointer is None or not pointer.missing:
+        return None
+    return Work((pointer.table_version, pointer.commit), tuple(pointer.missing))
+
+
 def _log(home: Path, model: str) -> Path:
     return home / "predictions" / model / "_delta_log"
 
 
-def _has_commits(home: Path, model: str) -> bool:
+def _newest_commit(home: Path, model: str) -> int:
+    """-1: there is no table."""
     try:
-        with os.scandir(_log(home, model)) as entries:
-            return any(entry.name.endswith(".json") and entry.name[:-5].isdigit() for entry in entries)
+        names = os.listdir(_log(home, model))
     except OSError:
-        return False
+        return -1
+    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=-1)

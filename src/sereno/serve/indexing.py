@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sereno.lookup.pointer import is_behind, lock_path, lookup_folder, read_pointer
+from sereno.lookup.pointer import Work, is_behind, lock_path, lookup_folder, read_pointer, work
 from sereno.storage import is_held
 
 MODULE = "sereno.lookup.builder"
 GRACE = 0.4  # seconds that whoever published is given to begin it
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 600.0  # between two tries of the same: where a part is damaged, each reads all parts
+SETTLED = 60.0  # seconds after which an index that was built is taken to be sound
 SECONDS_TO_END = 5.0  # then it is killed; the next one goes on where it was
 
 
@@ -25,13 +27,20 @@ class _Followed:
     home: Path
     model: str
     process: subprocess.Popen[bytes] | None = None
+    found: Work | None = None  # what is to be done, when it was last looked
+    since: float = 0.0
+    tried: Work | None = None  # what the last builder was to do
+    built: float = -math.inf  # when it had done it
     failures: int = 0
     due: float = 0.0
-    behind_since: float | None = None
 
 
 class Indexing:
-    """Looks after the lookups of some models. Whoever owns it calls `look` twice a second."""
+    """Looks after the lookups of some models. Whoever owns it calls `look` twice a second.
+
+    One builder at a time, which builds one index: of all that is not answered yet, what has waited longest; only then
+    what a rollback might ask for.
+    """
 
     def __init__(self, note: Callable[[str], None], failed: Callable[[str], None]) -> None:
         self._note = note
@@ -50,62 +59,78 @@ class Indexing:
                 # that it is there tells whoever publishes that these lookups are wanted
                 lookup_folder(Path(home), model).mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                self._note(
-                    f"the lookups of {model} have no folder in {home}: {error.strerror}. There are none until then."
-                )
+                if is_behind(Path(home), model):  # else there is nothing to look up, either
+                    self._note(
+                        f"the lookups of {model} have no folder in {home}: {error.strerror}. There are none until then."
+                    )
         self.look()
 
     def look(self) -> None:
-        """Start the builders that are needed, and see what became of those that ended."""
+        """Start the builder that is needed, and see what became of the one that ended."""
         now = time.monotonic()
         self._ending = [process for process in self._ending if process.poll() is None]
+        needed = []
         for one in self._followed.values():
-            if one.process is not None:
-                code = one.process.poll()
-                if code is None:
-                    continue
+            if one.process is not None and (code := one.process.poll()) is not None:
                 one.process = None
-                if code:
-                    self._has_failed(one, f"ended with {code}")
-                else:
-                    one.failures = 0
-                    one.due = now
+                self._has_ended(one, code, now)
             try:
-                if one.due <= now and self._needs(one, now):
-                    self._start(one)
+                if one.process is None and self._needs(one, now):
+                    needed.append(one)
             except OSError as error:  # the server serves, whatever became of the folder
                 self._has_failed(one, f"cannot be started: {error.strerror} ({error.filename})")
+        if needed and not self._ending and all(one.process is None for one in self._followed.values()):
+            self._start(min(needed, key=lambda one: (bool(one.found and one.found.missing), one.since)))
+
+    def _has_ended(self, one: _Followed, code: int, now: float) -> None:
+        if code:
+            self._has_failed(one, f"ended with {code}")
+        elif work(one.home, one.model) == one.tried:
+            how = "has ended, and left all to be done"
+            self._has_failed(one, how, is_new=not one.failures)
+        else:
+            one.built = now
+            one.due = now + _pause(one.failures) if one.failures else now
 
     def _needs(self, one: _Followed, now: float) -> bool:
-        if not is_behind(one.home, one.model):
-            one.behind_since = None
-            one.failures = 0  # somebody else has mended it
+        found, before = work(one.home, one.model), one.found
+        one.found = found
+        if found is None:
+            if now - one.built >= SETTLED:
+                one.failures, one.due = 0, 0.0  # somebody else has mended it
             return False
-        if one.behind_since is None:
-            one.behind_since = now
-        return now - one.behind_since >= GRACE and not is_held(lock_path(one.home, one.model))
+        if found != before:
+            one.since = now
+            if found != one.tried:  # the table has moved on: this may be something else that can be done
+                one.failures, one.due = 0, 0.0
+        return one.due <= now and now - one.since >= GRACE and not is_held(lock_path(one.home, one.model))
 
     def _start(self, one: _Followed) -> None:
+        is_lost_again = one.found == one.tried and one.since - one.built < SETTLED
         pointer = read_pointer(one.home, one.model)
-        if pointer is not None and not pointer.is_there(one.home, one.model) and not one.failures:
+        if pointer is not None and not pointer.is_there(one.home, one.model) and (is_lost_again or not one.failures):
             self._failed(one.model)
             self._note(
                 f"the index {pointer.index} of the lookups of {one.model} is missing or damaged; it is built again."
             )
+        one.failures += is_lost_again
+        one.tried = one.found
         command = [sys.executable, "-P", "-m", MODULE, str(one.home), one.model]
         try:
             one.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0)
         except OSError as error:
             self._has_failed(one, f"cannot be started: {error.strerror}")
 
-    def _has_failed(self, one: _Followed, how: str) -> None:
+    def _has_failed(self, one: _Followed, how: str, *, is_new: bool = True) -> None:
         one.failures += 1
-        pause = min(LONGEST_PAUSE, 2.0 ** min(10, one.failures - 1))
+        one.built = -math.inf
+        pause = _pause(one.failures)
         one.due = time.monotonic() + pause
         self._failed(one.model)
-        self._note(
-            f"the builder of the lookups of {one.model} {how}. What is served stays; the next try is in {pause:g} s."
-        )
+        if is_new:
+            self._note(
+                f"the builder of the lookups of {one.model} {how}. What is served stays; the next try is in {pause:g} s."
+            )
 
     def stop(self) -> None:
         """Have the builders end."""
@@ -128,3 +153,7 @@ class Indexing:
         if one.process is not None and one.process.poll() is None:
             one.process.terminate()
             self._ending.append(one.process)
+
+
+def _pause(failures: int) -> float:
+    return min(LONGEST_PAUSE, 2.0 ** min(10, failures - 1))
