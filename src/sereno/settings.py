@@ -316,12 +316,16 @@ class Settings:
         return next((self.origins[key] for key in spelled if key in self.origins), "the defaults")
 
     def _check_lookup(self, name: str, chosen: ModelSettings) -> None:
-        """Raise SettingsError where a setting of lookups would have no effect."""
-        given = next((one for one in LOOKUP_ONLY if one in chosen.given), None)
+        """Raise SettingsError where a setting of lookups would have no effect.
+
+        Switched off from elsewhere, by an environment or on the command line, those of the file may stay.
+        """
+        off = self.origin(name, "lookup")
+        given = next((one for one in LOOKUP_ONLY if one in chosen.given and self.origin(name, one) == off), None)
         if chosen.lookup == "off" and given is not None:
             raise SettingsError(
                 f"'models.{name}.{given}', from {self.origin(name, given)}, has no effect, as 'models.{name}.lookup' is "
-                f"'off', from {self.origin(name, 'lookup')}. Leave {given} out, or set lookup = \"auto\"."
+                f"'off', from {off}. Leave {given} out, or set lookup = \"auto\"."
             )
         if chosen.stale != "flag" and chosen.max_age_seconds is None:
             raise SettingsError(
