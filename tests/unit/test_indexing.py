@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from sereno.lookup.pointer import Pointer, commit_time, index_path, lookup_folder, manifest_path, pointer_path, work
-from sereno.serve.indexing import Indexing
+from sereno.serve.processes.indexing import Indexing
 
 
 class Builder:

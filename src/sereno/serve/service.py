@@ -24,11 +24,11 @@ from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
 from sereno.serve.guard import KEY, Guard
-from sereno.serve.indexing import Indexing
 from sereno.serve.live import Live
 from sereno.serve.lookup import Lookups
 from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
+from sereno.serve.processes.indexing import Indexing
 from sereno.serve.wire import Exchange, RequestError, Route
 
 if TYPE_CHECKING:

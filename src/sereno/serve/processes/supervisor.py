@@ -24,7 +24,6 @@ import msgspec
 
 from sereno import exceptions
 from sereno.exceptions import SerenoError, WorkerError
-from sereno.serve.indexing import Indexing
 from sereno.serve.options import Options
 from sereno.serve.processes.board import Board, State
 from sereno.serve.processes.compacting import Compacting
@@ -40,6 +39,7 @@ from sereno.serve.processes.control import (
     close_all,
     from_worker,
 )
+from sereno.serve.processes.indexing import Indexing
 from sereno.serve.processes.process import Phase, Worker, start_worker
 from sereno.serve.processes.sockets import Listening, refuse_openness
 from sereno.serve.processes.watching import Watcher
