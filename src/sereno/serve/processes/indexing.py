@@ -50,10 +50,10 @@ class Indexing:
 
     def serve(self, models: Iterable[tuple[str, str]]) -> None:
         """Look after these (home, model) from now on, and after no others."""
-        wanted = set(models)
-        for key in set(self._followed) - wanted:
+        wanted = dict.fromkeys(models)  # in their order: the first is indexed first
+        for key in self._followed.keys() - wanted.keys():
             self._end(self._followed.pop(key))
-        for home, model in wanted - set(self._followed):
+        for home, model in [key for key in wanted if key not in self._followed]:
             self._followed[home, model] = _Followed(Path(home), model)
             try:
                 # that it is there tells whoever publishes that these lookups are wanted
