@@ -17,6 +17,7 @@ import pytest
 
 from sereno.failpoints import POINTS
 from tests.acceptance.project import DAY, NEXT_DAY, PARTS, ROWS, THIRD_DAY, Project, faults
+from tests.acceptance.test_faults_lookup import BUILD_PLACES
 
 OF_A_RUN = (
     "plan", "task_start", "task_start@2", "part_written", "task_done", "task_done@2", "scored", "gate_before", "gate_after",
@@ -49,7 +50,9 @@ Begin = Callable[[str, str], Before]
 
 def test_every_failpoint_is_killed_at() -> None:
     of_answers = {place for place in POINTS if place.startswith("answers_")}  # test_answers.py
-    assert {place.partition("@")[0] for place in OF_A_RUN} | OF_OPERATORS | of_answers == POINTS
+    of_lookups = {place for place in POINTS if place.startswith("lookup_")}
+    assert {place.partition("@")[0] for place in BUILD_PLACES} == of_lookups
+    assert {place.partition("@")[0] for place in OF_A_RUN} | OF_OPERATORS | of_answers | of_lookups == POINTS
 
 
 @pytest.fixture(scope="module")
