@@ -10,6 +10,7 @@ first answer, which also brings it into memory.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import logging
@@ -53,6 +54,7 @@ LOG = logging.getLogger("sereno.lookup")
 PATIENCE = 300.0  # seconds that one who builds an index may keep the next one waiting
 MAP_SIZE = 1 << 40  # addresses, not bytes: what an index may grow to
 READ_BYTES = 4 << 20
+MADV_POPULATE_READ = 22  # of Linux, madvise(2)
 TRIES = 5  # to open what another process is replacing
 
 
@@ -420,10 +422,24 @@ class _Opened:
             max_spare_txns=1,
         )
         self.transaction = self.environment.begin()  # one for all, as long as it is open: the file never changes
+        _map_pages(file[1])
 
     def close(self) -> None:
         self.transaction.abort()
         self.environment.close()
+
+
+def _map_pages(inode: int) -> None:
+    """Have the pages of a file that is mapped, and in memory already, found by the processor at once.
+
+    Else the first answers from each of them take half as long again, for minutes in an index of gigabytes. What cannot be
+    done (a kernel before 5.14) is left to them.
+    """
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
+        areas = [fields[0].split("-") for line in maps if (fields := line.split(None, 5))[4] == str(inode)]
+    advise = ctypes.CDLL(None).madvise
+    for start, end in areas:
+        advise(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(int(end, 16) - int(start, 16)), MADV_POPULATE_READ)
 
 
 _opened: dict[tuple[int, int], _Opened] = {}  # by device and inode
