@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sereno.serve.processes.control import Served
+from sereno.serve.processes.ending import Ending
 
 MODULE = "sereno.answers.compactor"
 QUICK = 60.0  # it failed if it ends within so many seconds
@@ -32,7 +33,7 @@ class Compacting:
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._compactors: dict[str, _Compactor] = {}  # by home
-        self._ending: list[subprocess.Popen[bytes]] = []
+        self._ending = Ending(SECONDS_TO_END)
 
     def serve(self, models: Iterable[Served]) -> None:
         """Look after the answers of these models, from now on."""
@@ -42,7 +43,7 @@ class Compacting:
                 wanted.setdefault(model.home, []).append(f"--days={model.name}={model.log_days}")
         for home, compactor in list(self._compactors.items()):
             if compactor.arguments != wanted.get(home):
-                self._end(self._compactors.pop(home))
+                self._ending.end(self._compactors.pop(home).process)
         for home, arguments in wanted.items():
             if home not in self._compactors:
                 self._compactors[home] = _Compactor(arguments)
@@ -51,7 +52,6 @@ class Compacting:
     def look(self) -> None:
         """Start what has to run; what ended, later each time."""
         now = time.monotonic()
-        self._ending = [process for process in self._ending if process.poll() is None]
         for home, compactor in self._compactors.items():
             if compactor.process is not None and (code := compactor.process.poll()) is not None:
                 compactor.process = None
@@ -78,21 +78,9 @@ class Compacting:
     def stop(self) -> None:
         """Have them end."""
         for compactor in self._compactors.values():
-            self._end(compactor)
+            self._ending.end(compactor.process)
         self._compactors.clear()
 
     def wait(self) -> None:
         """Until they have ended."""
-        deadline = time.monotonic() + SECONDS_TO_END
-        for process in self._ending:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._ending.clear()
-
-    def _end(self, compactor: _Compactor) -> None:
-        if compactor.process is not None and compactor.process.poll() is None:
-            compactor.process.terminate()
-            self._ending.append(compactor.process)
+        self._ending.wait()

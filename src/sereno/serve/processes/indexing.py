@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sereno.lookup.pointer import Work, is_behind, lock_path, lookup_folder, read_pointer, work
+from sereno.serve.processes.ending import Ending
 from sereno.storage import is_held
 
 MODULE = "sereno.lookup.builder"
@@ -46,13 +47,13 @@ class Indexing:
         self._note = note
         self._failed = failed  # is told the model: an index could not be built, or was found missing or damaged
         self._followed: dict[tuple[str, str], _Followed] = {}  # by home and model
-        self._ending: list[subprocess.Popen[bytes]] = []
+        self._ending = Ending(SECONDS_TO_END)
 
     def serve(self, models: Iterable[tuple[str, str]]) -> None:
         """Look after these (home, model) from now on, and after no others."""
         wanted = dict.fromkeys(models)  # in their order: the first is indexed first
         for key in self._followed.keys() - wanted.keys():
-            self._end(self._followed.pop(key))
+            self._ending.end(self._followed.pop(key).process)
         for home, model in [key for key in wanted if key not in self._followed]:
             self._followed[home, model] = _Followed(Path(home), model)
             try:
@@ -68,7 +69,6 @@ class Indexing:
     def look(self) -> None:
         """Start the builder that is needed, and see what became of the one that ended."""
         now = time.monotonic()
-        self._ending = [process for process in self._ending if process.poll() is None]
         needed = []
         for one in self._followed.values():
             if one.process is not None and (code := one.process.poll()) is not None:
@@ -135,24 +135,12 @@ class Indexing:
     def stop(self) -> None:
         """Have the builders end."""
         for one in self._followed.values():
-            self._end(one)
+            self._ending.end(one.process)
         self._followed.clear()
 
     def wait(self) -> None:
         """Until they have ended."""
-        deadline = time.monotonic() + SECONDS_TO_END
-        for process in self._ending:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._ending.clear()
-
-    def _end(self, one: _Followed) -> None:
-        if one.process is not None and one.process.poll() is None:
-            one.process.terminate()
-            self._ending.append(one.process)
+        self._ending.wait()
 
 
 def _pause(failures: int) -> float:
