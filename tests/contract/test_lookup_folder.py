@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -627,3 +628,17 @@ def test_a_disk_that_fills_up_anywhere(pages: int, table: Table, store: LookupFo
     store.follow(table.state, ALL)
     assert served(store) == 2
     assert FolderKept(table.home).held() == {1, 2}
+
+
+def test_the_pages_of_an_index_are_mapped_before_the_first_answer(table: Table, store: LookupFolder) -> None:
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14):
+        pytest.skip("this kernel cannot map pages ahead (MADV_POPULATE_READ came with 5.14)")
+    table.publish(scores(1, range(20_000)))
+    store.follow(table.state, ALL)
+    index = store.open()
+    assert index is not None
+    (path,) = store.folder.glob("*.lmdb")
+    _, area = Path("/proc/self/smaps").read_text().split(str(path), 1)
+    kilobytes = {name: int(number) for name, number in re.findall(r"^(\w+): +(\d+) kB$", area, re.MULTILINE)[:6]}
+    assert kilobytes["Rss"] == kilobytes["Size"] > 500
+    index.close()
