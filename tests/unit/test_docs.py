@@ -10,7 +10,7 @@ import pytest
 
 import sereno
 from sereno import exceptions
-from sereno.cli import _parser
+from sereno.cli import parser_of
 from sereno.failpoints import POINTS
 from sereno.settings import SETTINGS
 
@@ -48,7 +48,7 @@ def option_rows() -> dict[str, set[str]]:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    (commands,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    (commands,) = [a for a in parser_of()._actions if isinstance(a, argparse._SubParsersAction)]
     return dict(commands.choices)
 
 
@@ -67,7 +67,7 @@ def test_every_option_is_in_the_readme(command: str) -> None:
 
 
 def test_the_options_of_sereno_itself_are_in_the_readme() -> None:
-    assert options_of(_parser()) == option_rows()["sereno"]
+    assert options_of(parser_of()) == option_rows()["sereno"]
 
 
 @pytest.mark.parametrize("command", sorted(parsers()))

@@ -1,0 +1,102 @@
+"""The command line. Thin: parse, call, print. Nothing heavy is imported before a command needs it.
+
+`commands.py` says how a command is declared, `named.py` finds what it names; the other modules have the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sereno import __version__
+from sereno.cli import batch, published, runs, serving
+from sereno.cli.commands import FAILED, USAGE, Commands
+from sereno.cli.printing import write
+from sereno.exceptions import SerenoError, SettingsError
+
+if TYPE_CHECKING:
+    from sereno.model import Model
+
+ABOUT = """\
+Puts a trained model into production: one plain Python file, scored by night, published whole or not at all.
+
+  sereno new churn                      a model file to start from
+  sereno check churn.py                 the same prediction in every arrangement and through every door?
+  sereno run churn.py                   read, score, check, publish the last interval that ended
+  sereno versions churn                 what was published, what is in service
+  sereno rollback churn                 the version before, back in service
+  sereno serve churn.py                 predictions over HTTP
+"""
+AFTER = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by a gate. `sereno COMMAND --help` tells more."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return _start(parser_of(), given, None)
+
+
+def main_of(model: Model, arguments: Sequence[str]) -> int:
+    """The command line of a model file that was started itself: `python credit_scoring.py run`."""
+    return _start(parser_of(model), arguments, model)
+
+
+def _start(parser: argparse.ArgumentParser, arguments: Sequence[str], model: Model | None) -> int:
+    if not arguments:
+        parser.print_help()
+        return USAGE
+    options = parser.parse_args(arguments)
+    options.given = list(arguments)
+    return _run(options, model)
+
+
+def _run(options: argparse.Namespace, model: Model | None) -> int:
+    options.model_itself = model
+    options.out = sys.stdout
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        # what the model's own code prints must not end up between the braces of our JSON
+        with _working_folder(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+            return command(options)
+    except SerenoError as error:
+        if options.json:
+            write(options, json.dumps({"error": type(error).__name__, "says": str(error)}))
+        print(f"sereno: {error}", file=sys.stderr)
+        if options.verbose:
+            raise
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, SerenoError | OSError):
+            print("  (-v shows the traceback)", file=sys.stderr)
+        return USAGE if isinstance(error, SettingsError) else FAILED
+    except KeyboardInterrupt:
+        print("sereno: interrupted; finished tasks are kept, the next run goes on where this one was.", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _working_folder() -> Iterator[None]:
+    """Commands may change the working folder (to a model's home); it is put back for whoever called us in-process."""
+    before = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def parser_of(own: Model | None = None) -> argparse.ArgumentParser:
+    """`own`: the model whose file was started itself, so that commands do not ask for it."""
+    name = "sereno" if own is None or own.file is None else f"python {own.file.name}"
+    parser = argparse.ArgumentParser(
+        prog=name, description=ABOUT, epilog=AFTER, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"sereno {__version__}")
+    commands = Commands(parser, own=own is not None)
+    for module in (batch, serving, runs, published):
+        module.add(commands)
+    return parser

@@ -1,0 +1,49 @@
+"""How commands are declared: each module beside this one has an `add`, which gives its commands their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, USAGE, HELD = 0, 1, 2, 3
+SETTING = "setting:"  # an option whose destination begins so sets the setting of that name
+
+
+class Commands:
+    """What the modules add their commands to."""
+
+    def __init__(self, parser: argparse.ArgumentParser, *, own: bool) -> None:
+        self.own = own  # a model file was started itself, so that commands do not ask for it
+        self._commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(self, name: str, function: Callable[[argparse.Namespace], int], about: str, more: str = "") -> Any:
+        """A command with the options that all have."""
+        described = f"{about[0].upper()}{about[1:]}. {more}"
+        one = self._commands.add_parser(name, help=about, description=described, add_help=True)
+        one.set_defaults(command=function)
+        one.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        one.add_argument("--home", type=Path, metavar="DIR", help="where predictions, exports and .sereno lie")
+        one.add_argument("--env", metavar="NAME", help="the [env.NAME] of sereno.toml (or SERENO_ENV)")
+        one.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. values.warehouse=/data"
+        )
+        one.add_argument("--json", action="store_true", help="print JSON for scripts")
+        return one
+
+    def takes_file(self, one: Any) -> None:
+        if not self.own:
+            one.add_argument("file", metavar="FILE", help="the model file, or the name of a model in sereno.toml")
+
+    def takes_model(self, one: Any, *, optional: bool = False) -> None:
+        if not self.own:
+            more = "; the only one there is, if not given" if optional else ""
+            one.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=f"the model's name{more}")
+
+
+def positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return number

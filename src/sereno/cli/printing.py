@@ -1,0 +1,20 @@
+"""What a command prints: lines for people, or JSON for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+
+def output(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
+    write(options, json.dumps(data, indent=2, default=str) if options.json else "\n".join(lines))
+
+
+def write(options: argparse.Namespace, text: str) -> None:
+    try:
+        print(text, file=options.out, flush=True)
+    except BrokenPipeError:  # the reader (head, say) has seen enough; the exit code is still the command's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
