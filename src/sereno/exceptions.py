@@ -15,6 +15,8 @@
     ├── RunError                the operator: a run that cannot go on
     │   ├── BusyError           another process has this run key, or publishes to this table, right now
     │   ├── StorageError        a disk that is full, read-only or broken
+    │   ├── LedgerError         the ledger cannot be read or written
+    │   ├── LeaseLostError      somebody else has taken this run over
     │   └── WorkerError         a worker process died
     ├── PublishError            the operator: what was asked of a table cannot be done
     │   ├── NotFoundError       no such model, snapshot, run or key
@@ -99,6 +101,14 @@ class BusyError(RunError):
 
 class StorageError(RunError):
     """A disk is full, read-only or broken."""
+
+
+class LedgerError(RunError):
+    """The ledger of runs cannot be read or written."""
+
+
+class LeaseLostError(RunError):
+    """Another process has taken this run over, because this one did not move for too long."""
 
 
 class WorkerError(RunError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from datetime import date, datetime
 
     from sereno.batch.tasks import Job, Task, TaskResult
+    from sereno.ledger import Entry, Lease, Notice, NoticeKind, Pause, RunState, Transition
     from sereno.lookup.keys import KeyCodec
     from sereno.snapshots import Snapshot, State
 
@@ -112,4 +113,115 @@ class LookupStore(Protocol):
         not rolled back is opened in its place, until then. May take a second: it reads the whole index once, so that
         answers from it need not wait for the disk.
         """
+        ...
+
+
+class RunLedger(Protocol):
+    """What is known of every run of a home. Several processes, on several hosts, use one ledger at once.
+
+    Every method is one transaction, and may be called from any thread. Each raises LedgerError: what failed, why (the disk
+    is full, it is locked, it is damaged, it cannot be reached), and what to do.
+    """
+
+    def move(
+        self,
+        entry: Entry,
+        *,
+        expected: Collection[RunState | None] | None = None,
+        lease: Lease | None = None,
+    ) -> bool:
+        """Bring a run into the state of `entry`, with all that it says, and keep the transition.
+
+        `expected`: only from one of these states (None: the ledger does not know the run); else nothing changes and the
+        answer is False. `lease`: only while its holder still has it; else nothing changes and the answer is False.
+        The transition's time is `entry.since`. An entry in the very state it had is updated, without a transition.
+        """
+        ...
+
+    def entry(self, model: str, run_key: str) -> Entry | None:
+        """One run."""
+        ...
+
+    def entries(
+        self,
+        *,
+        model: str | None = None,
+        states: Collection[RunState] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[Entry]:
+        """Runs, newest data time first: of a model, in one of these states, whose data time is in [since, until)."""
+        ...
+
+    def newest(self, until: datetime) -> dict[str, Entry]:
+        """The run with the newest data time at or before `until`, of each model. Fast: asked every second."""
+        ...
+
+    def open_entries(self) -> list[Entry]:
+        """Every run that is due, waiting or running, or has a `not_before`; oldest data time first. Fast, too."""
+        ...
+
+    def transitions(self, model: str, run_key: str) -> list[Transition]:
+        """All that happened to a run, oldest first."""
+        ...
+
+    def forget(self, model: str, run_key: str) -> None:
+        """The ledger does not know this run any more, nor what happened to it."""
+        ...
+
+    def prune(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Forget runs that ended, and notices, whose data time is before; how many. The newest of each model stays."""
+        ...
+
+    def acquire(self, name: str, holder: str, seconds: float, *, by_force: bool = False) -> Lease | None:
+        """The lease of that name, for so long; None: another holder has it and its time is not over.
+
+        `by_force`: even then; the caller knows that the other one is dead. Times are those of the ledger's own clock.
+        The token is greater than any before, also after `release`.
+        """
+        ...
+
+    def renew(self, lease: Lease, seconds: float) -> bool:
+        """Have it so long from now on; False: it was lost, another holder has had it since."""
+        ...
+
+    def release(self, lease: Lease) -> None:
+        """Give it back, if it is still held."""
+        ...
+
+    def holder(self, name: str) -> Lease | None:
+        """Who has a lease whose time is not over."""
+        ...
+
+    def pause(self, pause: Pause) -> bool:
+        """The model is paused; False: it was already, by whoever did it first."""
+        ...
+
+    def resume(self, model: str) -> Pause | None:
+        """The model is no longer paused; the pause that ended."""
+        ...
+
+    def pauses(self) -> dict[str, Pause]:
+        """Which models are paused."""
+        ...
+
+    def add_notice(self, model: str, run_key: str, kind: NoticeKind, says: str, at: datetime) -> bool:
+        """Something is to be told; False: of this run and kind it was told, or is about to be, already."""
+        ...
+
+    def untold(self) -> list[Notice]:
+        """Notices that nobody was told yet, oldest first."""
+        ...
+
+    def notices(self, model: str, limit: int) -> list[Notice]:
+        """The newest notices of a model, newest first."""
+        ...
+
+    def tried(self, number: int, *, told_at: datetime | None, error: str = "") -> None:
+        """A notice was told, or a try failed."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
         ...

@@ -119,6 +119,12 @@ def _check_exports(raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
+def _check_ledger(raw: object) -> str:
+    if not isinstance(raw, str) or not re.match(r"postgresql://.", raw):
+        raise ValueError
+    return raw
+
+
 def _check_texts(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list | tuple) or not all(isinstance(one, str) and one for one in raw):
         raise ValueError
@@ -158,6 +164,7 @@ _ADDRESS = _text("the address of a database")
 _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 _VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
+_LEDGER = Kind(name='an address, "postgresql://…"', check=_check_ledger)
 _TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
 _BOOL = Kind(name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text, text))
 _UNKNOWN = Kind(name='"404" or "live"', check=_check_unknown)
@@ -288,6 +295,7 @@ class Settings:
     home: Path  # absolute
     workers: int | None = None  # None: a run has as many as there are cores, a server one
     secrets_folder: Path = Path("/run/secrets")
+    ledger: str | None = field(default=None, repr=False)  # None: SQLite in the home; it may hold a password
     values: Mapping[str, Value] = field(default_factory=dict)
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
     serve: ServeSettings = field(default_factory=ServeSettings)
@@ -352,6 +360,12 @@ SETTINGS: Mapping[str, Setting] = {
             about="How many processes score; else one per core in a run, one in a server.",
         ),
         Setting(name="secrets_folder", kind=PATH, default="/run/secrets", about="Has a file for each secret."),
+        Setting(
+            name="ledger",
+            kind=_LEDGER,
+            default=None,
+            about="Where the ledger of runs is kept: a PostgreSQL database; else a file in `.sereno/`.",
+        ),
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
         *_rows("serve.", ServeSettings),
         *_rows("models.NAME.", ModelSettings),

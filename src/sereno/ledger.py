@@ -1,0 +1,113 @@
+"""The ledger: what is known of every run, whoever started it, and who may work on what right now.
+
+A run is in one of these states:
+
+    due ──► waiting ──► running ──► published
+     │         │           ├──────► held ──► published, discarded
+     │         │           └──────► failed ──► due (another try), running
+     └────┬────┴──► held, skipped ──► running, due
+
+The Delta log stays the truth about what is published, and an attempt's report about what it did: `sereno repair` makes
+a ledger from them again. Only the ledger knows what is due, waited for or skipped, pauses, leases and notices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
+    from sereno.interfaces import RunLedger
+
+RunState = Literal["due", "waiting", "running", "held", "published", "failed", "skipped", "discarded"]
+NoticeKind = Literal["failed", "held", "late", "recovered"]
+LEASE_SECONDS = 20.0  # a holder that does not renew its lease for so long has lost it: taken over within 30 s
+BEAT_SECONDS = 5.0  # between two renewals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run, as the ledger knows it."""
+
+    model: str
+    run_key: str  # start of the interval, UTC, as Interval.key
+    data_date: date
+    data_time: datetime  # end of the interval, UTC
+    state: RunState
+    since: datetime  # UTC: when it came into this state
+    reason: str = ""  # in words: why it is in this state
+    who: str = ""  # who brought it there: a user's name, or "sereno" (the scheduler)
+    attempt: str = ""  # the newest one
+    version: int | None = None  # of the snapshot it published
+    tries: int = 0  # attempts that were begun
+    not_before: datetime | None = None  # UTC: when the next try is due, of an entry that is to be tried again
+    label: str = ""  # what --date takes for it: Interval.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A change of state of one run, kept for good (until it is pruned)."""
+
+    model: str
+    run_key: str
+    at: datetime  # UTC
+    before: RunState | None  # None: the ledger did not know the run
+    after: RunState
+    reason: str
+    who: str
+    attempt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to work on something, for a while."""
+
+    name: str  # "run:MODEL:RUN_KEY", "scheduler"
+    holder: str  # who: see `holder_here`
+    token: int  # greater than that of every holder before: whoever has a smaller one has lost it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    """A model whose schedule starts no runs."""
+
+    model: str
+    since: datetime  # UTC
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that people are to be told, once."""
+
+    number: int
+    model: str
+    run_key: str
+    kind: NoticeKind
+    at: datetime  # UTC
+    says: str
+    tries: int = 0  # how often it was tried to tell it
+    told_at: datetime | None = None
+    error: str = ""  # of the last try
+
+
+def holder_here() -> str:
+    """This process, as leases name it: "host:pid:random". Two processes never have the same."""
+    import os
+    import secrets
+    import socket
+
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def open_ledger(settings: Settings) -> RunLedger:
+    """The ledger of a home: SQLite in `.sereno/ledger.sqlite`, or PostgreSQL where the setting `ledger` has its address.
+
+    Raises LedgerError where it cannot be opened, MissingExtraError where PostgreSQL's driver is not installed.
+    """
+    from sereno.adapters.ledger import open_at
+
+    return open_at(settings.ledger, settings.home)
