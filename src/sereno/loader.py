@@ -314,7 +314,7 @@ def _value(function: Callable[..., Any], parameter: Parameter, settings: Setting
             raise SettingsError(f"{place(function)}: {error}") from error
     if name not in settings.values:
         known = sorted({*settings.values, *given})
-        batch = " data_date and interval are given to read only." if name in BATCH_NAMES else ""
+        batch = " data_date and interval are given to read and ready only." if name in BATCH_NAMES else ""
         raise SettingsError(
             f"{place(function)}: nothing gives {function.__name__} its parameter {name!r}.{batch} Add it to [values] in "
             f"sereno.toml, or set SERENO_VALUES__{name.upper()}. Known here: {', '.join(known) or 'nothing'}."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 F = TypeVar("F", bound=Callable[..., Any])
-BATCH_NAMES = ("data_date", "interval")  # what `read` may ask for beside values
+BATCH_NAMES = ("data_date", "interval")  # what `read` and `ready` may ask for beside values
 
 
 class Secret(str):
@@ -93,6 +93,8 @@ class Model:
         self.read_function: Callable[..., Any] | None = None
         self.predict_function: Callable[..., Any] | None = None
         self.fetch_function: Callable[..., Any] | None = None
+        self.ready_function: Callable[..., Any] | None = None
+        self.gate_functions: list[Callable[..., Any]] = []  # in declared order
         self._check_columns()
 
     def load(self, function: F) -> F:
@@ -110,6 +112,28 @@ class Model:
     def fetch(self, function: F) -> F:
         """Decorator: `fetch(keys)` gets the features of the given keys; may be async."""
         return self._register("fetch", function)
+
+    def ready(self, function: F) -> F:
+        """Decorator: what says whether an interval's input has arrived, as True or False. Asked until it has."""
+        return self._register("ready", function)
+
+    def gate(self, function: F) -> F:
+        """Decorator, for any number of functions: a check of a run's whole output before it is published.
+
+        `gate(profile)` or `gate(profile, predictions: pd.DataFrame)`, then values by name.
+        """
+        given: object = function
+        if not callable(given):
+            raise TypeError(f"`model.gate` takes a function, not {type(function).__name__}.")
+        name = gate_name(function)
+        first = next((one for one in self.gate_functions if gate_name(one) == name), None)
+        if first is not None:
+            raise ModelFileError(
+                f"{place(function)}: model {self.name!r} has two gates named {name!r}; the first is at {place(first)}. "
+                "Give this one another name."
+            )
+        self.gate_functions.append(function)
+        return function
 
     def score(self, rows: Any) -> Scores:
         """Predictions and rejects of some rows, for a notebook or the user's own tests.
@@ -157,6 +181,26 @@ class Model:
             )
         return form
 
+    def gate_form(self, function: Callable[..., Any]) -> Form | None:
+        """How a gate gets the predictions, keys and outputs; None: it does not ask for them, it gets the profile only."""
+        from sereno.frames import form_of
+
+        taken = _positional(function)
+        if not taken:
+            raise ModelFileError(
+                f"{place(function)}: the gate takes no profile. Write `def {gate_name(function)}(profile): …`."
+            )
+        if len(taken) == 1:
+            return None
+        annotation = _hints(function).get(taken[1].name)
+        form = form_of(annotation)
+        if form == "numpy":
+            raise ModelFileError(
+                f"{place(function)}: parameter {taken[1].name!r} of the gate is annotated {annotation}; it says how the "
+                "predictions arrive. Valid are pandas.DataFrame, polars.DataFrame and pyarrow.Table."
+            )
+        return None if form == "rows" else form  # a list is a value, as any other annotation
+
     def parameters(self, function: Callable[..., Any], *, given: int = 0) -> list[Parameter]:
         """The parameters of a user's function that are filled by name, after the first `given`."""
         hints = _hints(function)
@@ -189,8 +233,9 @@ class Model:
                 f"{place(self.load_function)}: load does not take the artefact {min(unused)!r}. "
                 f"Write `def load({', '.join(f'{a}: Path' for a in self.artifacts)}): …`."
             )
-        for function in (self.load_function, self.read_function, self.predict_function):
-            if inspect.iscoroutinefunction(function):
+        sync = (self.load_function, self.read_function, self.predict_function, self.ready_function)
+        for function in (*sync, *self.gate_functions):
+            if function is not None and inspect.iscoroutinefunction(function):
                 raise ModelFileError(
                     f"{place(function)}: {function.__name__} is async; only fetch may be. Write `def`."
                 )
@@ -208,6 +253,10 @@ class Model:
                     f"{place(self.read_function)}: model {self.name!r} has both read and source=. Leave one out."
                 )
             self.parameters(self.read_function)
+        if self.ready_function is not None:
+            self.parameters(self.ready_function)
+        for gate in self.gate_functions:
+            self.parameters(gate, given=1 if self.gate_form(gate) is None else 2)
         if self.fetch_function is not None:
             _ = self.fetch_form
             self.parameters(self.fetch_function, given=1)
@@ -283,6 +332,11 @@ def place(function: Callable[..., Any]) -> str:
     if code is None:
         return getattr(function, "__name__", repr(function))
     return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"
+
+
+def gate_name(function: Callable[..., Any]) -> str:
+    """What a gate is called in reports: its function's name."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:

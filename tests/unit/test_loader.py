@@ -116,6 +116,14 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "numpy with text": (change(FIELD, "    x: str\n").replace("rows: pa.Table", "rows: 'np.ndarray'").replace("import pyarrow as pa", "import numpy as np"), "@model.predict", ("holds numbers only, but 'x' is none", "Ask for pandas.DataFrame")),
     "load with too little": (change("outputs=Out)", 'outputs=Out, artifacts={"net": "net.bin"})'), "@model.load", ("load does not take the artefact 'net'", "`def load(net: Path): …`")),
     "load with the rest": (change("def load()", "def load(**values)"), "@model.load", ("parameter **values of load cannot be filled by name",)),
+    "async ready": (GOOD + "\n@model.ready\nasync def ready(): ...\n", "@model.ready", ("ready is async; only fetch may be",)),
+    "two ready": (GOOD + "\n@model.ready\ndef ready(): ...\n@model.ready\ndef again(): ...\n", "@model.ready\ndef again", ("two ready functions",)),
+    "ready of many": (GOOD + "\n@model.ready\ndef ready(*days): ...\n", "@model.ready", ("parameter *days of ready cannot be filled by name",)),
+    "async gate": (GOOD + "\n@model.gate\nasync def sane(profile): ...\n", "@model.gate", ("sane is async; only fetch may be",)),
+    "gates of one name": (GOOD + "\n@model.gate\ndef sane(p): ...\n@model.gate\ndef sane(p): ... # 2\n", "@model.gate\ndef sane(p): ... # 2", ("two gates named 'sane'", "the first is at", "another name")),
+    "gate of nothing": (GOOD + "\n@model.gate\ndef sane(): ...\n", "@model.gate", ("the gate takes no profile", "def sane(profile)")),
+    "gate of a matrix": (GOOD + "\nimport numpy as np\n@model.gate\ndef sane(profile, rows: np.ndarray): ...\n", "@model.gate", ("parameter 'rows' of the gate is annotated", "Valid are pandas.DataFrame")),
+    "gate of many": (GOOD + "\n@model.gate\ndef sane(profile, **values): ...\n", "@model.gate", ("parameter **values of sane cannot be filled by name",)),
     "read and source": (change("outputs=Out)", 'outputs=Out, source="x.parquet")') + "\n@model.read\ndef read(): ...\n", "@model.read", ("has both read and source=",)),
     "bytes": (change(FIELD, "    x: bytes\n"), "    x: bytes", ("Row.x: bytes cannot be a column", "pass a path or an id")),
     "several types": (change(FIELD, "    x: int | str | None\n"), "    x: int", ("Row.x: int | str | None has several types",)),
@@ -389,5 +397,5 @@ def test_a_value_that_no_setting_gives(folder: Path, values: dict[str, Any], wor
 def test_data_date_is_for_read_only(folder: Path) -> None:
     def load(data_date: date) -> None: ...
 
-    with pytest.raises(SettingsError, match="data_date and interval are given to read only"):
+    with pytest.raises(SettingsError, match="data_date and interval are given to read and ready only"):
         bind(run(GOOD), load, Settings(home=folder), given={})

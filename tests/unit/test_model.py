@@ -95,6 +95,35 @@ def test_parameters_have_their_annotations() -> None:
     assert model.parameters(read, given=2) == [day]
 
 
+def test_a_model_may_have_several_gates() -> None:
+    def calm(profile: Any) -> None: ...
+    def whole(profile: Any, predictions: pd.DataFrame, limit: float) -> None: ...
+    def known(profile: Any, countries: list[str]) -> None: ...
+    def few(profile: Any, *, most: int = 3) -> None: ...
+
+    model = declared(by_pandas)
+    gates: list[Any] = [calm, whole, known, few]
+    for gate in gates:
+        assert model.gate(gate) is gate
+    model.check()
+    assert model.gate_functions == gates
+    assert [model.gate_form(gate) for gate in gates] == [None, "pandas", None, None]
+
+
+def test_a_gate_is_a_function() -> None:
+    with pytest.raises(TypeError, match=r"`model\.gate` takes a function, not dict"):
+        declared(by_pandas).gate({})  # type: ignore[type-var]
+
+
+def test_ready_takes_the_date_and_values() -> None:
+    def ready(data_date: Any, token: Secret, landing: Path) -> None: ...
+
+    model = declared(by_pandas)
+    assert model.ready(ready) is ready
+    model.check()
+    assert model.ready_function is ready
+
+
 def test_a_secret_does_not_show() -> None:
     assert repr({"key": Secret("hidden")}) == "{'key': Secret('***')}"
     assert Secret("hidden") == "hidden"
