@@ -23,6 +23,7 @@ from sereno.settings import (
     ServeSettings,
     Setting,
     Settings,
+    UpSettings,
     Value,
     checked,
     find,
@@ -41,6 +42,7 @@ __all__ = [
     "ServeSettings",
     "Setting",
     "Settings",
+    "UpSettings",
     "Value",
     "find_home",
     "load_settings",
@@ -196,6 +198,7 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
     gates: dict[str, dict[str, Any]] = {}
     given: dict[str, dict[str, Path]] = {}
     serve: dict[str, Any] = {}
+    up: dict[str, Any] = {}
     top: dict[str, Any] = {"home": folder}
     for key, entry in entries.items():
         value = entry.value
@@ -210,11 +213,14 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
             given.setdefault(key[1], {})[".".join(key[2:])] = entry.base
         elif key[0] == "serve":
             serve[key[1]] = value
+        elif key[0] == "up":
+            up[key[1]] = value
         else:
             top[key[0]] = value
     return Settings(
         **top,
         serve=ServeSettings(**serve),
+        up=UpSettings(**up),
         values=values,
         models={
             name: ModelSettings(**models.get(name, {}), gates=GateSettings(**gates.get(name, {})), given=bases)

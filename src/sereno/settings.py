@@ -41,13 +41,14 @@ class Setting:
     about: str  # one sentence
 
 
-def _whole(least: int) -> Kind:
+def _whole(least: int, most: int | None = None) -> Kind:
     def check(raw: object) -> int:
-        if not isinstance(raw, int) or isinstance(raw, bool) or raw < least:
+        if not isinstance(raw, int) or isinstance(raw, bool) or raw < least or (most is not None and raw > most):
             raise ValueError
         return raw
 
-    return Kind(name=f"a whole number, {least} or more", check=check, parse=int)
+    name = f"a whole number, {least} or more" if most is None else f"a whole number from {least} to {most}"
+    return Kind(name=name, check=check, parse=int)
 
 
 def _number(most: float | None) -> Kind:
@@ -278,6 +279,21 @@ class ServeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpSettings:
+    """The settings of `sereno up`: what its runs may take from the machine, and from the API beside them."""
+
+    max_runs: int = _setting(1, _whole(1), "How many runs may go on at once; of one model it is always one.")
+    run_nice: int = _setting(10, _whole(0, 19), "How far a run gives way to other processes: 19 is the most.")
+    run_cores: int | None = _setting(None, _whole(1), "How many cores a run may use; else all.")
+    run_memory_bytes: int | None = _setting(
+        None, _whole(1 << 20), "How much memory each process of a run may take; else all there is."
+    )
+    stop_seconds: float = _setting(
+        20.0, _number(None), "How long runs may take to end when `sereno up` does; then they are killed."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """One of `[values]`."""
 
@@ -299,6 +315,7 @@ class Settings:
     values: Mapping[str, Value] = field(default_factory=dict)
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
     serve: ServeSettings = field(default_factory=ServeSettings)
+    up: UpSettings = field(default_factory=UpSettings)
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key → where it came from; defaults are absent
 
     def model(self, name: str, declared: Mapping[str, object], folder: Path | None = None) -> ModelSettings:
@@ -342,7 +359,7 @@ class Settings:
             )
 
 
-def _rows(prefix: str, owner: type[GateSettings] | type[ModelSettings] | type[ServeSettings]) -> Iterator[Setting]:
+def _rows(prefix: str, owner: type[Any]) -> Iterator[Setting]:
     for one in fields(owner):
         if "kind" in one.metadata:
             name, kind, about = prefix + one.name, one.metadata["kind"], one.metadata["about"]
@@ -368,6 +385,7 @@ SETTINGS: Mapping[str, Setting] = {
         ),
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
         *_rows("serve.", ServeSettings),
+        *_rows("up.", UpSettings),
         *_rows("models.NAME.", ModelSettings),
         *_rows("models.NAME.gates.", GateSettings),
     )
