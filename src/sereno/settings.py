@@ -213,6 +213,14 @@ class ModelSettings:
     duplicates: str = _setting(
         "fail", _choice("fail", "first", "last"), "Rows with the same key: the run fails, or the first or last counts."
     )
+    scheduled: bool = _setting(True, _BOOL, "Whether `sereno up` runs the model on its schedule.")
+    catch_up: int = _setting(
+        30, _whole(0), "How many missed dates of a `partition` are run by themselves; with more, the model is paused."
+    )
+    retries: int = _setting(3, _whole(0), "How often a scheduled run that the machine let down is tried again.")
+    retry_seconds: float = _setting(
+        3600.0, _number(None), "How long after its first failure a scheduled run is still tried again."
+    )
     batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once in a run.")
     max_batch_rows: int = _setting(256, _whole(1), "How many rows of live requests `predict` is given at once.")
     queue_rows: int = _setting(1_000, _whole(1), "How many rows of live requests may wait; beyond it, 503.")
