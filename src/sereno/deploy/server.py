@@ -1,0 +1,152 @@
+"""`sereno deploy server`: systemd units of a project on a dedicated server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from sereno.deploy.calendar import on_calendar
+from sereno.exceptions import SettingsError
+from sereno.storage import told, write_atomically
+
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+MEMORY = re.compile(r"[1-9]\d*(?:[KMGT]|%)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A model whose runs a timer starts."""
+
+    name: str
+    schedule: str
+    time_zone: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What the units of a project say."""
+
+    project: Path  # the folder of sereno.toml
+    home: Path
+    name: str  # of the units
+    user: str
+    memory: str = "80%"  # MemoryMax of each service
+    python: Path = Path(sys.executable)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", self.name):
+            raise SettingsError(
+                f"{self.name!r} cannot be the name of a unit: use small letters, digits, - and _. Say another one with --name."
+            )
+        if not USER.fullmatch(self.user):
+            raise SettingsError(
+                f"{self.user!r} is no name of a user. Use small letters, digits, - and _: --user sereno."
+            )
+        if self.user == "root":
+            raise SettingsError("The service is not to run as root: model files are code. Say another one with --user.")
+        if not MEMORY.fullmatch(self.memory):
+            raise SettingsError(f"{self.memory!r} is no amount of memory for systemd. Write 8G, 6000M or 80%.")
+
+    def units(self) -> dict[str, str]:
+        """Name of the file → its text: one service that does everything."""
+        return {f"{self.name}.service": self._unit("up.service", f"{self.name}.service")}
+
+    def units_with_timers(self, models: Iterable[Timed]) -> dict[str, str]:
+        """The same for who would rather have systemd's schedule: the API, and a service and a timer for each model."""
+        api = f"{self.name}-api.service"
+        units = {api: self._unit("api.service", api)}
+        for model in models:
+            run, timer = (f"{self.name}-run-{model.name}.{kind}" for kind in ("service", "timer"))
+            units[run] = self._unit("run.service", run, model=model.name)
+            lines = (f"OnCalendar={line}" for line in on_calendar(model.schedule, model.time_zone))
+            units[timer] = _filled(
+                "run.timer",
+                unit=timer,
+                model=model.name,
+                schedule=model.schedule,
+                time_zone=model.time_zone,
+                calendar="\n".join(lines),
+            )
+        return units
+
+    def _unit(self, template: str, unit: str, **more: str) -> str:
+        writes = " ".join(_quoted(folder) for folder in self.written)
+        hardening = _filled("hardening.conf", unit=unit, writes=writes, protect_home=self._protect_home)
+        return _filled(
+            template,
+            unit=unit,
+            name=self.name,
+            user=self.user,
+            project=_escaped(self.project),
+            project_quoted=_escaped(self.project),  # the one setting that takes the rest of its line as it stands
+            python=_quoted(self.python),
+            memory=self.memory,
+            hardening=hardening,
+            **more,
+        )
+
+    @property
+    def written(self) -> list[Path]:
+        """What the services may write: not the model files, which are code."""
+        return [self.home / name for name in ("predictions", "exports", ".sereno")]
+
+    @property
+    def _protect_home(self) -> str:
+        """Nobody's home can be seen, unless what is needed lies there."""
+        places = (self.project, self.home, self.python, Path(sys.base_prefix))
+        at_home = any(place.is_relative_to(root) for place in places for root in ("/home", "/root", "/run/user"))
+        return "read-only" if at_home else "yes"
+
+
+def write(units: dict[str, str], folder: Path) -> list[Path]:
+    """Write the units; one that somebody changed since is refused. Raises SettingsError, StorageError."""
+    for name, text in units.items():
+        there = folder / name
+        if there.exists() and there.read_text("utf-8") != text:
+            raise SettingsError(
+                f"{there} exists and differs from what would be written. Move it away, or write elsewhere with --to."
+            )
+    with told("The units could not be written"):
+        for name, text in units.items():
+            write_atomically(folder / name, text.encode())
+    return [folder / name for name in units]
+
+
+def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[str]:
+    """What an operator does with them."""
+    started = [name for name in units if not re.search(r"-run-.*\.service$", name)]
+    home, user = shlex.quote(str(server.home)), server.user
+    there = " ".join(shlex.quote(str(one)) for one in server.written)
+    yield "Read them, then as root:"
+    yield f"  id {user} || useradd --system --home-dir {home} --shell /usr/sbin/nologin {user}"
+    yield f"  mkdir -p {there} && chown -R {user}: {there}"
+    yield f"  install -d -m 700 /etc/sereno && touch /etc/sereno/{server.name}.env   # secrets, SERENO_ENV"
+    yield f"  install -m 644 {' '.join(shlex.quote(str(folder / name)) for name in units)} /etc/systemd/system/"
+    yield "  systemctl daemon-reload"
+    yield f"  systemctl enable --now {' '.join(started)}"
+    yield f"  journalctl -u '{server.name}*' -f"
+
+
+def _filled(template: str, **values: str) -> str:
+    text = (files("sereno.deploy") / "templates" / "server" / template).read_text("utf-8")
+    return Template(text).substitute(values)
+
+
+def _escaped(path: Path) -> str:
+    """As a unit file takes it: a percent sign is the beginning of a specifier. Raises SettingsError."""
+    text = os.fspath(path)
+    if any(ord(letter) < 32 for letter in text):
+        raise SettingsError(f"The path {text!r} has a control character, which no unit can hold. Rename the folder.")
+    return text.replace("%", "%%")
+
+
+def _quoted(path: Path) -> str:
+    text = _escaped(path).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{text}"' if re.search(r"[\s\"'\\;]", text) else text
