@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sereno.exceptions import BusyError, NotFoundError, OlderDataError, PublishError, StorageError
+from sereno.exceptions import BusyError, LeaseLostError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
 from sereno.storage import exclusive, fsync, told
 
@@ -59,6 +59,7 @@ class Snapshot:
     parts: tuple[Part, ...]
     rejects_file: str = ""  # relative to the table, with its SHA-256 beside it
     rejects_sha256: str = ""
+    token: int = 0  # of the lease under which it was published; 0: none is known
     table_version: int = field(default=-1, compare=False)  # of the commit that published it
 
 
@@ -80,6 +81,7 @@ class Publication:
     parts: tuple[tuple[Part, str], ...]  # with Delta's statistics
     rejects_file: str
     rejects_sha256: str
+    token: int = 0  # of the lease under which it is published
 
 
 # what was in service (of a data date), and what is since; None: nothing
@@ -174,16 +176,29 @@ class SnapshotStore:
             last_rollback=last_rollback,
         )
 
-    def publish(self, publication: Publication, *, force: bool) -> Snapshot:
-        """One commit makes the parts the table's new content. Returns the snapshot.
+    def publish(
+        self,
+        publication: Publication,
+        *,
+        force: bool,
+        known: Collection[int] | None = None,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
+        """One commit makes the parts the table's new content. Returns the snapshot: that of another attempt, where the
+        very same was published since this run planned, and it was not forced.
 
+        `known`: the snapshots that there were when this run planned (None: all). `confirm` is called between reading the
+        log and the commit on top of what was read; it raises LeaseLostError where somebody else may do this by now.
         Raises OlderDataError where a newer data date is served (unless forced; `partition` has a place for each date),
-        and BusyError where another process is publishing to this table.
+        LeaseLostError where another has taken the run over and published it, and BusyError where another process is
+        publishing to this table.
         """
         with self._alone():
             state = self.state()
             if publication.attempt in state.attempts:  # it was committed before a crash
                 return state.snapshots[state.attempts[publication.attempt]]
+            if other := self._published_meanwhile(state, publication, known, force):
+                return other
             newest = state.newest
             if (
                 publication.disposition == "replace"
@@ -196,7 +211,24 @@ class SnapshotStore:
                     f"{newest.number}). Nothing was published. `sereno run --force` puts the older one in service."
                 )
             self.refuse_other_kind(state, publication.disposition, publication.schema)
-            return self._commit_publication(state, publication)
+            return self._commit_publication(state, publication, confirm)
+
+    def _published_meanwhile(
+        self, state: State, publication: Publication, known: Collection[int] | None, force: bool
+    ) -> Snapshot | None:
+        """The same run and revision, by another attempt since this one planned. Raises LeaseLostError.
+
+        Only what came since then is looked at: a ledger that was lost begins to count its tokens again.
+        """
+        new = [s for n, s in state.snapshots.items() if known is not None and n not in known]
+        same = [s for s in new if s.run_key == publication.run_key]
+        for snapshot in same:
+            if snapshot.token > publication.token:
+                raise LeaseLostError(
+                    f"Another process took this run over and published version {snapshot.number} ({snapshot.attempt}), "
+                    f"because {publication.attempt} did not move for too long. Nothing was published by it."
+                )
+        return next((s for s in same if s.revision == publication.revision and not force), None)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -220,7 +252,7 @@ class SnapshotStore:
         if disposition == "partition":
             delta.grown(self.folder, state.version, schema)
 
-    def _commit_publication(self, state: State, publication: Publication) -> Snapshot:
+    def _commit_publication(self, state: State, publication: Publication, confirm: Callable[[], None]) -> Snapshot:
         from sereno.adapters import delta
 
         number = max(state.snapshots, default=0) + 1
@@ -253,11 +285,16 @@ class SnapshotStore:
             "disposition": publication.disposition,
             "keys": ",".join(publication.keys),
             "sha256": ",".join(part.sha256 for part, _ in publication.parts),
+            "token": str(publication.token),
         }
         failpoint("fsync")
         with told("The parts could not be flushed to the disk"):
             for folder in {part.path.parent for part, _ in publication.parts} | {self.folder}:
                 fsync(folder)
+        confirm()
+        for part, _ in publication.parts:  # another host may have cleaned up behind a process that stood still
+            if not part.path.exists():
+                raise PublishError(f"{part.path} was removed since it was scored. Run the data date again.")
         failpoint("commit_before")
         try:
             version = delta.commit(
@@ -421,6 +458,7 @@ class SnapshotStore:
             parts=parts,
             rejects_file=m["rejects_file"],
             rejects_sha256=m["rejects_sha256"],
+            token=int(m.get("token", 0)),
             table_version=commit.version,
         )
 
