@@ -16,7 +16,9 @@ from sereno.exceptions import SettingsError
 FILE_NAME = "sereno.toml"
 DAILY = "0 0 * * *"
 EXPORT_FORMATS = ("parquet", "csv", "jsonl")
+NOTICE_KINDS = ("failed", "held", "late", "recovered")
 
+ARRIVAL_ONLY = ("quiet_seconds", "ready_seconds", "deadline_seconds", "late")  # heeded where data is waited for
 LOOKUP_ONLY = ("stale", "unknown", "max_age_seconds", "cache_seconds")  # settings of models that lookups alone heed
 IS_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)  # a source that is a query
 Key = tuple[str, ...]  # a dotted name, split
@@ -126,6 +128,41 @@ def _check_ledger(raw: object) -> str:
     return raw
 
 
+def _check_notify(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple):
+        raise ValueError('Write a list: ["mailto://…"].' if isinstance(raw, str) else "")
+    for place, one in enumerate(raw, 1):
+        if not isinstance(one, str) or not re.fullmatch(r"[A-Za-z][\w+.-]*://\S.*|secret:[A-Za-z_]\w*", one):
+            raise ValueError(f"Number {place} of them is none of these.")
+    if len(set(raw)) < len(raw):
+        raise ValueError("One of them is there twice.")
+    return tuple(raw)
+
+
+def parse_addresses(text: str) -> list[Any]:
+    """Like any list, but an address may hold commas: each begins with its kind."""
+    if text.lstrip().startswith("["):
+        return parse_list(text)
+    return [one for one in re.split(r"[,\s]+(?=[A-Za-z][\w+.-]*://|secret:)|\s+", text.strip().rstrip(",")) if one]
+
+
+def _check_kinds(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple):
+        raise ValueError(f"Write a list: [{raw!r}]." if isinstance(raw, str) else "")
+    for one in raw:
+        if one not in NOTICE_KINDS:
+            raise ValueError(f"{one!r} is none of these." + nearest(str(one), NOTICE_KINDS))
+    return tuple(dict.fromkeys(raw))
+
+
+def _check_ready(raw: object) -> str:
+    if not isinstance(raw, str) or not raw.strip():
+        raise ValueError
+    if raw.lower() in ("auto", "off") and raw not in ("auto", "off"):
+        raise ValueError(f"Did you mean '{raw.lower()}'?")
+    return raw
+
+
 def _check_texts(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list | tuple) or not all(isinstance(one, str) and one for one in raw):
         raise ValueError
@@ -166,17 +203,24 @@ _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 _VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
 _LEDGER = Kind(name='an address, "postgresql://…"', check=_check_ledger)
+_READY = Kind(name='"auto", "off" or a path', check=_check_ready)
 _TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
 _BOOL = Kind(name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text, text))
 _UNKNOWN = Kind(name='"404" or "live"', check=_check_unknown)
 _MODE = Kind(name='the mode of a file, like "0660"', check=_check_mode)
+_NOTIFY = Kind(name='a list of addresses, "mailto://…", or "secret:NAME"', check=_check_notify, parse=parse_addresses)
+_KINDS = Kind(
+    name=f"a list of {', '.join(map(repr, NOTICE_KINDS))}".replace("'", '"'), check=_check_kinds, parse=parse_list
+)
 _EXPORTS = Kind(name='a list of "parquet", "csv", "jsonl" or "postgresql://…"', check=_check_exports, parse=parse_list)
 
 
 def _setting(default: object, kind: Kind, about: str) -> Any:
     # What may hold a password stays out of every repr.
     return field(
-        default=default, repr=kind not in (_SOURCE, _ADDRESS, _EXPORTS), metadata={"kind": kind, "about": about}
+        default=default,
+        repr=kind not in (_SOURCE, _ADDRESS, _EXPORTS, _NOTIFY),
+        metadata={"kind": kind, "about": about},
     )
 
 
@@ -221,6 +265,23 @@ class ModelSettings:
     retry_seconds: float = _setting(
         3600.0, _number(None), "How long after its first failure a scheduled run is still tried again."
     )
+    ready: str = _setting(
+        "auto",
+        _READY,
+        "What a scheduled run waits for: a `source` that is a path, or `@model.ready`; nothing; or this path.",
+    )
+    quiet_seconds: float = _setting(
+        0.0, _number(None), "For how long what is waited for must not have changed, once it is there."
+    )
+    ready_seconds: float = _setting(30.0, _number(None), "How long after it said no `@model.ready` is asked again.")
+    deadline_seconds: float = _setting(
+        21_600.0, _number(None), "How long after it is due a scheduled run waits for its data."
+    )
+    late: str = _setting(
+        "hold",
+        _choice("hold", "skip", "run"),
+        "What becomes of a run whose data is not there by then: it is held, skipped, or started all the same.",
+    )
     batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once in a run.")
     max_batch_rows: int = _setting(256, _whole(1), "How many rows of live requests `predict` is given at once.")
     queue_rows: int = _setting(1_000, _whole(1), "How many rows of live requests may wait; beyond it, 503.")
@@ -248,6 +309,13 @@ class ModelSettings:
     )
     unknown: str = _setting("404", _UNKNOWN, "A lookup of an unknown key gets 404, or is answered live.")
     cache_seconds: int = _setting(0, _whole(0), "How long a caller may keep what a lookup found, before it asks again.")
+    notify: tuple[str, ...] | None = _setting(None, _NOTIFY, "Who is told of this model, in place of `notify`.")
+    notify_on: tuple[str, ...] | None = _setting(None, _KINDS, "What they are told, in place of `notify_on`.")
+    keep_snapshots: int = _setting(7, _whole(1), "How many snapshots are kept, with their parts, beside what is served.")
+    keep_hours: float = _setting(24.0, _number(None), "Snapshots that are younger than this are kept, however many.")
+    keep_run_days: int = _setting(
+        400, _whole(1), "How many days reports of runs are kept, and what the ledger knows of them."
+    )
     gates: GateSettings = field(default_factory=GateSettings)
     # Not a setting: what somebody gave ("source", "gates.constant") → the folder against which a path in it resolves.
     given: Mapping[str, Path] = field(default_factory=dict, repr=False)
@@ -320,6 +388,8 @@ class Settings:
     workers: int | None = None  # None: a run has as many as there are cores, a server one
     secrets_folder: Path = Path("/run/secrets")
     ledger: str | None = field(default=None, repr=False)  # None: SQLite in the home; it may hold a password
+    notify: tuple[str, ...] = field(default=(), repr=False)  # addresses that may hold secrets
+    notify_on: tuple[str, ...] = NOTICE_KINDS
     values: Mapping[str, Value] = field(default_factory=dict)
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
     serve: ServeSettings = field(default_factory=ServeSettings)
@@ -341,6 +411,7 @@ class Settings:
                 changes[key] = checked(("models", name, key), raw, where)
         chosen = replace(settings, **changes, given={**settings.given, **dict.fromkeys(changes, base)})
         self._check_lookup(name, chosen)
+        self._check_arrival(name, chosen)
         return chosen
 
     def origin(self, model: str, setting: str) -> str:
@@ -364,6 +435,22 @@ class Settings:
             raise SettingsError(
                 f"'models.{name}.stale' is {chosen.stale!r}, from {self.origin(name, 'stale')}, but nothing is ever stale, as "
                 f"'models.{name}.max_age_seconds' is not set. Set it, e.g. to 129600 (36 hours), or leave stale out."
+            )
+
+
+    def _check_arrival(self, name: str, chosen: ModelSettings) -> None:
+        """Raise SettingsError where a setting of the arrival of data would have no effect, as with those of lookups."""
+        off = self.origin(name, "ready")
+        given = next((one for one in ARRIVAL_ONLY if one in chosen.given and self.origin(name, one) == off), None)
+        if chosen.ready == "off" and given is not None:
+            raise SettingsError(
+                f"'models.{name}.{given}', from {off}, has no effect, as 'models.{name}.ready' is 'off' there, and nothing is "
+                f"waited for. Leave {given} out, or ready."
+            )
+        if chosen.ready != "off" and chosen.quiet_seconds and chosen.quiet_seconds >= chosen.deadline_seconds:
+            raise SettingsError(
+                f"'models.{name}.quiet_seconds' is {chosen.quiet_seconds:g}, from {self.origin(name, 'quiet_seconds')}, but "
+                f"'models.{name}.deadline_seconds' is {chosen.deadline_seconds:g}, so that all data is late. Set it to more."
             )
 
 
@@ -391,6 +478,13 @@ SETTINGS: Mapping[str, Setting] = {
             default=None,
             about="Where the ledger of runs is kept: a PostgreSQL database; else a file in `.sereno/`.",
         ),
+        Setting(
+            name="notify",
+            kind=_NOTIFY,
+            default=(),
+            about="Who is told of a run that needs somebody: addresses as apprise has them.",
+        ),
+        Setting(name="notify_on", kind=_KINDS, default=NOTICE_KINDS, about="What they are told."),
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
         *_rows("serve.", ServeSettings),
         *_rows("up.", UpSettings),
@@ -452,7 +546,10 @@ def checked(key: Key, raw: object, where: str) -> Any:
 
 
 def invalid(key: Key, raw: object, where: str, valid: str, hint: str = "") -> str:
-    return f"'{'.'.join(key)}' is {redact(repr(raw))}, from {where}. Valid: {valid}. {hint.strip()}".rstrip()
+    shown = (
+        "***" if key[-1] == "notify" and key[0] != "values" else redact(repr(raw))
+    )  # any part of one may be a secret
+    return f"'{'.'.join(key)}' is {shown}, from {where}. Valid: {valid}. {hint.strip()}".rstrip()
 
 
 def check_model_name(name: str, where: str) -> None:

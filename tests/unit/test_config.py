@@ -225,7 +225,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
     [
         (
             "wrokers = 2",
-            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', 'values', 'serve', 'models', 'env'.",
+            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', ",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
         ("[models.churn.gates]\nnulls = 1", "Valid there: 'max_reject_rows', 'max_reject_share', 'max_row_change', 'max_null_share', 'constant'."),
@@ -456,3 +456,63 @@ def test_importing_reads_nothing_and_loads_nothing_heavy() -> None:
     )
     heavy = {"pyarrow", "pandas", "polars", "deltalake", "numpy", "msgspec", "cronsim", "tomllib", "zoneinfo"}
     assert not heavy & set(done.stdout.split())
+
+
+# Addresses of people
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("mailto://u:p@h?to=a,b", ("mailto://u:p@h?to=a,b",)),
+        ("mailto://u:p@h?to=a,b, slack://A/B/C json://h", ("mailto://u:p@h?to=a,b", "slack://A/B/C", "json://h")),
+        ("secret:alerts,json://h/x", ("secret:alerts", "json://h/x")),
+        ('["json://a,b/c"]', ("json://a,b/c",)),
+        ("[]", ()),
+        ("", ()),
+    ],
+)
+def test_addresses_as_text(project: Path, text: str, addresses: tuple[str, ...]) -> None:
+    environ = {"SERENO_NOTIFY": text, "SERENO_MODELS__CHURN__NOTIFY": text}
+    settings = load_settings(project, environ=environ)
+    assert settings.notify == addresses
+    assert settings.model("churn", {}).notify == addresses
+    assert settings.model("other", {}).notify is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        'notify = "slack://hunter2/B/C"',
+        'notify = ["json://h", "hunter2"]',
+        'notify = ["slack://hunter2/B/C", "slack://hunter2/B/C"]',
+        'notify = ["secret:hunter2-"]',
+        'notify = {hunter2 = "x"}',
+        'models.churn.notify = ["hunter2"]',
+        'env.prod.notify = [2, "hunter2"]',
+    ],
+)
+def test_what_may_be_a_secret_of_an_address_is_never_shown(project: Path, given: str) -> None:
+    said = refused(write(project, given))
+    assert "notify' is ***, from " in said
+    assert "hunter2" not in said
+
+
+def test_addresses_are_in_no_repr(project: Path) -> None:
+    settings = load_settings(
+        project, environ={"SERENO_NOTIFY": "slack://hunter2/B/C", "SERENO_MODELS__CHURN__NOTIFY": "json://u:hunter2@h"}
+    )
+    assert "hunter2" not in repr(settings)
+    said = refused(project, environ={"SERENO_NOTIFY": "[hunter2"})
+    assert "hunter2" not in said
+    assert "hunter2" not in refused(project, overrides={"notify": "hunter2"})
+
+
+def test_what_people_are_told(project: Path) -> None:
+    assert load_settings(project, environ={}).notify_on == ("failed", "held", "late", "recovered")
+    settings = load_settings(write(project, 'notify_on = ["held"]\nmodels.churn.notify_on = []'), environ={})
+    assert (settings.notify_on, settings.model("churn", {}).notify_on) == (("held",), ())
+    assert refused(write(project, 'notify_on = ["hold"]')) == (
+        f'\'notify_on\' is [\'hold\'], from {project}/sereno.toml. Valid: a list of "failed", "held", "late", '
+        "\"recovered\". 'hold' is none of these. Did you mean 'held'?"
+    )
