@@ -106,6 +106,10 @@ class StorageError(RunError):
 class LedgerError(RunError):
     """The ledger of runs cannot be read or written."""
 
+    def __init__(self, message: str = "", *, damaged: bool = False) -> None:
+        super().__init__(message)
+        self.damaged = damaged  # what it holds is not as it was written: `sereno repair` makes another
+
 
 class LeaseLostError(RunError):
     """Another process has taken this run over, because this one did not move for too long."""

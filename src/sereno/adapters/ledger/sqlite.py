@@ -1,0 +1,243 @@
+"""A ledger in a file of the home: for one host, any number of processes and threads.
+
+Its clock is the host's, counted from its start: leases end in time, however the clock on the wall is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from sereno.adapters.ledger.statements import Cursor, Now, check, create, damaged
+from sereno.exceptions import BusyError, LedgerError
+from sereno.storage import CAUSES, exclusive, fsync
+
+T = TypeVar("T")
+BUSY_SECONDS = 5.0  # how long another process may keep a transaction waiting
+_NUMBER = "INTEGER PRIMARY KEY AUTOINCREMENT"
+_LITTLE = 1 << 16  # bytes: a disk with no more than this is full
+_DAMAGES = {
+    sqlite3.SQLITE_CORRUPT: "its pages do not fit together",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite file any more",
+    sqlite3.SQLITE_ERROR: "it lacks what a ledger has",
+    sqlite3.SQLITE_MISMATCH: "it has values of another kind",
+    sqlite3.SQLITE_FORMAT: "it is of another kind",
+}
+_READ_ONLY = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+
+
+class _Transaction:
+    again = False
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, parameters).fetchall()
+
+    def change(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        return self._connection.execute(statement, parameters).rowcount
+
+    def now(self) -> Now:
+        ticks = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        return Now(era=_boot(), ticks=ticks, wall=time.time_ns() // 1000)
+
+
+@cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class SqliteDatabase:
+    """The file. One connection, which threads take turns with."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.shown = str(file)
+        self._turn = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, ...] = ()  # process, device and inode that the connection is of
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+
+    def read(self, work: Callable[[Cursor], T]) -> T:
+        return self._do(work, "BEGIN")
+
+    def write(self, work: Callable[[Cursor], T]) -> T:
+        return self._do(work, "BEGIN IMMEDIATE")
+
+    def _do(self, work: Callable[[Cursor], T], begin: str) -> T:
+        with self._turn, self._translated():
+            connection = self._ready()
+            connection.execute(begin)
+            try:
+                done = work(_Transaction(connection))
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # some errors have rolled back already
+                    connection.execute("ROLLBACK")
+                raise
+            return done
+
+    def close(self) -> None:
+        with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None and self._opened[0] == os.getpid():
+                # the last to close it writes it back, and may find the disk full: the next one does it
+                with contextlib.suppress(sqlite3.Error):
+                    connection.close()
+            if self._copy is not None:
+                self._copy.cleanup()
+                self._copy = None
+
+    def _ready(self) -> sqlite3.Connection:
+        """The connection, to the file that is there now: somebody may have removed or replaced it.
+
+        A fork must not use its parent's, and must not close it either.
+        """
+        this = self._this()
+        if self._connection is not None and this == self._opened:
+            return self._connection
+        self.close()
+        if not this:
+            _make(self._file)
+        connection = self._connect()
+        try:
+            check(_Transaction(connection), self.shown)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._opened = connection, self._this()
+        return connection
+
+    def _this(self) -> tuple[int, ...]:
+        """This process and the file that is there; nothing: there is none."""
+        try:
+            there = os.stat(self._file)
+        except FileNotFoundError:
+            return ()
+        return (os.getpid(), there.st_dev, there.st_ino)
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return _connected(self._file, "mode=rw")
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _READ_ONLY or not os.access(self._file, os.R_OK):
+                raise
+        # Who may only read finds all the same what is there.
+        with contextlib.suppress(sqlite3.OperationalError):
+            return _connected(self._file, "mode=ro")  # somebody else has it open
+        # Nobody has. What the last one could not write back, if it was killed, lies beside it.
+        self._copy = tempfile.TemporaryDirectory(prefix="sereno-ledger-")
+        for path in (self._file, _beside(self._file, "-wal")):
+            if path.exists():
+                shutil.copyfile(path, Path(self._copy.name) / path.name)
+        connection = _connected(Path(self._copy.name) / self._file.name, "mode=rw")
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+        except OSError as error:
+            cause = CAUSES.get(error.errno or 0, str(error))
+            raise LedgerError(f"The ledger {self.shown} cannot be used: {cause}. Mend that, then try again.") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise damaged(self.shown, f"it has a value of another kind ({error})") from error
+
+    def _told(self, error: sqlite3.Error) -> LedgerError:
+        code = _code(error)
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return LedgerError(
+                f"The ledger {self.shown} is locked: another process has kept it for {BUSY_SECONDS:g} seconds. "
+                "Try again; if that goes on, end whatever has it open, such as a shell of sqlite3."
+            )
+        full = code == sqlite3.SQLITE_FULL
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not full:
+            with contextlib.suppress(OSError):
+                full = shutil.disk_usage(self._file.parent).free <= _LITTLE
+        if full:
+            return LedgerError(
+                f"The ledger {self.shown} cannot be written: the disk is full. Free space, then try again."
+            )
+        if code in _DAMAGES or _extended(error) == sqlite3.SQLITE_IOERR_SHORT_READ or code is None:
+            return damaged(self.shown, f"{_DAMAGES.get(code or 0, 'it cannot be read')} ({error})")
+        if code in _READ_ONLY:
+            why = "it is read-only, or this user may not write there"
+        else:
+            why = str(error)
+        return LedgerError(f"The ledger {self.shown} cannot be used: {why}. Mend that, then try again.")
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    extended = _extended(error)
+    return None if extended is None else extended & 0xFF
+
+
+def _extended(error: sqlite3.Error) -> int | None:
+    """None: Python itself could not read a value."""
+    return getattr(error, "sqlite_errorcode", None)
+
+
+def _beside(file: Path, end: str) -> Path:
+    return file.with_name(file.name + end)
+
+
+def _connected(file: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(str(file))}?{mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA synchronous = FULL")  # what was told lasts, over a power cut, too
+        connection.execute("PRAGMA wal_autocheckpoint = 250")  # 1 MB
+        connection.execute("PRAGMA journal_size_limit = 1000000")
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM sqlite_master")  # nothing is read before, and no error found
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _make(file: Path) -> None:
+    """Make a ledger, and put it in place whole: one that is there without its tables is damaged, not new."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"Another process (pid {{pid}}) is making the ledger {file}. Start this again when it is done."
+    try:
+        with exclusive(file.parent / "locks" / "ledger", busy, wait_seconds=BUSY_SECONDS):
+            if file.exists():
+                return
+            new = file.with_name(f".{file.name}.new")
+            for end in ("", "-wal", "-shm", "-journal"):
+                _beside(new, end).unlink(missing_ok=True)
+                # of the ledger that was there before: it must not become part of this one
+                _beside(file, end).unlink(missing_ok=True)
+            connection = sqlite3.connect(new, isolation_level=None)
+            try:
+                connection.execute("BEGIN")
+                create(_Transaction(connection), _NUMBER)
+                connection.execute("COMMIT")
+                connection.execute("PRAGMA journal_mode = WAL")  # written in the file: whoever opens it heeds it
+            finally:
+                connection.close()
+            fsync(new)
+            os.replace(new, file)
+            fsync(file.parent)
+    except BusyError as error:
+        raise LedgerError(str(error)) from error
