@@ -324,6 +324,41 @@ def test_settings_of_lookups_from_several_places(project: Path) -> None:
     assert settings.model("a-b", {}).lookup == "off"  # switched off for this once
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'ready = "off"\nquiet_seconds = 60',
+            "'models.a-b.quiet_seconds', from {toml}, has no effect, as 'models.a-b.ready' is 'off' there, and nothing is waited "
+            "for. Leave quiet_seconds out, or ready.",
+        ),
+        ('ready = "off"\nready_seconds = 60', "'models.a-b.ready_seconds', from {toml}, has no effect"),
+        ('ready = "off"\ndeadline_seconds = 60', "'models.a-b.deadline_seconds', from {toml}, has no effect"),
+        ('ready = "off"\nlate = "run"', "'models.a-b.late', from {toml}, has no effect"),
+        (
+            "quiet_seconds = 60\ndeadline_seconds = 60",
+            "'models.a-b.quiet_seconds' is 60, from {toml}, but 'models.a-b.deadline_seconds' is 60, so that all data is late. "
+            "Set it to more.",
+        ),
+        ("quiet_seconds = 21600", "'models.a-b.quiet_seconds' is 21600, from {toml}, but"),
+    ],
+)
+def test_settings_of_arrivals_that_would_have_no_effect(project: Path, text: str, message: str) -> None:
+    settings = load_settings(write(project, f"[models.a-b]\n{text}\n"), environ={})
+    with pytest.raises(SettingsError) as error:
+        settings.model("a-b", {})
+    assert str(error.value).startswith(message.format(toml=project / "sereno.toml"))
+    # what one environment switches off, another may wait for
+    off = {"models.a-b.ready": "off"}
+    assert load_settings(project, overrides=off, environ={}).model("a-b", {}).ready == "off"
+
+
+def test_ready_is_not_taken_for_a_path_where_it_is_misspelled(project: Path) -> None:
+    assert 'Valid: "auto", "off" or a path. Did you mean \'off\'?' in refused(
+        project, overrides={"models.a-b.ready": "Off"}
+    )
+
+
 def test_a_variable_that_may_mean_two_models_is_refused(project: Path) -> None:
     write(project, "[models.a-b]\nbatch_rows = 1\n[models.a_b]\nbatch_rows = 1")
     assert refused(project, environ={"SERENO_MODELS__A_B__SOURCE": "x"}) == (
