@@ -259,7 +259,7 @@ class ModelSettings:
     )
     scheduled: bool = _setting(True, _BOOL, "Whether `sereno up` runs the model on its schedule.")
     catch_up: int = _setting(
-        30, _whole(0), "How many missed dates of a `partition` are run by themselves; with more, the model is paused."
+        30, _whole(1), "How many missed dates of a `partition` are run by themselves; with more, the model is paused."
     )
     retries: int = _setting(3, _whole(0), "How often a scheduled run that the machine let down is tried again.")
     retry_seconds: float = _setting(
