@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from sereno import Key
 from sereno.adapters.files import (
     Piece,
-    find_files,
     format_of,
     names_of,
     partition_of,
@@ -45,53 +44,6 @@ ROW, DAILY = row_type(Row), row_type(Daily)
 
 
 # Which files
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in (
-        "b.parquet",
-        "a.parquet",
-        "_SUCCESS",
-        ".hidden.parquet",
-        "day=1/c.parquet",
-        "_temporary/d.parquet",
-        ".x/e.parquet",
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("", ["a.parquet", "b.parquet", "day=1/c.parquet"]),
-        ("a.parquet", ["a.parquet"]),
-        ("*.parquet", ["a.parquet", "b.parquet"]),
-        ("**/*.parquet", ["a.parquet", "b.parquet", "day=1/c.parquet"]),
-        ("day=*", []),
-        ("day=*/*", ["day=1/c.parquet"]),
-        ("[ab].parquet", ["a.parquet", "b.parquet"]),
-        ("_temporary/*", ["_temporary/d.parquet"]),
-        ("*/d.parquet", []),
-        ("nothing", []),
-        ("*.csv", []),
-    ],
-)
-def test_which_files_a_source_has(folder: Path, source: str, found: list[str]) -> None:
-    if found:
-        assert [str(f.relative_to(folder)) for f in find_files(f"{folder}/{source}")] == found
-    else:
-        with pytest.raises(
-            SourceError, match=r"The source .* is missing: .* start the run again then; .* mend source="
-        ):
-            find_files(f"{folder}/{source}")
-
-
-def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
-    (tmp_path / "a[1].csv").write_text("id\n")
-    assert find_files(str(tmp_path / "a[1].csv")) == [tmp_path / "a[1].csv"]
 
 
 @pytest.mark.parametrize(

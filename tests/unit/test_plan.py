@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sereno import Interval, Key, Model
 from sereno.adapters.files import Piece, read_piece
 from sereno.batch import plan as module
-from sereno.batch.plan import Plan, fill_path, make_plan
+from sereno.batch.plan import Plan, make_plan
 from sereno.batch.tasks import Task
 from sereno.checks import check_table
 from sereno.config import Settings, Value
@@ -167,17 +167,6 @@ def test_paths_that_cannot_be_filled(tmp_path: Path, template: str, words: str) 
     with pytest.raises(SettingsError) as caught:
         planned(tmp_path, source=template)
     assert words in str(caught.value)
-
-
-def test_paths_resolve_against_what_names_them(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, values={"warehouse": Value(value="w", base=tmp_path / "of-value")})
-    values = {"warehouse": "w", "data_date": date(2026, 5, 1)}
-    base = tmp_path / "of-source"
-    assert (
-        fill_path("{warehouse}/{data_date:%Y/%m}.csv", values, settings, base) == f"{tmp_path}/of-value/w/2026/05.csv"
-    )
-    assert fill_path("in/{warehouse}", values, settings, base) == f"{base}/in/w"
-    assert fill_path("/in/{warehouse}", values, settings, base) == "/in/w"
 
 
 @settings(max_examples=100, deadline=None)

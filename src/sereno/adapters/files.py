@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,32 +55,6 @@ class Piece:
             raise SourceError(
                 f"{self.path} changed while it was read. Nothing was published; start the run again when it is whole."
             )
-
-
-def find_files(source: str) -> list[Path]:
-    """The data files of a path, a folder (with what is below it) or a glob, sorted. Raises SourceError if there is none."""
-    path = Path(source)
-    if path.is_dir():
-        files = [f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path))]
-    elif path.is_file():
-        files = [path]
-    else:
-        import glob
-
-        # what the pattern names itself may be hidden, what it finds may not
-        fixed = len(Path(re.split(r"[*?[]", source)[0] + "x").parts) - 1
-        found = [Path(f) for f in glob.glob(source, recursive=True)]
-        files = [f for f in found if f.is_file() and not _hidden(Path(*f.parts[fixed:]))]
-    if not files:
-        raise SourceError(
-            f"The source {source} is missing: there is no such file, or the folder or pattern holds none. "
-            "If it arrives later, start the run again then; if its place is another, mend source= or [values]."
-        )
-    return sorted(files)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def format_of(files: list[Path], source: str) -> str:

@@ -7,7 +7,6 @@ to Parquet as it streams, and its tasks start before it ends.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import pyarrow.parquet as pq
 
 from sereno.adapters.files import (
     Piece,
-    find_files,
     format_of,
     names_of,
     open_parquet,
@@ -37,6 +35,7 @@ from sereno.model import Model, place
 from sereno.schedule import Interval
 from sereno.scoring import arrow_of
 from sereno.settings import IS_SQL
+from sereno.sources import fill, fill_path, find_files, is_delta_table, values_for
 from sereno.storage import told
 
 if TYPE_CHECKING:
@@ -77,11 +76,11 @@ def make_plan(
                 "`source=` a path, or run with --source PATH."
             )
         return _read(model, settings, interval, spool)
-    values = _values(settings, interval)
+    values = values_for(settings, interval)
     if IS_SQL.match(chosen.source):
         return _sql(model, chosen, values, spool, settings)
     source = fill_path(chosen.source, values, settings, chosen.source_base or settings.home)
-    if (Path(source) / "_delta_log").is_dir():
+    if is_delta_table(source):
         from sereno.adapters.delta import files_of_table
 
         return _parquet(model, list(files_of_table(source)), source, workers)
@@ -92,43 +91,6 @@ def make_plan(
     if kind == "jsonl":
         return _json_lines(model, files, source)
     return _csv(model, files, spool)
-
-
-def _values(settings: Settings, interval: Interval) -> dict[str, Any]:
-    known = {name: value.value for name, value in settings.values.items()}
-    return known | {
-        "data_date": interval.data_date,
-        "interval_start": interval.start,
-        "interval_end": interval.end,
-    }
-
-
-def fill_path(template: str, values: dict[str, Any], settings: Settings, base: Path) -> str:
-    """The path with `{data_date}` and `{values}` filled in; a relative one resolves against what names it."""
-    first = re.match(r"\{(\w+)\}", template)
-    if first and first[1] in settings.values:
-        base = settings.values[first[1]].base
-    path = fill(template, values, "source")
-    if "://" in path:
-        raise SettingsError(
-            f"The source {path!r} is not on a disk of this machine. Valid is a path, or a SQL query with database=."
-        )
-    return str(base / path)
-
-
-def fill(template: str, values: dict[str, Any], what: str) -> str:
-    """A setting with `{names}` filled in. Raises SettingsError, which never shows more than the name that is missing."""
-    try:
-        return template.format(**values)
-    except KeyError as error:
-        raise SettingsError(
-            f"The {what} asks for {error}, which nothing gives. Known are {', '.join(sorted(values))}; "
-            "add it to [values] in sereno.toml."
-        ) from None
-    except (ValueError, IndexError, AttributeError) as error:
-        raise SettingsError(
-            f"The {what} cannot be filled in: {error}. Write {{{{ and }}}} for braces that are meant."
-        ) from None
 
 
 def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], source: str, workers: int) -> Plan:
