@@ -93,6 +93,26 @@ def last_interval(schedule: str, time_zone: str, now: datetime) -> Interval:
     return Interval(start=start, end=end, alone=_alone(before, start, end))
 
 
+def due_between(schedule: str, time_zone: str, after: datetime, until: datetime, *, most: int) -> list[Interval]:
+    """The intervals that ended after one moment and until another, oldest first; of more than `most`, the newest.
+
+    It costs what it gives: after a pause of years, a schedule of every minute is not gone through.
+    """
+    after, due = after.astimezone(UTC), _due_until(schedule, ZoneInfo(time_zone), until)
+    found: list[Interval] = []
+    end, start = islice(due, 2)
+    while end.astimezone(UTC) > after and len(found) < most:
+        before = next(due)
+        found.append(Interval(start=start, end=end, alone=_alone(before, start, end)))
+        end, start = start, before
+    return found[::-1]
+
+
+def next_end(schedule: str, time_zone: str, after: datetime) -> datetime:
+    """When the next interval ends, in UTC: later than `after`."""
+    return next(_due_after(schedule, ZoneInfo(time_zone), after)).astimezone(UTC)
+
+
 def interval_for(schedule: str, time_zone: str, when: str, now: datetime) -> Interval:
     """The interval that starts on a local date ("2026-05-01") or holds a local time ("2026-05-01T13:00").
 

@@ -1,0 +1,207 @@
+"""What becomes of the runs of a model: pure functions of its schedule, of what the ledger knows, and of the time.
+
+Nothing here reads a clock, a file or the ledger; `scheduler.py` does what is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sereno.ledger import Entry, Notice, RunState
+from sereno.schedule import Interval, due_between, last_interval
+
+WHO = "sereno"  # the scheduler, where a transition or a run says who
+MOST_SKIPPED = 366  # skipped dates that are written down at once; the reason of the first tells of those before it
+INFRASTRUCTURE = ("StorageError", "WorkerError", "BusyError", "ExportError", "LedgerError", "LeaseLostError")
+INTERRUPTED = "WorkerError: Interrupted"  # how the reason begins of a run whose process is gone, nobody knows how
+INTERRUPTIONS = 10  # a run that was interrupted goes on, whatever `retries` says; one that ends the machine does not
+LONGEST_WAIT = 300.0  # seconds before another try
+# Later than now by more than this is what a clock that went wrong has written.
+AHEAD = timedelta(seconds=60)
+# Arrivals need a moment to look, also where the deadline has passed long before (catching up).
+GRACE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """What the scheduler knows of a model."""
+
+    name: str
+    file: Path
+    schedule: str
+    time_zone: str
+    disposition: str = "replace"
+    catch_up: int = 30
+    retries: int = 3
+    retry_seconds: float = 3600.0
+    has_arrival: bool = False  # there is something to wait for before a run
+    deadline_seconds: float = 21600.0  # after the run is due
+    late: str = "hold"  # hold, skip or run
+
+
+# What falls due
+
+
+def missed(model: Scheduled, known: Entry | None, now: datetime, *, most: int) -> list[Interval]:
+    """The intervals that ended since the newest run that is known, oldest first; at most so many, the newest.
+
+    A model that the ledger does not know begins with the last interval that ended.
+    """
+    if known is None:
+        return [last_interval(model.schedule, model.time_zone, now)]
+    return due_between(model.schedule, model.time_zone, known.data_time, now, most=most)
+
+
+def most_missed(model: Scheduled) -> int:
+    """How many missed intervals need to be looked at: one more than is ever written."""
+    return MOST_SKIPPED + 2 if model.disposition == "replace" else model.catch_up + 1
+
+
+def too_many(model: Scheduled, intervals: Sequence[Interval]) -> bool:
+    return model.disposition == "partition" and len(intervals) > model.catch_up
+
+
+def why_paused(model: Scheduled, intervals: Sequence[Interval]) -> str:
+    return (
+        f"More than {model.catch_up} dates were missed ('catch_up'), so nothing is run until somebody decides: "
+        f"`sereno resume {model.name}` runs them all, oldest first; `sereno resume {model.name} --skip-missed` runs none of "
+        f"them. The newest is {intervals[-1].label}."
+    )
+
+
+def fallen_due(model: Scheduled, intervals: Sequence[Interval], now: datetime) -> list[Entry]:
+    """The new entries of missed intervals, in the order in which they are to be written.
+
+    The newest comes last: should the scheduler die in between, the ledger shows what was not written yet.
+    """
+    if model.disposition == "partition":
+        return [entry_of(model, one, "due", now) for one in intervals]
+    *older, newest = intervals
+    entries = []
+    for number, one in enumerate(older[-MOST_SKIPPED:]):
+        reason = superseded(newest.label)
+        if number == 0 and len(older) > MOST_SKIPPED:
+            reason += " So were all before it, which are not written down."
+        entries.append(entry_of(model, one, "skipped", now, reason))
+    return [*entries, entry_of(model, newest, "due", now)]
+
+
+def entry_of(model: Scheduled, interval: Interval, state: RunState, now: datetime, reason: str = "") -> Entry:
+    return Entry(
+        model=model.name,
+        run_key=interval.key,
+        data_date=interval.data_date,
+        data_time=interval.data_time,
+        state=state,
+        since=now,
+        reason=reason,
+        who=WHO,
+        label=interval.label,
+    )
+
+
+# What waits
+
+
+def waits(entry: Entry, model: Scheduled) -> bool:
+    """Whether the run is to wait for its data: it was never tried, and no operator said to run it as it is."""
+    return model.has_arrival and entry.tries == 0 and entry.who == WHO
+
+
+def is_due(entry: Entry, now: datetime) -> bool:
+    """Whether the time of its next try has come. What a clock that was ahead wrote down does not count."""
+    wait = entry.not_before - now if entry.not_before else timedelta()
+    return not timedelta() < wait <= timedelta(seconds=LONGEST_WAIT) + AHEAD
+
+
+def is_late(entry: Entry, model: Scheduled, now: datetime) -> bool:
+    """Whether what is waited for has not come by its deadline."""
+    return now >= late_at(entry, model, now)
+
+
+def late_at(entry: Entry, model: Scheduled, now: datetime) -> datetime:
+    return max(entry.data_time + timedelta(seconds=model.deadline_seconds), min(entry.since, now) + GRACE)
+
+
+def without_data(entry: Entry, model: Scheduled, says: str, now: datetime) -> Entry:
+    """The entry whose data is late, where it is not run as it is."""
+    state: RunState = "skipped" if model.late == "skip" else "held"
+    return replace(entry, state=state, since=now, reason=why_late(model, says), who=WHO)
+
+
+def why_late(model: Scheduled, says: str) -> str:
+    waited = f"{timedelta(seconds=round(model.deadline_seconds))}"
+    return f"late: {waited} after the run was due, {says}"
+
+
+# What is run
+
+
+def runnable(entries: Iterable[Entry], model: Scheduled) -> list[Entry]:
+    """Of a model's runs that could begin, those that are to, the first first.
+
+    Where the table is the latest snapshot, that is the newest; where it has every date, the oldest.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.data_time)
+    return ordered[-1:] if model.disposition == "replace" else ordered
+
+
+def overtaken(entries: Iterable[Entry], by: Entry | None, now: datetime) -> list[Entry]:
+    """Runs of a model with `replace` that are no longer wanted, as a newer one can begin, or did: skipped."""
+    if by is None:
+        return []
+    return [
+        skipped(one, superseded(by.label or str(by.data_date)), now) for one in entries if one.data_time < by.data_time
+    ]
+
+
+def skipped(entry: Entry, reason: str, now: datetime, who: str = WHO) -> Entry:
+    return replace(entry, state="skipped", since=now, reason=reason, who=who, not_before=None)
+
+
+def superseded(label: str) -> str:
+    return f"A newer date, {label}, is due."
+
+
+def order(entry: Entry, newest: Entry | None) -> tuple[bool, datetime]:
+    """What goes first among models: the newest of each, by when it was due; then what is being caught up with."""
+    return newest is not None and entry.data_time < newest.data_time, entry.data_time
+
+
+# What ended
+
+
+def has_failed(entry: Entry, reason: str, now: datetime, *, began: bool) -> Entry:
+    """A run whose process could not say itself that it failed."""
+    tries = entry.tries if began else entry.tries + 1
+    return replace(entry, state="failed", since=now, reason=reason, who=WHO, tries=tries, not_before=None)
+
+
+def is_infrastructure(reason: str) -> bool:
+    """Whether the machine failed, not the data or the model: another try may do better."""
+    return reason.partition(":")[0] in INFRASTRUCTURE
+
+
+def may_try_again(entry: Entry, model: Scheduled, first_failed: datetime, now: datetime) -> bool:
+    """Whether a run that failed is tried again: a number of times, for a while; one that was interrupted goes on."""
+    if entry.reason.startswith(INTERRUPTED):
+        return entry.tries <= INTERRUPTIONS
+    in_time = now < first_failed + timedelta(seconds=model.retry_seconds)
+    return is_infrastructure(entry.reason) and entry.tries <= model.retries and in_time
+
+
+def tried_again(entry: Entry, now: datetime, random: Callable[[], float]) -> Entry:
+    """The entry of a run that failed, due again: after a random while, so that many do not come at once."""
+    longest = 0.0 if entry.reason.startswith(INTERRUPTED) else min(LONGEST_WAIT, 5.0 * 2**entry.tries)
+    wait = timedelta(seconds=random() * longest)
+    return replace(
+        entry, state="due", since=now, reason=f"Tried again after: {entry.reason}", who=WHO, not_before=now + wait
+    )
+
+
+def recovers(entry: Entry, notices: Sequence[Notice]) -> bool:
+    """Whether a published run ends what people were told last of its model (`notices`: newest first)."""
+    return bool(notices) and notices[0].kind != "recovered" and notices[0].run_key <= entry.run_key
