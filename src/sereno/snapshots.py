@@ -59,6 +59,8 @@ class Snapshot:
     parts: tuple[Part, ...]
     rejects_file: str = ""  # relative to the table, with its SHA-256 beside it
     rejects_sha256: str = ""
+    profile_file: str = ""  # the same of its profile; "": it has none, as it was published before there were any
+    profile_sha256: str = ""
     token: int = 0  # of the lease under which it was published; 0: none is known
     table_version: int = field(default=-1, compare=False)  # of the commit that published it
 
@@ -81,11 +83,21 @@ class Publication:
     parts: tuple[tuple[Part, str], ...]  # with Delta's statistics
     rejects_file: str
     rejects_sha256: str
+    profile_file: str = ""
+    profile_sha256: str = ""
     token: int = 0  # of the lease under which it is published
 
 
 # what was in service (of a data date), and what is since; None: nothing
 Rollback = tuple[Snapshot | None, Snapshot | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """What retention keeps, beside what is served."""
+
+    snapshots: int = KEPT
+    young: timedelta = KEPT_FOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +129,17 @@ class State:
         """The latest snapshot of this interval, whatever its revision."""
         return max((s for s in self.snapshots.values() if s.run_key == run_key), key=lambda s: s.number, default=None)
 
-    def kept(self, now: datetime) -> frozenset[int]:
+    def baseline(self, day: date) -> Snapshot | None:
+        """What a run of a data date is compared with: the newest snapshot of the nearest earlier date, unless withdrawn."""
+        earlier = [s for n, s in self.snapshots.items() if s.data_date < day and n not in self.withdrawn]
+        return max(earlier, key=lambda s: (s.data_date, s.number), default=None)
+
+    def kept(self, now: datetime, keep: Keep | None = None) -> frozenset[int]:
         """Numbers of the snapshots that retention keeps."""
+        keep = keep or Keep()
         numbers = sorted(self.snapshots)
-        young = {n for n in numbers if now - self.snapshots[n].published_at < KEPT_FOR}
-        return frozenset(numbers[-KEPT:]) | young | {s.number for s in self.served}
+        young = {n for n in numbers if now - self.snapshots[n].published_at < keep.young}
+        return frozenset(numbers[-keep.snapshots :]) | young | {s.number for s in self.served}
 
 
 class SnapshotStore:
@@ -282,6 +300,8 @@ class SnapshotStore:
             "rejects": str(publication.rejects),
             "rejects_file": publication.rejects_file,
             "rejects_sha256": publication.rejects_sha256,
+            "profile_file": publication.profile_file,
+            "profile_sha256": publication.profile_sha256,
             "disposition": publication.disposition,
             "keys": ",".join(publication.keys),
             "sha256": ",".join(part.sha256 for part, _ in publication.parts),
@@ -417,8 +437,8 @@ class SnapshotStore:
             raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {listed(state.snapshots)}.")
         if not all(p.path.exists() for p in snapshot.parts):
             raise NotFoundError(
-                f"Version {number} of model {self.model!r} is no longer kept: parts are removed after {KEPT} newer versions "
-                f"and {KEPT_FOR.days} day. Run data date {snapshot.data_date} again."
+                f"Version {number} of model {self.model!r} is no longer kept: its parts were removed, see keep_snapshots and "
+                f"keep_hours. Run data date {snapshot.data_date} again."
             )
         return snapshot
 
@@ -458,40 +478,50 @@ class SnapshotStore:
             parts=parts,
             rejects_file=m["rejects_file"],
             rejects_sha256=m["rejects_sha256"],
+            profile_file=m.get("profile_file", ""),
+            profile_sha256=m.get("profile_sha256", ""),
             token=int(m.get("token", 0)),
             table_version=commit.version,
         )
 
-    def clean(self, needed: Callable[[], tuple[set[str], set[Path]]]) -> int:
-        """Remove the files that neither a kept snapshot nor an attempt needs; say how many.
+    def clean(
+        self, needed: Callable[[], tuple[set[str], set[Path]]], keep: Keep | None = None, *, dry_run: bool = False
+    ) -> dict[Path, int]:
+        """Remove the files that neither a kept snapshot nor an attempt needs; which, and how large they were.
 
-        `needed` gives attempts, and files, to keep. The rejects of a snapshot go with its parts. Only files that a run
-        wrote are touched. Other runs may begin, write and publish meanwhile, hence the order: what there is, then who is
-        at work, then what is published. A file of theirs is either not listed yet, or found needed at one of the two.
+        `needed` gives attempts, and files, to keep. The rejects of a snapshot go with its parts; its profile stays, as
+        later runs are compared with it. Only files that a run wrote are touched. Other runs may begin, write and publish
+        meanwhile, hence the order: what there is, then who is at work, then what is published. A file of theirs is either
+        not listed yet, or found needed at one of the two.
         """
         if not self.folder.is_dir():
-            return 0
+            return {}
         with self._alone():  # a rollback may be about to serve what is about to go
             there = [
                 file
                 for folder in self.folder.iterdir()
-                if ATTEMPT.fullmatch(folder.name) or folder.name == "_rejects"
+                if ATTEMPT.fullmatch(folder.name) or folder.name in BESIDE
                 for file in folder.iterdir()
             ]
             attempts, files = needed()
             state = self.state()
-            kept = [state.snapshots[n] for n in state.kept(_now())]
+            kept = [state.snapshots[n] for n in state.kept(_now(), keep)]
             files |= {p.path for s in kept for p in s.parts}
             files |= {self.folder / s.rejects_file for s in kept if s.rejects_file}
+            files |= {self.folder / s.profile_file for s in state.snapshots.values() if s.profile_file}
             gone = [f for f in there if f not in files and not {f.stem, f.parent.name} & attempts]
+            sizes = {file: file.stat().st_size for file in gone}
+            if dry_run:
+                return sizes
             for file in gone:
                 file.unlink(missing_ok=True)
-            for folder in {f.parent for f in gone if f.parent.name != "_rejects"}:
+            for folder in {f.parent for f in gone if f.parent.name not in BESIDE}:
                 with contextlib.suppress(OSError):  # not empty: other files in it are kept
                     folder.rmdir()
-            return len(gone)
+            return sizes
 
 
+BESIDE = ("_rejects", "_profiles")  # folders beside the parts, with a file of an attempt each
 ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
 
 

@@ -218,7 +218,7 @@ class Project:
         for action in commits:
             if "add" in action:
                 wanted.add(action["add"]["path"])
-            wanted.add(action.get("commitInfo", {}).get("sereno.rejects_file", ""))
+            wanted |= {action.get("commitInfo", {}).get(f"sereno.{name}_file", "") for name in ("rejects", "profile")}
         there = {str(f.relative_to(self.predictions)) for f in self.predictions.rglob("*") if f.is_file()}
         held = tuple(r["attempt"] for r in self.runs() if r["state"] == "held")
         log = {str(f.relative_to(self.predictions)) for f in self._log()}

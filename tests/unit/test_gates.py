@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from sereno.batch.gates import Gate, judge
-from sereno.batch.profile import Profile, ProfileBuilder
+from sereno.batch.profile import Profile
+from sereno.batch.profiling import ProfileBuilder
 from sereno.schema import row_type
 from sereno.settings import GateSettings
 from sereno.snapshots import Snapshot
@@ -25,7 +26,7 @@ ROW = row_type(Answer)
 
 
 def profile(scores: list[float | None], bands: list[str | None]) -> Profile:
-    builder = ProfileBuilder(ROW)
+    builder = ProfileBuilder(ROW.columns)
     builder.add(pa.table({"score": pa.array(scores, pa.float64()), "band": pa.array(bands, pa.string())}))
     return builder.build()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,9 +16,9 @@ import msgspec
 
 from sereno.batch.gates import Gate
 from sereno.batch.parts import WrittenPart
-from sereno.batch.profile import Profile
+from sereno.batch.profile import Profile, stored_profile
 from sereno.batch.tasks import TaskResult
-from sereno.exceptions import NotFoundError
+from sereno.exceptions import NotFoundError, StorageError
 from sereno.schedule import Interval
 from sereno.storage import exclusive, is_held, write_atomically
 
@@ -52,7 +53,11 @@ class Report:
     rejects_file: str = ""
     rejects_sha256: str = ""
     gates: list[Gate] = field(default_factory=list)
-    profile: Profile = field(default_factory=dict)
+    profile: Profile = field(default_factory=dict)  # of the outputs
+    inputs_profile: Profile = field(default_factory=dict)  # of the features; kept in `profile_file` only
+    profile_file: str = ""  # both, relative to the table, with its SHA-256 beside it
+    profile_sha256: str = ""
+    baseline: int | None = None  # version of the snapshot that its profiles were compared with
     seconds: dict[str, float] = field(default_factory=dict)  # stage → wall seconds
     worker_seconds: dict[str, float] = field(default_factory=dict)  # read, check, predict, write; summed over workers
     keys: tuple[str, ...] = ()
@@ -71,6 +76,7 @@ class Attempts:
     def __init__(self, home: Path, model: str) -> None:
         self.folder = home / ".sereno" / "runs" / model
         self._locks = home / ".sereno" / "locks"
+        self._table = home / "predictions" / model
         self._model = model
 
     def create(self, interval: Interval) -> Report:
@@ -99,7 +105,8 @@ class Attempts:
         return self._locks / f"{self._model}.{run_key.replace(':', '')}.run"
 
     def save(self, report: Report) -> None:
-        write_atomically(self.work(report) / "report.json", report.to_json())
+        """Write the report, without what is kept in a file of its own: every run reads all reports."""
+        write_atomically(self.work(report) / "report.json", replace(report, inputs_profile={}).to_json())
 
     def work(self, report: Report) -> Path:
         return self.folder / report.attempt
@@ -115,6 +122,9 @@ class Attempts:
         newest_first = reports[::-1]
         for report in sorted(newest_first, key=lambda r: r.state != state):
             if name in (report.attempt, report.data_date.isoformat()):
+                with contextlib.suppress(StorageError):  # it is shown without; who judges by it reads it again, and tells
+                    stored = stored_profile(self._table, report)
+                    report.inputs_profile = stored.inputs if stored else {}
                 return report
         shown = ", ".join(r.attempt for r in reports[-5:]) or "none"
         raise NotFoundError(f"Model {self._model!r} has no run {name!r}. The latest are: {shown}. See `sereno runs`.")

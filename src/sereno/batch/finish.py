@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from sereno.adapters.files import read_piece
 from sereno.batch.keys import duplicates
 from sereno.batch.parts import REJECTS, WrittenPart, delta_stats, open_part
-from sereno.batch.profile import Profile, ProfileBuilder, merged
+from sereno.batch.profile import Profile, merged
+from sereno.batch.profiling import ProfileBuilder
 from sereno.batch.tasks import Task, TaskResult, row_as_json
 from sereno.exceptions import DataError, DuplicateKeysError, RunError, SourceError
 from sereno.loader import file_digest
@@ -47,7 +48,8 @@ class Outcome:
     uncounted: int  # rejects that no gate counts
     reasons: dict[str, int]
     parts: tuple[WrittenPart, ...]
-    profile: Profile
+    profile: Profile  # of the outputs
+    inputs_profile: Profile
     rejects_file: Path | None
     rejects_sha256: str
 
@@ -105,6 +107,7 @@ def finish(
         reasons=dict(sorted(reasons.items(), key=lambda r: -r[1])),
         parts=tuple(r.part for r in kept if r.part),
         profile=merged([r.profile for r in kept]),
+        inputs_profile=merged([r.inputs_profile for r in kept]),
         rejects_file=written,
         rejects_sha256=file_digest(written) if written else "",
     )
@@ -144,7 +147,7 @@ def _without(model: Model, result: TaskResult, dropped: Sequence[Dropped], folde
     stays = np.ones(table.num_rows, dtype=bool)
     stays[[d.position for d in dropped]] = False
     table = table.filter(pa.array(stays))
-    profile = ProfileBuilder(model.outputs)
+    profile = ProfileBuilder(model.outputs.columns)
     profile.add(table.combine_chunks())
     if not table.num_rows:
         return replace(result, part=None, profile=profile.build())

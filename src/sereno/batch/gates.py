@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from sereno.batch.profile import Profile
 from sereno.settings import GateSettings
 from sereno.snapshots import Snapshot
 
+Level = Literal["passed", "warned", "held"]
 ENOUGH_TO_JUDGE = 10  # rows; fewer may well be equal by chance
 
 
@@ -20,8 +22,17 @@ class Gate:
     """One gate's verdict."""
 
     name: str
-    passed: bool
+    passed: bool  # it does not hold the run
     says: str  # with the numbers and the limit
+    level: Level = "passed"
+    column: str = ""  # which it is about; "": it is about no column
+    side: Literal["output", "input", ""] = ""  # whose column that is
+    value: float | None = None  # what was found, where it is one number
+    limit: float | None = None  # what it may be at most
+
+    def __post_init__(self) -> None:
+        if not self.passed:
+            object.__setattr__(self, "level", "held")
 
 
 def judge(

@@ -65,6 +65,8 @@ def publication_of(report: Report) -> Publication:
         ),
         rejects_file=report.rejects_file,
         rejects_sha256=report.rejects_sha256,
+        profile_file=report.profile_file,
+        profile_sha256=report.profile_sha256,
     )
 
 

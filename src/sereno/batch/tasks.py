@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import msgspec
 
 from sereno.adapters.files import Piece, read_piece
 from sereno.batch.parts import PartWriter, RejectWriter, WrittenPart
-from sereno.batch.profile import Profile, ProfileBuilder
+from sereno.batch.profile import Profile
+from sereno.batch.profiling import ProfileBuilder
 from sereno.checks import Checked, check_table, python_value
 from sereno.failpoints import failpoint
 from sereno.rows import JsonRows
@@ -69,8 +70,10 @@ class TaskResult:
     reasons: dict[str, int]
     rejects_file: str | None
     keys_file: str | None
-    profile: Profile
-    seconds: dict[str, float]  # read, check, predict, write
+    profile: Profile  # of the outputs
+    # of the features of the rows that fit the input type; a task that an older version finished has none
+    inputs_profile: Profile = field(default_factory=dict)
+    seconds: dict[str, float]  # read, check, predict, write, profile
 
     @property
     def answered(self) -> int:
@@ -91,7 +94,8 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
     part_path = Path(job.parts_folder) / f"part-{task.index:05d}-{key[:8]}.parquet"
     writer = PartWriter(part_path, work / "keys" / f"{key[:32]}.u64", scorer.schema, keys=len(key_names))
     rejects = RejectWriter(work / "rejects" / f"{key[:32]}.parquet")
-    profile = ProfileBuilder(model.outputs)
+    profile = ProfileBuilder(model.outputs.columns)
+    inputs_profile = ProfileBuilder(model.inputs.features, sampled=True)
     json_rows = JsonRows(model.inputs) if any(p.kind == "json" for p in task.pieces) else None
     clock = Stopwatch()
     rows_in = 0
@@ -119,6 +123,8 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
                     data, row_key = row_as_json(batch, position, key_names)
                     rejects.add(rows_in + position, row_key, reason, data)
                 writer.write(scored.table)
+            with clock("profile"):
+                inputs_profile.add(checked.table)
                 profile.add(scored.table)
             rows_in += len(batch)
             progress(len(batch))
@@ -136,6 +142,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
         rejects_file=rejects_file,
         keys_file=keys_file,
         profile=profile.build(),
+        inputs_profile=inputs_profile.build(),
         seconds=clock.seconds,
     )
     write_atomically(work / "tasks" / f"{key[:32]}.json", msgspec.json.encode(result))
