@@ -329,16 +329,20 @@ def test_settings_of_lookups_from_several_places(project: Path) -> None:
     [
         (
             'ready = "off"\nquiet_seconds = 60',
-            "'models.a-b.quiet_seconds', from {toml}, has no effect, as 'models.a-b.ready' is 'off' there, and nothing is waited "
-            "for. Leave quiet_seconds out, or ready.",
+            (
+                "'models.a-b.quiet_seconds', from {toml}, has no effect, as 'models.a-b.ready' is 'off' there, and nothing is waited "
+                "for. Leave quiet_seconds out, or ready."
+            ),
         ),
         ('ready = "off"\nready_seconds = 60', "'models.a-b.ready_seconds', from {toml}, has no effect"),
         ('ready = "off"\ndeadline_seconds = 60', "'models.a-b.deadline_seconds', from {toml}, has no effect"),
         ('ready = "off"\nlate = "run"', "'models.a-b.late', from {toml}, has no effect"),
         (
             "quiet_seconds = 60\ndeadline_seconds = 60",
-            "'models.a-b.quiet_seconds' is 60, from {toml}, but 'models.a-b.deadline_seconds' is 60, so that all data is late. "
-            "Set it to more.",
+            (
+                "'models.a-b.quiet_seconds' is 60, from {toml}, but 'models.a-b.deadline_seconds' is 60, so that all data is late. "
+                "Set it to more."
+            ),
         ),
         ("quiet_seconds = 21600", "'models.a-b.quiet_seconds' is 21600, from {toml}, but"),
     ],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sereno import __version__
-from sereno.cli import batch, published, runs, serving
+from sereno.cli import batch, deploy, operate, published, runs, serving
 from sereno.cli.commands import FAILED, USAGE, Commands
 from sereno.cli.printing import write
 from sereno.exceptions import SerenoError, SettingsError
@@ -32,6 +32,7 @@ Puts a trained model into production: one plain Python file, scored by night, pu
   sereno versions churn                 what was published, what is in service
   sereno rollback churn                 the version before, back in service
   sereno serve churn.py                 predictions over HTTP
+  sereno up                             all of it, for months: runs by their schedules, and the API
 """
 AFTER = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by a gate. `sereno COMMAND --help` tells more."
 
@@ -97,6 +98,6 @@ def parser_of(own: Model | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sereno {__version__}")
     commands = Commands(parser, own=own is not None)
-    for module in (batch, serving, runs, published):
+    for module in (batch, serving, operate, runs, published, deploy):
         module.add(commands)
     return parser

@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import selectors
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -44,6 +43,7 @@ from sereno.serve.processes.process import Phase, Worker, start_worker
 from sereno.serve.processes.sockets import Listening, refuse_openness
 from sereno.serve.processes.watching import Watcher
 from sereno.settings import Settings
+from sereno.signals import OTHER, Signals, has_terminal
 
 PATIENCE = 0.5  # seconds between two looks at the heartbeats
 BEAT_GRACE = 2.0  # on top of what predict may take; the loop beats several times a second
@@ -51,7 +51,6 @@ LATE = 60.0  # a worker that takes longer to start is worth a word
 QUICK = 10.0  # a worker that dies within so many seconds after it was ready counts as failing
 LONGEST_PAUSE = 30.0  # before a worker that fails again and again is started once more
 ACCEPTING = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}  # seconds; balancers are slower to learn of it than people
-CHANGED = 0  # what the watcher writes among the numbers of signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -95,8 +94,8 @@ class Supervisor:
         self._was_killed = False
         self._has_terminal = False
         self._selector = selectors.DefaultSelector()
-        self._wake, self._waker = socket.socketpair()
-        self._watcher = Watcher(self._has_changed) if watch else None
+        self._signals = Signals()
+        self._watcher = Watcher(self._signals.wake) if watch else None
         self._compacting = Compacting(note)
         self._indexing = Indexing(note, self._indexing_failed)
 
@@ -104,7 +103,9 @@ class Supervisor:
         """Serve until a signal ends it: 0, or 1 where workers had to be killed. Raises what kept the first from starting."""
         import sereno.serve.metrics  # noqa: F401  # later there may be no descriptor to read it with
 
-        with self._signals():
+        with self._signals.caught(SIGNALS) as before:
+            self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+            self._has_terminal = has_terminal() and before[signal.SIGHUP] is not signal.SIG_IGN  # else under nohup
             try:
                 for place in range(self._count):
                     self._start(place, self._generation)
@@ -450,29 +451,8 @@ class Supervisor:
         elif worker.generation == self._generation:
             self._replace_hung(worker, why)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Signals arrive as bytes in a socket, between two other events and never within one."""
-        self._wake.setblocking(False)
-        self._waker.setblocking(False)
-        self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
-        wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        self._has_terminal = has_terminal() and before[signal.SIGHUP] is not signal.SIG_IGN  # else under nohup
-        try:
-            yield
-        finally:
-            for number, action in before.items():
-                signal.signal(number, action)
-            signal.set_wakeup_fd(wakeup)
-
-    def _has_changed(self) -> None:
-        """In the watcher's thread."""
-        with contextlib.suppress(OSError):  # it is full of such words, or the server ends
-            self._waker.send(bytes([CHANGED]))
-
     def _on_signals(self) -> None:
-        numbers = self._wake.recv(4096)
+        numbers = self._signals.read()
         if signal.SIGCHLD in numbers:
             self._bury()
         for number in numbers:
@@ -480,7 +460,7 @@ class Supervisor:
                 self._is_told_to_end(signal.Signals(number))
         if signal.SIGHUP in numbers and self._has_terminal and not has_terminal():
             self._stop()  # whoever started it has closed the window
-        elif signal.SIGHUP in numbers or CHANGED in numbers:
+        elif signal.SIGHUP in numbers or OTHER in numbers:
             self._reload()
 
     # The end
@@ -529,19 +509,9 @@ class Supervisor:
             beside.stop()
             beside.wait()
         self._selector.close()
-        self._wake.close()
-        self._waker.close()
+        self._signals.close()
         self._board.close()
         self._listening.held.close()
-
-
-def has_terminal() -> bool:
-    """Whether this process belongs to a terminal that is still there."""
-    try:
-        with open("/dev/tty", "rb"):
-            return True
-    except OSError:
-        return False
 
 
 def _error(failed: Failed | None, why: str) -> SerenoError:

@@ -1,0 +1,169 @@
+"""The runs that the scheduler has started: each is `sereno run` in a process of its own, within the limits of `[up]`.
+
+A run gives way to the API beside it: it has a lower priority, and where memory runs out it is taken first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sereno.exceptions import WorkerError
+from sereno.ledger import Entry
+from sereno.operate.tied import tied
+from sereno.settings import UpSettings
+
+LONGEST_LINE = 1 << 16  # of what a run writes; the rest of it is another line
+LAST_WORDS = 0.5  # seconds that what a run wrote may take to be read, once it has ended
+LOG = 2  # stderr
+
+
+class HasFile(Protocol):
+    """What is scheduled."""
+
+    @property
+    def file(self) -> Path: ...
+
+
+@dataclass(eq=False)
+class _Run:
+    model: str
+    run_key: str
+    process: subprocess.Popen[bytes]
+    reader: threading.Thread
+
+    def kill(self) -> None:
+        """It and whatever it has started."""
+        if self.process.returncode is None:  # until somebody asked how it ended, its number is no one else's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether it has. Then nothing of what it started in its group is left, and `process.returncode` tells how."""
+        if self.process.returncode is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return False
+            self.kill()
+            self.process.wait()
+        return True
+
+
+class Runs:
+    """Starts runs, and hears of their end. For one thread, which lives as long as its process: runs are tied to it."""
+
+    def __init__(self, limits: UpSettings, options: Sequence[str] = (), *, command: Sequence[str] = ()) -> None:
+        """`options`: those of `sereno run` that all of them get; `command`: in place of `sereno run` (for tests)."""
+        warnings = [f"-W{option}" for option in sys.warnoptions]
+        self.limits = limits  # of those that start from now on
+        self._command = [*(command or (sys.executable, "-P", *warnings, "-m", "sereno", "run"))]
+        self._options = [*options]
+        self._runs: list[_Run] = []
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """The models of which a run has not ended, or nobody has asked yet how."""
+        return frozenset(run.model for run in self._runs)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Model → the process of its run."""
+        return {run.model: run.process.pid for run in self._runs}
+
+    def start(self, entry: Entry, scheduled: HasFile) -> None:
+        """Start the run of an entry. Raises WorkerError where the system has no room for another process."""
+        label = entry.label or entry.data_date.isoformat()
+        # --json: what it prints for people is its report, which the ledger keeps; the log gets what goes wrong
+        command = [*self._command, str(scheduled.file), "--date", label, "--json", *self._options]
+        ours, theirs = os.pipe()
+        try:
+            process = subprocess.Popen(
+                tied(
+                    command,
+                    nice=self.limits.run_nice,
+                    cores=cores_of_runs(self.limits.run_cores),
+                    memory_bytes=self.limits.run_memory_bytes,
+                    dies_first=True,
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=theirs,
+                process_group=0,
+            )
+        except OSError as error:
+            os.close(ours)
+            raise WorkerError(f"The run of {entry.model} {label} cannot be started: {error.strerror}.") from error
+        finally:
+            os.close(theirs)
+        reader = threading.Thread(target=_relay, args=[ours, f"{entry.model} {label}: "], daemon=True)
+        reader.start()
+        self._runs.append(_Run(entry.model, entry.run_key, process, reader))
+
+    def ended(self) -> list[tuple[str, str, int]]:
+        """Those that have ended since this was asked last: model, run key, exit code (below 0: ended by that signal).
+
+        What they wrote is in the log by then.
+        """
+        gone = [run for run in self._runs if run.has_ended()]
+        for run in gone:
+            self._runs.remove(run)
+            run.reader.join(LAST_WORDS)  # a process that it left in a group of its own may keep the pipe open for ever
+        return [(run.model, run.run_key, run.process.returncode) for run in gone]
+
+    def stop(self, seconds: float) -> list[tuple[str, str, int]]:
+        """End all of them: they are asked to, given so many seconds, and killed. They go on at their next start."""
+        for run in self._runs:
+            if not run.has_ended():
+                run.process.terminate()
+        deadline = time.monotonic() + seconds
+        for run in self._runs:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _wait(run, max(0.0, deadline - time.monotonic()))
+            run.kill()
+            while not run.has_ended():
+                time.sleep(0.01)
+        return self.ended()
+
+
+def cores_of_runs(count: int | None) -> list[int] | None:
+    """The numbers of the cores that a run may use: the last ones of those that this process may."""
+    return None if count is None else sorted(os.sched_getaffinity(0))[-count:]
+
+
+def _wait(run: _Run, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not run.has_ended():
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(run.process.args, seconds)
+        time.sleep(0.01)
+
+
+def _relay(descriptor: int, prefix: str) -> None:
+    """Write what comes through a pipe to the log, line by line, until its last writer has closed it."""
+    start = prefix.encode()
+    rest = b""
+    with open(descriptor, "rb", buffering=0) as pipe:
+        while content := pipe.read(LONGEST_LINE):
+            *lines, rest = (rest + content).split(b"\n")
+            if len(rest) >= LONGEST_LINE:
+                lines.append(rest)
+                rest = b""
+            for line in lines:
+                _write(start + line + b"\n")
+    if rest:
+        _write(start + rest + b"\n")
+
+
+def _write(line: bytes) -> None:
+    """One line in one piece: others write to the same log."""
+    with contextlib.suppress(OSError):  # nobody reads it any more; the run goes on
+        while line:
+            line = line[os.write(LOG, line) :]

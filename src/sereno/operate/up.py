@@ -1,0 +1,122 @@
+"""`sereno up`: from what was typed to the API and the scheduler, side by side, for months."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sereno.config import find_home
+from sereno.exceptions import SettingsError
+from sereno.operate.children import Child, Children
+from sereno.serve.options import Options
+from sereno.serve.processes.sockets import refuse_openness
+from sereno.settings import FILE_NAME, Settings
+from sereno.storage import exclusive, told
+
+API, SCHEDULER = "the API", "the scheduler"
+COMMAND = (sys.executable, "-P", "-m")  # -P: a module in the folder where it was started is not taken for one of ours
+
+
+def up(
+    options: Options,
+    *,
+    workers: int | None,
+    api: bool,
+    schedule: bool,
+    verbose: bool,
+    as_json: bool,
+    tell: Callable[[str], None],
+    note: Callable[[str], None],
+    scheduler: Sequence[str] = ("sereno.operate.process",),
+) -> int:
+    """Keep both running until a signal ends it; the exit code. `tell` prints for whoever started it. Raises SerenoError.
+
+    `workers`: of the API. `scheduler`: the module that is started, and arguments of its own (for tests).
+    """
+
+    def read_settings() -> Settings:
+        settings = options.settings()
+        if not any(model.file for model in settings.models.values()):
+            raise SettingsError(
+                f"There is nothing to run: no model of sereno.toml in {settings.home} has a file. Add [models.NAME] with "
+                'file = "NAME.py".'
+            )
+        if api:
+            refuse_openness(settings)
+        return settings
+
+    if not api and not schedule:
+        raise SettingsError("With --no-api and --no-schedule there is nothing to run. Leave one of them out.")
+    settings = read_settings()
+    given = [f"-W{one}" for one in sys.warnoptions]
+    common = _again(options)
+    children = []
+    if api:
+        serve = ["serve", "--json", "--watch", *common, *(["--workers", str(workers)] if workers else [])]
+        command = [*COMMAND[:2], *given, COMMAND[2], "sereno", *serve, *(["-v"] if verbose else [])]
+        children.append(Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True))
+    if schedule:
+        command = [*COMMAND[:2], *given, COMMAND[2], *scheduler, *common]
+        children.append(Child(SCHEDULER, command, lambda now: now.up.stop_seconds))
+
+    def announce(said: Mapping[str, Mapping[str, Any]]) -> None:
+        for line in [_data(said, settings)] if as_json else _lines(said):
+            tell(line)
+
+    with told(f"The home {settings.home} cannot be used"):
+        lock = settings.home / ".sereno" / f"up.{_host()}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    busy = (
+        f"`sereno up` runs already for {settings.home} on this machine (pid {{pid}}). Send it a SIGHUP if it should read its "
+        "files again, or end it first."
+    )
+    with exclusive(lock, busy):
+        return Children(
+            children,
+            settings,
+            read_settings=read_settings,
+            watched=lambda now: list(_files(options, now)),
+            announce=announce,
+            note=note,
+        ).run()
+
+
+def _again(options: Options) -> list[str]:
+    """What was typed, for another command."""
+    home = ["--home", str(options.home)] if options.home is not None else []
+    env = ["--env", options.env] if options.env is not None else []
+    return [*home, *env, *(f"--set={key}={value}" for key, value in options.overrides.items())]
+
+
+def _files(options: Options, settings: Settings) -> Iterable[Path]:
+    """Those whose change is a reload. Files that a model file imports belong to whoever reads it."""
+    yield find_home(options.start) / FILE_NAME
+    yield settings.home / FILE_NAME
+    yield from (model.file for model in settings.models.values() if model.file is not None)
+
+
+def _host() -> str:
+    """This machine's name, as part of a file's name: a home may lie where several machines reach it."""
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())
+
+
+def _data(said: Mapping[str, Mapping[str, Any]], settings: Settings) -> str:
+    return json.dumps(
+        {"pid": os.getpid(), "home": str(settings.home), "api": said.get(API), "scheduler": said.get(SCHEDULER)}
+    )
+
+
+def _lines(said: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    api, scheduler = said.get(API), said.get(SCHEDULER)
+    if api is not None:
+        names = ", ".join(model["name"] for model in api["models"])
+        yield f"Serving {names} on {api['url']}{f' (Unix socket {one})' if (one := api['unix']) else ''}."
+    if scheduler is not None:
+        yield str(scheduler["says"])
+    yield "Ctrl-C ends it."
