@@ -169,4 +169,11 @@ class PostgresqlDatabase:
 
 
 def _is_there(connection: Connection) -> bool:
-    return connection.execute("SELECT to_regclass('sereno_ledger') IS NOT NULL").fetchone() == (True,)
+    # By the catalogue itself: to_regclass() remembers what it did not find, while another makes it.
+    return (
+        connection.execute(
+            "SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.relname = 'sereno_ledger' AND n.nspname = ANY (current_schemas(false))"
+        ).fetchone()
+        is not None
+    )

@@ -181,7 +181,8 @@ class SqlLedger:
         def work(cursor: Cursor) -> list[Entry]:
             found = []
             # Each state on its own: then an index has them in order, and a limit ends the search.
-            for state in sorted(set(states)) or [""]:
+            chosen: list[str] = sorted(set(states)) or [""]
+            for state in chosen:
                 where = " AND ".join([*terms, "state = ?" if state else "? = ''"])
                 found += cursor.rows(
                     f"SELECT {ENTRY} FROM sereno_runs WHERE {where} ORDER BY data_time DESC"
