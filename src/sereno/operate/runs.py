@@ -24,6 +24,7 @@ from sereno.settings import UpSettings
 
 LONGEST_LINE = 1 << 16  # of what a run writes; the rest of it is another line
 LAST_WORDS = 0.5  # seconds that what a run wrote may take to be read, once it has ended
+PATIENCE = 0.01  # seconds between two looks at runs that are to end
 LOG = 2  # stderr
 
 
@@ -124,26 +125,21 @@ class Runs:
             if not run.has_ended():
                 run.process.terminate()
         deadline = time.monotonic() + seconds
+        while self._are_left() and time.monotonic() < deadline:
+            time.sleep(PATIENCE)
         for run in self._runs:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                _wait(run, max(0.0, deadline - time.monotonic()))
             run.kill()
-            while not run.has_ended():
-                time.sleep(0.01)
+        while self._are_left():
+            time.sleep(PATIENCE)
         return self.ended()
+
+    def _are_left(self) -> bool:
+        return any(not run.has_ended() for run in self._runs)
 
 
 def cores_of_runs(count: int | None) -> list[int] | None:
     """The numbers of the cores that a run may use: the last ones of those that this process may."""
     return None if count is None else sorted(os.sched_getaffinity(0))[-count:]
-
-
-def _wait(run: _Run, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not run.has_ended():
-        if time.monotonic() > deadline:
-            raise subprocess.TimeoutExpired(run.process.args, seconds)
-        time.sleep(0.01)
 
 
 def _relay(descriptor: int, prefix: str) -> None:
