@@ -78,6 +78,11 @@ def exclusive(path: Path, busy: str, *, wait_seconds: float = 0.2) -> Iterator[N
         yield
 
 
+def run_lock(home: Path, model: str, run_key: str) -> Path:
+    """The lock file of a run key: who works on the run holds it."""
+    return home / ".sereno" / "locks" / f"{model}.{run_key.replace(':', '')}.run"
+
+
 def is_held(path: Path) -> bool:
     """Whether a living process holds a lock file. Writes nothing, so that it works where one may only read."""
     try:

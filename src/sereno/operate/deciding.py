@@ -6,9 +6,9 @@ Nothing here reads a clock, a file or the ledger; `scheduler.py` does what is de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
+from typing import Protocol
 
 from sereno.ledger import Entry, Notice, RunState
 from sereno.schedule import Interval, due_between, last_interval
@@ -25,21 +25,31 @@ AHEAD = timedelta(seconds=60)
 GRACE = timedelta(seconds=60)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scheduled:
-    """What the scheduler knows of a model."""
+class Scheduled(Protocol):
+    """What the scheduler knows of a model: see `Declared`."""
 
-    name: str
-    file: Path
-    schedule: str
-    time_zone: str
-    disposition: str = "replace"
-    catch_up: int = 30
-    retries: int = 3
-    retry_seconds: float = 3600.0
-    has_arrival: bool = False  # there is something to wait for before a run
-    deadline_seconds: float = 21600.0  # after the run is due
-    late: str = "hold"  # hold, skip or run
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def time_zone(self) -> str: ...
+    @property
+    def disposition(self) -> str: ...
+    @property
+    def catch_up(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def retry_seconds(self) -> float: ...
+    @property
+    def has_arrival(self) -> bool: ...
+    @property
+    def deadline_seconds(self) -> float: ...
+    @property
+    def late(self) -> str: ...
 
 
 # What falls due
@@ -107,8 +117,8 @@ def entry_of(model: Scheduled, interval: Interval, state: RunState, now: datetim
 
 
 def waits(entry: Entry, model: Scheduled) -> bool:
-    """Whether the run is to wait for its data: it was never tried, and no operator said to run it as it is."""
-    return model.has_arrival and entry.tries == 0 and entry.who == WHO
+    """Whether the run is to wait for its data: no try has begun, and no operator said to run it as it is."""
+    return model.has_arrival and entry.tries == 0 and entry.not_before is None and entry.who == WHO
 
 
 def is_due(entry: Entry, now: datetime) -> bool:
@@ -149,17 +159,13 @@ def runnable(entries: Iterable[Entry], model: Scheduled) -> list[Entry]:
     return ordered[-1:] if model.disposition == "replace" else ordered
 
 
-def overtaken(entries: Iterable[Entry], by: Entry | None, now: datetime) -> list[Entry]:
-    """Runs of a model with `replace` that are no longer wanted, as a newer one can begin, or did: skipped."""
-    if by is None:
-        return []
-    return [
-        skipped(one, superseded(by.label or str(by.data_date)), now) for one in entries if one.data_time < by.data_time
-    ]
+def overtaken(entries: Iterable[Entry], by: Entry | None) -> list[Entry]:
+    """Runs of a model with `replace` that are no longer wanted, as a newer one can begin, or did. An operator's word stands."""
+    return [] if by is None else [one for one in entries if one.data_time < by.data_time and one.who == WHO]
 
 
-def skipped(entry: Entry, reason: str, now: datetime, who: str = WHO) -> Entry:
-    return replace(entry, state="skipped", since=now, reason=reason, who=who, not_before=None)
+def skipped(entry: Entry, reason: str, now: datetime) -> Entry:
+    return replace(entry, state="skipped", since=now, reason=reason, who=WHO, not_before=None)
 
 
 def superseded(label: str) -> str:
@@ -204,4 +210,19 @@ def tried_again(entry: Entry, now: datetime, random: Callable[[], float]) -> Ent
 
 def recovers(entry: Entry, notices: Sequence[Notice]) -> bool:
     """Whether a published run ends what people were told last of its model (`notices`: newest first)."""
+    if is_infrastructure(entry.reason):  # its exports could not follow
+        return False
     return bool(notices) and notices[0].kind != "recovered" and notices[0].run_key <= entry.run_key
+
+
+def stopped(entry: Entry, now: datetime) -> Entry:
+    """A run that was ended in good order: due at once, and this try does not count."""
+    return replace(
+        entry,
+        state="due",
+        since=now,
+        reason="It was stopped with the scheduler, and goes on where it was.",
+        who=WHO,
+        tries=max(0, entry.tries - 1),
+        not_before=now,
+    )

@@ -1,0 +1,131 @@
+"""How runs end, for the scheduler: by a process that says so, or one that is gone; then another try, or a notice."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from sereno.interfaces import RunLedger
+from sereno.ledger import Entry, NoticeKind, RunState
+from sereno.operate import deciding
+from sereno.operate.deciding import Scheduled
+from sereno.storage import is_held, run_lock
+
+RECENT = timedelta(days=1)  # what ended longer ago, nobody is told for the first time
+
+
+class Ended(NamedTuple):
+    """A process of this scheduler that has ended."""
+
+    model: str
+    run_key: str
+    code: int  # below 0: that signal
+
+
+class Endings:
+    """Everything here may be done again, by whoever: a state that has changed meanwhile stays as it is."""
+
+    def __init__(
+        self,
+        ledger: RunLedger,
+        home: Path,
+        *,
+        random: Callable[[], float],
+        log: Callable[[str], None],
+        is_alive: Callable[[Entry], bool] | None = None,
+    ) -> None:
+        """`is_alive`: whether a process of this host works on a run; by the run's lock file, if not given."""
+        self.models: Mapping[str, Scheduled] = {}
+        self._ledger, self._random, self._log = ledger, random, log
+        self._is_alive = is_alive or (lambda entry: is_held(run_lock(home, entry.model, entry.run_key)))
+
+    def heed(self, ended: Ended, started: Entry | None, now: datetime) -> None:
+        """One of our own processes has ended; `started`: its entry as it was when it did not work yet."""
+        entry = self._ledger.entry(ended.model, ended.run_key)
+        if entry is None:
+            return
+        how = f"ended by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+        failed = None
+        if entry.state == "running" and self.is_gone(entry):
+            failed = deciding.has_failed(
+                entry, f"WorkerError: The run {how}. The log has what it said.", now, began=True
+            )
+        elif ended.code and started is not None and (entry.state, entry.since) == (started.state, started.since):
+            reason = f"WorkerError: The run {how} before it began. The log has what it said."
+            failed = deciding.has_failed(entry, reason, now, began=False)
+        if failed is not None and self._move(failed, entry.state):
+            entry = failed
+        self.conclude(entry, self._ledger.newest(now).get(ended.model), now)
+
+    def is_gone(self, entry: Entry) -> bool:
+        """Whether no process works on a running entry: nobody has its lease, or its holder was on this host and is dead."""
+        lease = self._ledger.holder(f"run:{entry.model}:{entry.run_key}")
+        return lease is None or (lease.holder.split(":")[0] == socket.gethostname() and not self._is_alive(entry))
+
+    def look_after(self, entry: Entry, newest: Entry | None, now: datetime) -> Entry:
+        """The entry of a run that is going on; where its process is gone, what then becomes of it."""
+        if not self.is_gone(entry):
+            return entry
+        reason = f"{deciding.INTERRUPTED}: its process is gone. What it had finished is kept."
+        failed = deciding.has_failed(entry, reason, now, began=True)
+        if self._move(failed, "running"):
+            self.conclude(failed, newest, now)
+        return self._ledger.entry(entry.model, entry.run_key) or entry
+
+    def catch_up(self, newest: Mapping[str, Entry], now: datetime) -> None:
+        """Conclude what ended while nobody looked."""
+        for entry in self._ledger.entries(states=("failed", "held")):
+            if abs(now - entry.since) < RECENT:
+                self.conclude(entry, newest.get(entry.model), now)
+
+    def conclude(self, entry: Entry, newest: Entry | None, now: datetime) -> None:
+        """Try again, or tell people, where a run has come to an end."""
+        if entry.state == "failed":
+            if not self._try_again(entry, newest, now):
+                self.tell(entry, "failed", entry.reason, now)
+        elif entry.state == "held":
+            self.tell(entry, "held" if entry.attempt else "late", entry.reason, now)
+        elif entry.state == "published" and deciding.recovers(entry, self._ledger.notices(entry.model, 1)):
+            version = f" as version {entry.version}" if entry.version else ""
+            self.tell(entry, "recovered", f"Data date {entry.data_date} is published{version}.", now)
+
+    def _try_again(self, entry: Entry, newest: Entry | None, now: datetime) -> bool:
+        model = self.models.get(entry.model)
+        if model is None:
+            return False
+        if model.disposition == "replace" and newest is not None and newest.data_time > entry.data_time:
+            return False  # a newer date takes its place
+        failures = [one.at for one in self._ledger.transitions(entry.model, entry.run_key) if one.after == "failed"]
+        if not deciding.may_try_again(entry, model, min(failures, default=now), now):
+            return False
+        return self._move(deciding.tried_again(entry, now, self._random), "failed")
+
+    def export_again(self, entry: Entry, now: datetime) -> bool:
+        """Whether a published run whose exports could not follow is run once more: they are then finished."""
+        model = self.models[entry.model]
+        if entry.tries <= model.retries:
+            return deciding.is_due(entry, now)
+        if self._move(replace(entry, not_before=None), "published"):
+            self.tell(entry, "failed", entry.reason, now)
+        return False
+
+    def interrupt(self, ended: Ended, now: datetime) -> None:
+        """One of our own processes was ended in good order, with the scheduler."""
+        entry = self._ledger.entry(ended.model, ended.run_key)
+        if entry is not None and entry.state == "running" and self.is_gone(entry):
+            self._move(deciding.stopped(entry, now), "running")
+
+    def _move(self, entry: Entry, before: RunState) -> bool:
+        return self._ledger.move(entry, expected=(before,))
+
+    def tell(self, entry: Entry, kind: NoticeKind, says: str, now: datetime) -> None:
+        """Have people told, once."""
+        if self._ledger.add_notice(entry.model, entry.run_key, kind, says, now):
+            self._log(f"{entry.model} {entry.label or entry.data_date}: {kind}: {says}")
+
+
+ENDED: tuple[RunState, ...] = ("published", "failed", "skipped", "held", "discarded")

@@ -1,0 +1,336 @@
+"""The scheduler: at each tick it looks at what the ledger knows and does what `deciding.py` says. It keeps no state that
+counts: whoever takes its place, at whatever point it died, goes on from the ledger.
+
+Several may run. The one with the lease "scheduler" schedules, the others stand by; two that both believe they have it do
+no harm, as each change needs the state that was seen, and a run has a lease of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, Protocol
+
+from sereno.exceptions import WorkerError
+from sereno.interfaces import RunLedger
+from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Entry, Lease, Pause, RunState, holder_here
+from sereno.operate import deciding
+from sereno.operate.deciding import WHO, Scheduled
+from sereno.operate.endings import ENDED, Ended, Endings
+from sereno.schedule import next_end
+
+LEASE = "scheduler"
+MOST_MOVES = 500  # new entries in one tick; what is left comes in the next, so that runs begin meanwhile
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)
+_BEAT = timedelta(seconds=BEAT_SECONDS)
+
+
+class Starter(Protocol):
+    """Starts the process of a run, and hears of its end."""
+
+    def start(self, entry: Entry, scheduled: Scheduled) -> None:
+        """Start `sereno run` for an entry. Raises WorkerError where it cannot."""
+
+    def ended(self) -> Sequence[tuple[str, str, int]]:
+        """Those that have ended since this was asked last: model, run key, exit code (below 0: that signal)."""
+        ...
+
+
+class Arrivals(Protocol):
+    """Looks whether the data of runs is there."""
+
+    def watch(self, entry: Entry, scheduled: Scheduled) -> None:
+        """Begin to look for the data of a run."""
+
+    def state(self, model: str, run_key: str) -> tuple[Literal["ready", "waiting"], str]:
+        """Whether it is there, and in words what is waited for."""
+        ...
+
+    def forget(self, model: str, run_key: str) -> None:
+        """Look no more."""
+
+
+class Scheduler:
+    """One process's scheduler. `tick` is called in one thread, at `next_wake` or before; it raises LedgerError."""
+
+    def __init__(
+        self,
+        ledger: RunLedger,
+        models: Iterable[Scheduled],
+        *,
+        home: Path,
+        starter: Starter,
+        arrivals: Arrivals,
+        clock: Callable[[], datetime],
+        random: Callable[[], float],
+        most_runs: int = 1,
+        log: Callable[[str], None] = print,
+        is_alive: Callable[[Entry], bool] | None = None,
+    ) -> None:
+        """`is_alive`: whether a process of this host works on a run; by the run's lock file, if not given."""
+        self._ledger, self._starter, self._arrivals, self._clock, self._log = ledger, starter, arrivals, clock, log
+        self.most_runs = most_runs
+        self._endings = Endings(ledger, home, random=random, log=log, is_alive=is_alive)
+        self._holder = holder_here()
+        self._lease: Lease | None = None
+        self._renewed = _AT_ONCE
+        self._last = _AT_ONCE  # when the last tick was
+        self._wake = _AT_ONCE
+        self._models: dict[str, Scheduled] = {}
+        self._ends: list[tuple[datetime, str]] = []  # a heap: when a model's next interval ends
+        self._going: dict[tuple[str, str], Entry] = {}  # what was started here, as it was then
+        self._ended: list[Ended] = []  # of them, those that were not looked at yet
+        self._watched: set[tuple[str, str]] = set()
+        self._seen: dict[str, tuple[str, RunState, datetime]] = {}  # model → its newest run, as it was last looked at
+        self.reload(models)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this one that schedules, as far as it knows."""
+        return self._lease is not None
+
+    def next_wake(self) -> datetime:
+        """When the next tick is due, by the clock; an event (a run that ended, data that came) may want it sooner."""
+        return self._wake
+
+    def reload(self, models: Iterable[Scheduled]) -> None:
+        """From now on these are the models. What is due or going on stays so."""
+        before, self._models = self._models, {model.name: model for model in models}
+        same = {n for n, one in self._models.items() if n in before and _schedule_of(before[n]) == _schedule_of(one)}
+        self._ends = [(end, name) for end, name in self._ends if name in same]
+        self._ends += [(_AT_ONCE, name) for name in self._models if name not in same]
+        heapq.heapify(self._ends)
+        self._endings.models = self._models
+        self._watched.clear()  # what is waited for may be another path
+        self._wake = _AT_ONCE
+
+    def tick(self) -> None:
+        """Do what is to be done now."""
+        now = self._clock()
+        self._wake = now + _BEAT
+        self._hear(now)
+        if not self._lead(now):
+            return
+        if now < self._last - timedelta(seconds=1):
+            self._clock_went_back(now)
+        self._last = now
+        paused = self._ledger.pauses()
+        newest = self._ledger.newest(now)
+        self._let_fall_due(newest, paused, now)
+        self._look(newest, now)
+        self._work(newest, paused, now)
+
+    def stop(self, ended: Iterable[tuple[str, str, int]]) -> None:
+        """Let another one take over. `ended`: those that were going on and were asked to end: they go on when one starts."""
+        now = self._clock()
+        for one in ended:
+            self._endings.interrupt(Ended(*one), now)
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            self._ledger.release(lease)
+
+    # The lease
+
+    def _lead(self, now: datetime) -> bool:
+        """Have the lease; who has just got it begins with what others left."""
+        self._keep(now)
+        if self._lease is None:
+            self._lease = self._ledger.acquire(LEASE, self._holder, LEASE_SECONDS)
+            self._renewed = now
+            if self._lease is not None:
+                self._seen.clear()
+                self._clock_went_back(now)  # perhaps it did
+                self._endings.catch_up(self._ledger.newest(now), now)
+        return self._lease is not None
+
+    def _keep(self, now: datetime) -> None:
+        if self._lease is None or abs(now - self._renewed) < _BEAT:
+            return
+        if self._ledger.renew(self._lease, LEASE_SECONDS):
+            self._renewed = now
+        else:
+            self._log("Another scheduler has taken over, as this one did not move for too long. It stands by.")
+            self._lease = None
+
+    def _move(self, entry: Entry, *expected: RunState | None) -> bool:
+        return self._lease is not None and self._ledger.move(entry, expected=expected, lease=self._lease)
+
+    def _clock_went_back(self, now: datetime) -> None:
+        """What was planned for times to come is planned again when they come."""
+        ahead = self._ledger.entries(states=("due", "waiting", "skipped"), since=now + deciding.AHEAD)
+        for entry in ahead:
+            self._ledger.forget(entry.model, entry.run_key)
+            self._look_no_more(entry)
+        if ahead:
+            self._log(
+                f"The clock was ahead: {len(ahead)} runs that are not due yet are planned again when they are. The first is "
+                f"{ahead[-1].model} {ahead[-1].label}, the last {ahead[0].model} {ahead[0].label}."
+            )
+        self._ends = [(_AT_ONCE, name) for name in self._models]
+
+    # What falls due
+
+    def _let_fall_due(self, newest: dict[str, Entry], paused: Mapping[str, Pause], now: datetime) -> None:
+        later: list[tuple[datetime, str]] = []  # those of paused models, for when they are resumed
+        moves = 0
+        while self._ends and self._ends[0][0] <= now and moves < MOST_MOVES and self._lease is not None:
+            model = self._models[self._ends[0][1]]
+            made = None if model.name in paused else self._fall_due(model, newest, now)
+            if made is None:
+                later.append(heapq.heappop(self._ends))
+            else:
+                # only now: had the ledger failed, the next tick would look again
+                heapq.heapreplace(self._ends, (next_end(model.schedule, model.time_zone, now), model.name))
+                moves += made
+            self._keep(self._clock())
+        self._wake_at(self._ends[0][0] if self._ends else None)
+        for one in later:
+            heapq.heappush(self._ends, one)
+
+    def _fall_due(self, model: Scheduled, newest: dict[str, Entry], now: datetime) -> int | None:
+        """Write the missed intervals of a model down; how many. None: there are too many, and it is paused."""
+        known = newest.get(model.name)
+        intervals = deciding.missed(model, known, now, most=deciding.most_missed(model))
+        if deciding.too_many(model, intervals):
+            why = deciding.why_paused(model, intervals)
+            self._ledger.pause(Pause(model=model.name, since=now, who=WHO, why=why))
+            self._endings.tell(deciding.entry_of(model, intervals[-1], "due", now), "held", f"paused: {why}", now)
+            return None
+        entries = deciding.fallen_due(model, intervals, now) if intervals else []
+        for entry in entries:
+            if self._add(entry):
+                newest[model.name] = entry
+        return len(entries)
+
+    def _add(self, entry: Entry) -> bool:
+        """A new entry. Where the schedule has changed, another interval may have begun at the same time: it gives way."""
+        if self._move(entry, None):
+            return True
+        known = self._ledger.entry(entry.model, entry.run_key)
+        gives_way = known is not None and known.data_time < entry.data_time and known.state in ENDED
+        return gives_way and known is not None and self._move(entry, known.state)
+
+    # What ended
+
+    def _hear(self, now: datetime) -> None:
+        self._ended += [Ended(*one) for one in self._starter.ended()]
+        while self._ended:
+            ended = self._ended[0]
+            self._endings.heed(ended, self._going.get(ended[:2]), now)
+            self._going.pop(ended[:2], None)
+            self._ended.pop(0)
+
+    def _look(self, newest: Mapping[str, Entry], now: datetime) -> None:
+        """Look at the newest run of each model where it has changed, whoever changed it."""
+        for name, entry in newest.items():
+            mark = (entry.run_key, entry.state, entry.since)
+            if self._seen.get(name) != mark:
+                self._endings.conclude(entry, entry, now)
+                self._seen[name] = mark
+
+    # What is run
+
+    def _work(self, newest: Mapping[str, Entry], paused: Mapping[str, Pause], now: datetime) -> None:
+        entries = self._ledger.open_entries()
+        going, idle = [], defaultdict(list)
+        for entry in entries:
+            is_ours = (entry.model, entry.run_key) in self._going
+            if entry.state == "running" and not is_ours:
+                entry = self._endings.look_after(entry, newest.get(entry.model), now)
+            if is_ours or entry.state == "running":
+                going.append(entry)
+            elif entry.model in self._models and entry.model not in paused:
+                idle[entry.model].append(entry)
+        self._watched &= {(entry.model, entry.run_key) for entry in entries}
+        busy = {entry.model: entry for entry in going} | {model: entry for (model, _), entry in self._going.items()}
+        ready = [
+            one
+            for name, some in idle.items()
+            for one in self._ready(self._models[name], some, busy.get(name), newest.get(name), now)[:1]
+            if name not in busy
+        ]
+        others = sum(entry.who == WHO and (entry.model, entry.run_key) not in self._going for entry in going)
+        room = self.most_runs - len(self._going) - others
+        for entry in sorted(ready, key=lambda one: deciding.order(one, newest.get(one.model)))[: max(0, room)]:
+            self._start(entry, now)
+
+    def _ready(
+        self, model: Scheduled, entries: Sequence[Entry], going: Entry | None, newest: Entry | None, now: datetime
+    ) -> list[Entry]:
+        """Of a model's runs that are due, those that may begin, the first first; those that they overtake are skipped."""
+        ready = [entry for entry in entries if self._may_begin(entry, model, now)]
+        if model.disposition == "replace":
+            began = [newest] if newest is not None and newest.state in ("running", "published", "held") else []
+            wanted = [*ready, *began, *([going] if going is not None else [])]
+            by = max(wanted, key=lambda entry: entry.data_time, default=None)
+            for entry in deciding.overtaken(entries, by):
+                assert by is not None
+                self._skip(entry, deciding.superseded(by.label or by.data_date.isoformat()), now)
+                ready = [one for one in ready if one is not entry]
+        return deciding.runnable(ready, model)
+
+    def _skip(self, entry: Entry, reason: str, now: datetime) -> None:
+        if entry.state == "published":  # a run of the newer date finishes its exports, too
+            self._move(replace(entry, not_before=None), "published")
+        elif self._move(deciding.skipped(entry, reason, now), entry.state):
+            self._look_no_more(entry)
+
+    def _may_begin(self, entry: Entry, model: Scheduled, now: datetime) -> bool:
+        if entry.state == "published":
+            return self._endings.export_again(entry, now)
+        if not deciding.is_due(entry, now):
+            self._wake_at(entry.not_before)
+            return False
+        return not deciding.waits(entry, model) or self._has_arrived(entry, model, now)
+
+    def _has_arrived(self, entry: Entry, model: Scheduled, now: datetime) -> bool:
+        """Whether a run need not wait any more: its data is there, or is late and it is to run as it is."""
+        key = (entry.model, entry.run_key)
+        if key not in self._watched:
+            self._arrivals.watch(entry, model)
+            self._watched.add(key)
+        state, says = self._arrivals.state(*key)
+        if state == "ready":
+            return True
+        if deciding.is_late(entry, model, now):
+            self._endings.tell(entry, "late", deciding.why_late(model, says), now)
+            if model.late == "run":
+                return True
+            if self._move(deciding.without_data(entry, model, says, now), entry.state):
+                self._look_no_more(entry)
+            return False
+        self._wake_at(deciding.late_at(entry, model, now))
+        if entry.state == "due":
+            self._move(replace(entry, state="waiting", since=now, reason=says, who=WHO), "due")
+        elif entry.reason != says:
+            self._move(replace(entry, reason=says), "waiting")
+        return False
+
+    def _start(self, entry: Entry, now: datetime) -> None:
+        if self._lease is None:
+            return
+        try:
+            self._starter.start(entry, self._models[entry.model])
+        except WorkerError as error:
+            failed = deciding.has_failed(entry, f"WorkerError: {error}", now, began=False)
+            if self._move(failed, entry.state):
+                self._endings.conclude(failed, failed, now)
+        else:
+            self._going[entry.model, entry.run_key] = entry
+        self._look_no_more(entry)
+
+    def _look_no_more(self, entry: Entry) -> None:
+        self._watched.discard((entry.model, entry.run_key))
+        self._arrivals.forget(entry.model, entry.run_key)
+
+    def _wake_at(self, moment: datetime | None) -> None:
+        if moment is not None:
+            self._wake = min(self._wake, moment)
+
+
+def _schedule_of(model: Scheduled) -> tuple[str, str]:
+    return model.schedule, model.time_zone
