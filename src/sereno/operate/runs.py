@@ -32,7 +32,7 @@ class HasFile(Protocol):
     """What is scheduled."""
 
     @property
-    def file(self) -> Path: ...
+    def file(self) -> str | Path: ...
 
 
 @dataclass(eq=False)
