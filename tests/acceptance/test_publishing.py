@@ -10,7 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pytest
 from deltalake import DeltaTable
 
 import sereno
-from sereno import snapshots
 from sereno.config import load_settings
 from sereno.exceptions import NotFoundError
 from sereno.home import Home
@@ -315,13 +314,13 @@ def test_release(project: Project) -> None:
         f"Held by 1 gate (row count: {says}). What was in service stays. Look at it (`sereno show {run}`), then"
         in done.stdout
     )
-    assert f"FAILED  row count: {says}" in done.stdout
+    assert f"HELD    row count: {says}" in done.stdout
     assert (project.in_service(), project.states()) == ([1], ["published", "held"])
 
     released = project.sereno("release", run).stdout
     assert f"Run {run} of total: published as version 2" in released
     assert "Released by " in released
-    assert f"FAILED  row count: {says}" in released  # shown, judged again, and overruled
+    assert f"HELD    row count: {says}" in released  # shown, judged again, and overruled
     assert project.in_service() == [2]
     assert project.exported() == project.published()
     assert f"Run {run} is published, not held. Released by" in project.json("release", run, code=1)["says"]
@@ -382,7 +381,7 @@ def test_a_held_run_of_parts_that_are_gone(project: Project) -> None:
 # Retention
 
 
-def test_retention(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention(project: Project) -> None:
     for number, day in enumerate(DAYS[:9]):
         project.rows(day, [-1.0] * 2 + [1.0 + number] * 98)
         project.write("total.py", MODEL.replace("x: float", "x: Annotated[float, Ge(0)]").replace(
@@ -392,17 +391,15 @@ def test_retention(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         assert project.run(day)["rejects"] == 2
     assert all(kept(project, number) for number in range(1, 10))  # they are younger than a day
 
-    with monkeypatch.context() as later:
-        later.setattr(snapshots, "KEPT_FOR", timedelta(0))
-        home = Home(load_settings(project.folder), "total")
-        home.follow()
-        home.clean()
+    home = Home(load_settings(project.folder, overrides={"models.total.keep_hours": "0"}), "total")
+    home.follow()
+    home.clean()
     assert [number for number in range(1, 10) if kept(project, number)] == [3, 4, 5, 6, 7, 8, 9]
     exported = {f.name for f in project.latest.parent.iterdir() if f.name.isdigit()}
     assert exported == {f"{number:06}" for number in range(3, 10)}
 
     gone = (
-        "Version 2 of model 'total' is no longer kept: parts are removed after 7 newer versions and 1 day. "
+        "Version 2 of model 'total' is no longer kept: its parts were removed, see keep_snapshots and keep_hours. "
         f"Run data date {DAYS[1]} again."
     )
     assert project.json("rollback", "total", "--to", "2", code=1)["says"] == gone
