@@ -99,7 +99,12 @@ def _refuse_idle(model: Model, settings: Settings, chosen: ModelSettings, how: s
 
 
 def interval_of(run_key: str, data_time: datetime, time_zone: str, label: str = "") -> Interval:
-    """The interval of a run, as the ledger has it, in the model's time zone."""
-    zone = ZoneInfo(time_zone)
+    """The interval of a run as the ledger has it."""
     start = datetime.strptime(run_key, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC)
-    return Interval(start=start.astimezone(zone), end=data_time.astimezone(zone), alone="T" not in label)
+    return interval_between(start, data_time, time_zone, alone="T" not in label)
+
+
+def interval_between(start: datetime, end: datetime, time_zone: str, *, alone: bool) -> Interval:
+    """The interval in the model's time zone."""
+    zone = ZoneInfo(time_zone)
+    return Interval(start=start.astimezone(zone), end=end.astimezone(zone), alone=alone)

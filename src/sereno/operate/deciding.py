@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sereno.ledger import Entry, Notice, RunState
+from sereno.ledger import Entry, RunState
 from sereno.schedule import Interval, due_between, last_interval
 
 WHO = "sereno"  # the scheduler, where a transition or a run says who
@@ -206,13 +206,6 @@ def tried_again(entry: Entry, now: datetime, random: Callable[[], float]) -> Ent
     return replace(
         entry, state="due", since=now, reason=f"Tried again after: {entry.reason}", who=WHO, not_before=now + wait
     )
-
-
-def recovers(entry: Entry, notices: Sequence[Notice]) -> bool:
-    """Whether a published run ends what people were told last of its model (`notices`: newest first)."""
-    if is_infrastructure(entry.reason):  # its exports could not follow
-        return False
-    return bool(notices) and notices[0].kind != "recovered" and notices[0].run_key <= entry.run_key
 
 
 def stopped(entry: Entry, now: datetime) -> Entry:

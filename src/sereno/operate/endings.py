@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, NoticeKind, RunState
@@ -26,6 +26,16 @@ class Ended(NamedTuple):
     code: int  # below 0: that signal
 
 
+class Teller(Protocol):
+    """Has people told. Of one run and kind once, however often it is asked to."""
+
+    def tell(self, entry: Entry, kind: NoticeKind, says: str, at: datetime) -> object:
+        """Something is wrong with a run. Raises LedgerError."""
+
+    def tell_published(self, entry: Entry, at: datetime) -> object:
+        """A run was published, which people want to hear if they heard before that something was wrong."""
+
+
 class Endings:
     """Everything here may be done again, by whoever: a state that has changed meanwhile stays as it is."""
 
@@ -34,13 +44,15 @@ class Endings:
         ledger: RunLedger,
         home: Path,
         *,
+        teller: Teller,
         random: Callable[[], float],
         log: Callable[[str], None],
         is_alive: Callable[[Entry], bool] | None = None,
     ) -> None:
         """`is_alive`: whether a process of this host works on a run; by the run's lock file, if not given."""
         self.models: Mapping[str, Scheduled] = {}
-        self._ledger, self._random, self._log = ledger, random, log
+        self._ledger, self._teller, self._random, self._log = ledger, teller, random, log
+        self._said: dict[str, tuple[str, NoticeKind]] = {}  # model → what was logged last
         self._is_alive = is_alive or (lambda entry: is_held(run_lock(home, entry.model, entry.run_key)))
 
     def heed(self, ended: Ended, started: Entry | None, now: datetime) -> None:
@@ -89,9 +101,10 @@ class Endings:
                 self.tell(entry, "failed", entry.reason, now)
         elif entry.state == "held":
             self.tell(entry, "held" if entry.attempt else "late", entry.reason, now)
-        elif entry.state == "published" and deciding.recovers(entry, self._ledger.notices(entry.model, 1)):
-            version = f" as version {entry.version}" if entry.version else ""
-            self.tell(entry, "recovered", f"Data date {entry.data_date} is published{version}.", now)
+        elif entry.state == "published" and not deciding.is_infrastructure(
+            entry.reason
+        ):  # else exports could not follow
+            self._teller.tell_published(entry, now)
 
     def _try_again(self, entry: Entry, newest: Entry | None, now: datetime) -> bool:
         model = self.models.get(entry.model)
@@ -123,9 +136,11 @@ class Endings:
         return self._ledger.move(entry, expected=(before,))
 
     def tell(self, entry: Entry, kind: NoticeKind, says: str, now: datetime) -> None:
-        """Have people told, once."""
-        if self._ledger.add_notice(entry.model, entry.run_key, kind, says, now):
+        """Log it, and have people told."""
+        if self._said.get(entry.model) != (entry.run_key, kind):
             self._log(f"{entry.model} {entry.label or entry.data_date}: {kind}: {says}")
+            self._said[entry.model] = (entry.run_key, kind)
+        self._teller.tell(entry, kind, says, now)
 
 
 ENDED: tuple[RunState, ...] = ("published", "failed", "skipped", "held", "discarded")

@@ -20,7 +20,7 @@ from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Entry, Lease, Pause, RunState, holder_here
 from sereno.operate import deciding
 from sereno.operate.deciding import WHO, Scheduled
-from sereno.operate.endings import ENDED, Ended, Endings
+from sereno.operate.endings import ENDED, Ended, Endings, Teller
 from sereno.schedule import next_end
 
 LEASE = "scheduler"
@@ -65,6 +65,7 @@ class Scheduler:
         home: Path,
         starter: Starter,
         arrivals: Arrivals,
+        teller: Teller,
         clock: Callable[[], datetime],
         random: Callable[[], float],
         most_runs: int = 1,
@@ -74,7 +75,7 @@ class Scheduler:
         """`is_alive`: whether a process of this host works on a run; by the run's lock file, if not given."""
         self._ledger, self._starter, self._arrivals, self._clock, self._log = ledger, starter, arrivals, clock, log
         self.most_runs = most_runs
-        self._endings = Endings(ledger, home, random=random, log=log, is_alive=is_alive)
+        self._endings = Endings(ledger, home, teller=teller, random=random, log=log, is_alive=is_alive)
         self._holder = holder_here()
         self._lease: Lease | None = None
         self._renewed = _AT_ONCE
