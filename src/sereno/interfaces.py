@@ -119,8 +119,9 @@ class LookupStore(Protocol):
 class RunLedger(Protocol):
     """What is known of every run of a home. Several processes, on several hosts, use one ledger at once.
 
-    Every method is one transaction, and may be called from any thread. Each raises LedgerError: what failed, why (the disk
-    is full, it is locked, it is damaged, it cannot be reached), and what to do.
+    Every method is one transaction (`prune` takes several, so that others need not wait), and may be called from any
+    thread. Each raises LedgerError: what failed, why (the disk is full, it is locked, it is damaged, it cannot be reached),
+    and what to do.
     """
 
     def move(
@@ -133,7 +134,8 @@ class RunLedger(Protocol):
         """Bring a run into the state of `entry`, with all that it says, and keep the transition.
 
         `expected`: only from one of these states (None: the ledger does not know the run); else nothing changes and the
-        answer is False. `lease`: only while its holder still has it; else nothing changes and the answer is False.
+        answer is False. `lease`: only while its holder still has it; else nothing changes and the answer is False. (Its time
+        may be over, as long as nobody else has had it since.)
         The transition's time is `entry.since`. An entry in the very state it had is updated, without a transition.
         """
         ...
@@ -167,11 +169,14 @@ class RunLedger(Protocol):
         ...
 
     def forget(self, model: str, run_key: str) -> None:
-        """The ledger does not know this run any more, nor what happened to it."""
+        """The ledger does not know this run any more, nor what happened to it, nor its notices."""
         ...
 
     def prune(self, before: datetime, *, dry_run: bool = False) -> int:
-        """Forget runs that ended, and notices, whose data time is before; how many. The newest of each model stays."""
+        """Forget runs that ended, and their notices, whose data time is before; how many runs.
+
+        What is held stays, as somebody is to decide; so does the newest run of each model.
+        """
         ...
 
     def acquire(self, name: str, holder: str, seconds: float, *, by_force: bool = False) -> Lease | None:

@@ -6,6 +6,7 @@ Its clock is the host's, counted from its start: leases end in time, however the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -24,6 +27,7 @@ from sereno.storage import CAUSES, exclusive, fsync
 
 T = TypeVar("T")
 BUSY_SECONDS = 5.0  # how long another process may keep a transaction waiting
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file
 _NUMBER = "INTEGER PRIMARY KEY AUTOINCREMENT"
 _LITTLE = 1 << 16  # bytes: a disk with no more than this is full
 _DAMAGES = {
@@ -113,7 +117,8 @@ class SqliteDatabase:
         self.close()
         if not this:
             _make(self._file)
-        connection = self._connect()
+        with _in_place(self._file):
+            connection = self._connect()
         try:
             check(_Transaction(connection), self.shown)
         except BaseException:
@@ -121,6 +126,13 @@ class SqliteDatabase:
             raise
         self._connection, self._opened = connection, self._this()
         return connection
+
+    def verify(self) -> None:
+        """Read every page. Raises LedgerError where one is damaged."""
+        with self._turn, self._translated():
+            for (said,) in self._ready().execute("PRAGMA integrity_check(1)"):
+                if said != "ok":
+                    raise damaged(self.shown, said.partition("\n")[0])
 
     def _this(self) -> tuple[int, ...]:
         """This process and the file that is there; nothing: there is none."""
@@ -141,7 +153,7 @@ class SqliteDatabase:
             return _connected(self._file, "mode=ro")  # somebody else has it open
         # Nobody has. What the last one could not write back, if it was killed, lies beside it.
         self._copy = tempfile.TemporaryDirectory(prefix="sereno-ledger-")
-        for path in (self._file, _beside(self._file, "-wal")):
+        for path in (self._file, beside(self._file, "-wal")):
             if path.exists():
                 shutil.copyfile(path, Path(self._copy.name) / path.name)
         connection = _connected(Path(self._copy.name) / self._file.name, "mode=rw")
@@ -194,7 +206,7 @@ def _extended(error: sqlite3.Error) -> int | None:
     return getattr(error, "sqlite_errorcode", None)
 
 
-def _beside(file: Path, end: str) -> Path:
+def beside(file: Path, end: str) -> Path:
     return file.with_name(file.name + end)
 
 
@@ -215,29 +227,73 @@ def _connected(file: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _make(file: Path) -> None:
-    """Make a ledger, and put it in place whole: one that is there without its tables is damaged, not new."""
+def _lock(file: Path) -> Path:
+    return file.parent / "locks" / "ledger"
+
+
+@contextlib.contextmanager
+def _in_place(file: Path) -> Iterator[None]:
+    """While a connection is opened nobody puts another file there: the file and those beside it belong together."""
+    try:
+        stream = _lock(file).open("rb")
+    except OSError:  # nobody has made one here, or this user may not look
+        yield
+        return
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def _putting(file: Path) -> Iterator[None]:
+    """Only this process puts a file there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     busy = f"Another process (pid {{pid}}) is making the ledger {file}. Start this again when it is done."
     try:
-        with exclusive(file.parent / "locks" / "ledger", busy, wait_seconds=BUSY_SECONDS):
-            if file.exists():
-                return
-            new = file.with_name(f".{file.name}.new")
-            for end in ("", "-wal", "-shm", "-journal"):
-                _beside(new, end).unlink(missing_ok=True)
-                # of the ledger that was there before: it must not become part of this one
-                _beside(file, end).unlink(missing_ok=True)
-            connection = sqlite3.connect(new, isolation_level=None)
-            try:
-                connection.execute("BEGIN")
-                create(_Transaction(connection), _NUMBER)
-                connection.execute("COMMIT")
-                connection.execute("PRAGMA journal_mode = WAL")  # written in the file: whoever opens it heeds it
-            finally:
-                connection.close()
-            fsync(new)
-            os.replace(new, file)
-            fsync(file.parent)
+        with exclusive(_lock(file), busy, wait_seconds=BUSY_SECONDS):
+            yield
     except BusyError as error:
         raise LedgerError(str(error)) from error
+
+
+def _make(file: Path) -> None:
+    """Make a ledger, and put it in place whole: one that is there without its tables is damaged, not new."""
+    with _putting(file):
+        if file.exists():
+            return
+        new = file.with_name(f".{file.name}.new")
+        for end in ("", *BESIDE):
+            beside(new, end).unlink(missing_ok=True)
+            # of the ledger that was there before: it must not become part of this one
+            beside(file, end).unlink(missing_ok=True)
+        connection = sqlite3.connect(new, isolation_level=None)
+        try:
+            connection.execute("BEGIN")
+            create(_Transaction(connection), _NUMBER)
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode = WAL")  # written in the file: whoever opens it heeds it
+        finally:
+            connection.close()
+        fsync(new)
+        os.replace(new, file)
+        fsync(file.parent)
+
+
+def put_aside(file: Path, new: Path) -> Path:
+    """Put a new ledger, which nobody has open, in the place of a damaged one; where that is now.
+
+    Whoever has the damaged one open finds the new one with its next transaction.
+    """
+    with _putting(file):
+        name = f"{file.name}.damaged-{datetime.now(UTC):%Y-%m-%d}"
+        taken = {path.name for path in file.parent.glob(f"{name}*")}
+        name = next(n for n in (name, *(f"{name}-{more}" for more in count(2))) if n not in taken)
+        aside = file.with_name(name)
+        # What belongs to the damaged one goes first: else it would become part of the new one.
+        for end in BESIDE:
+            if beside(file, end).exists():
+                os.replace(beside(file, end), beside(aside, end))
+        os.link(file, aside)
+        os.replace(new, file)
+        fsync(file.parent)
+        return aside

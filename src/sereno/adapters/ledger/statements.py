@@ -6,8 +6,8 @@ it writes, and no statement here needs to mind others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from sereno.ledger import Entry, Lease, Notice, NoticeKind, Pause, RunState, Tra
 T = TypeVar("T")
 OPEN = ("due", "waiting", "running")
 ENDED = ("published", "failed", "skipped", "discarded")  # held is not: somebody is to decide
+CHUNK = 1_000  # runs that one transaction prunes or adds: others wait for no more
 _DAY = 86_400_000_000  # µs
 
 _NEWEST = f"""
@@ -146,10 +147,7 @@ class SqlLedger:
                 return False
             _put(cursor, row)
             if before != entry.state:
-                cursor.change(
-                    f"INSERT INTO sereno_transitions ({TRANSITION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*row[:2], micros(entry.since), before, entry.state, entry.reason, entry.who, entry.attempt),
-                )
+                _tell(cursor, replace(_birth(entry), before=before))
             return True
 
         return self._database.write(work)
@@ -221,23 +219,23 @@ class SqlLedger:
 
     def prune(self, before: datetime, *, dry_run: bool = False) -> int:
         until = micros(before)
-
-        def count(cursor: Cursor) -> int:
-            return int(cursor.rows(f"SELECT count(*) FROM sereno_runs WHERE {_ENDED_BEFORE}", (until,))[0][0])
+        if dry_run:
+            counted = f"SELECT count(*) FROM sereno_runs WHERE {_ENDED_BEFORE}"
+            return int(self._database.read(lambda cursor: cursor.rows(counted, (until,))[0][0]))
+        chosen = f"SELECT model, run_key FROM sereno_runs WHERE {_ENDED_BEFORE} ORDER BY data_time, model LIMIT {CHUNK}"
 
         def work(cursor: Cursor) -> int:
-            chosen = f"(SELECT model, run_key FROM sereno_runs WHERE {_ENDED_BEFORE})"
             for table in ("sereno_transitions", "sereno_notices"):
-                cursor.change(f"DELETE FROM {table} WHERE (model, run_key) IN {chosen}", (until,))
-            pruned = cursor.change(f"DELETE FROM sereno_runs WHERE {_ENDED_BEFORE}", (until,))
-            # those of runs that stay, stay: else they would be told again
-            cursor.change(
-                "DELETE FROM sereno_notices WHERE at < ? AND (model, run_key) NOT IN (SELECT model, run_key FROM sereno_runs)",
-                (until,),
-            )
-            return pruned
+                cursor.change(f"DELETE FROM {table} WHERE (model, run_key) IN ({chosen})", (until,))
+            return cursor.change(f"DELETE FROM sereno_runs WHERE (model, run_key) IN ({chosen})", (until,))
 
-        return self._database.read(count) if dry_run else self._database.write(work)
+        pruned = self._database.write(work)
+        while pruned and pruned % CHUNK == 0 and (more := self._database.write(work)):
+            pruned += more
+        # those of runs that stay, stay: else they would be told again
+        orphans = "at < ? AND (model, run_key) NOT IN (SELECT model, run_key FROM sereno_runs)"
+        self._database.write(lambda cursor: cursor.change(f"DELETE FROM sereno_notices WHERE {orphans}", (until,)))
+        return pruned
 
     def acquire(self, name: str, holder: str, seconds: float, *, by_force: bool = False) -> Lease | None:
         def work(cursor: Cursor) -> Lease | None:
@@ -334,16 +332,84 @@ class SqlLedger:
         statement = "UPDATE sereno_notices SET tries = tries + 1, told_at = ?, error = ? WHERE number = ?"
         self._database.write(lambda cursor: cursor.change(statement, (told, error, number)))
 
+    def add(self, entries: Sequence[Entry], transitions: Iterable[Transition] | None = None) -> int:
+        """Runs that the ledger does not know yet, with what happened to them (None: they came to be as they are now).
+
+        How many it did not know; the others stay as they are.
+        """
+        happened: dict[tuple[str, str], list[Transition]] = {}
+        for one in transitions or ():
+            happened.setdefault((one.model, one.run_key), []).append(one)
+
+        def work(cursor: Cursor, chosen: Sequence[Entry]) -> int:
+            added = 0
+            for entry in chosen:
+                if _put(cursor, row_of(entry), "NOTHING"):
+                    added += 1
+                    for one in happened.get(
+                        (entry.model, entry.run_key), () if transitions is not None else [_birth(entry)]
+                    ):
+                        _tell(cursor, one)
+            return added
+
+        chunks = (entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK))
+        return sum(self._database.write(lambda cursor, chosen=chunk: work(cursor, chosen)) for chunk in chunks)  # type: ignore[misc]
+
+    def add_kept(self, notices: Iterable[Notice], token: int) -> None:
+        """Notices of another ledger, told or not; and tokens are greater than those that it gave."""
+
+        def work(cursor: Cursor) -> None:
+            for n in notices:
+                cursor.change(
+                    f"INSERT INTO sereno_notices ({NOTICE.removeprefix('number, ')}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (model, run_key, kind) DO NOTHING",
+                    (
+                        n.model,
+                        n.run_key,
+                        n.kind,
+                        micros(n.at),
+                        n.says,
+                        n.tries,
+                        n.told_at and micros(n.told_at),
+                        n.error,
+                    ),
+                )
+            cursor.change("UPDATE sereno_ledger SET value = ? WHERE name = 'token' AND value < ?", (token, token))
+
+        self._database.write(work)
+
     def close(self) -> None:
         self._database.close()
 
 
-def _put(cursor: Cursor, row: Sequence[Any]) -> None:
-    names = ENTRY.split(", ")
-    changes = ", ".join(f"{name} = excluded.{name}" for name in names[2:])
+def _birth(entry: Entry) -> Transition:
+    return Transition(
+        model=entry.model,
+        run_key=entry.run_key,
+        at=entry.since,
+        before=None,
+        after=entry.state,
+        reason=entry.reason,
+        who=entry.who,
+        attempt=entry.attempt,
+    )
+
+
+def _tell(cursor: Cursor, one: Transition) -> None:
     cursor.change(
-        f"INSERT INTO sereno_runs ({ENTRY}) VALUES ({', '.join('?' * len(names))}) "
-        f"ON CONFLICT (model, run_key) DO UPDATE SET {changes}",
+        f"INSERT INTO sereno_transitions ({TRANSITION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (one.model, one.run_key, micros(one.at), one.before, one.after, one.reason, one.who, one.attempt),
+    )
+
+
+_COLUMNS = ENTRY.split(", ")
+_CHANGED = "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[2:])
+
+
+def _put(cursor: Cursor, row: Sequence[Any], where_known: str = _CHANGED) -> int:
+    return cursor.change(
+        f"INSERT INTO sereno_runs ({ENTRY}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+        f"ON CONFLICT (model, run_key) DO {where_known}",
         row,
     )
 
