@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from sereno.ledger import Entry
 from sereno.operate.asking import Answer, Asker, Question
@@ -29,12 +29,11 @@ SHORTEST = 0.2  # seconds between two looks for the same, however much changes b
 SHARE = 20  # and so many times as long as a look takes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arrival:
+class Arrival(NamedTuple):
     """What is known of what one run waits for."""
 
-    ready: bool  # it is there: the run may start
-    says: str  # why, or why not, as the end of a sentence: "/landing/2026-05-01.csv is not there"
+    state: Literal["ready", "waiting"]  # ready: it is there, the run may start
+    says: str  # why, as the end of a sentence: "/landing/2026-05-01.csv is not there"
 
 
 class Named(Protocol):
@@ -56,6 +55,7 @@ class _Wait:
     arrival: Arrival
     due: float = 0.0  # when it is looked for next
     began: float | None = None  # since when it is looked for right now
+    again: bool = False  # something has changed meanwhile
     looked: float = 0.0  # when it was looked for last
     took: float = 0.0  # seconds that this took
     digest: str | None = None  # of what is there; None: nothing is
@@ -113,7 +113,7 @@ class Arrivals:
         for entry in entries:
             self._begin(entry)
 
-    def watch(self, scheduled: Named, entry: Entry) -> None:
+    def watch(self, entry: Entry, scheduled: Named) -> None:
         """Begin to wait for what this run waits for. Does nothing where it is watched already."""
         key = (scheduled.name, entry.run_key)
         with self._news:
@@ -130,7 +130,7 @@ class Arrivals:
         """
         with self._news:
             wait = self._waits.get((model, run_key))
-            return wait.arrival if wait is not None else Arrival(ready=False, says="nobody looks for its data")
+            return wait.arrival if wait is not None else Arrival("waiting", "nobody looks for its data")
 
     def forget(self, model: str, run_key: str) -> None:
         """The run has begun, or is not wanted any more. Nothing where it is not watched."""
@@ -157,7 +157,8 @@ class Arrivals:
     def _begin(self, entry: Entry) -> None:
         key = (entry.model, entry.run_key)
         model = self._models.get(entry.model)
-        path, question, ready = "", None, False
+        path, question = "", None
+        state: Literal["ready", "waiting"] = "waiting"
         if model is None:
             says = f"no model file declares {entry.model}"
         elif model.awaited.how == "path":
@@ -169,23 +170,23 @@ class Arrivals:
         elif model.awaited.how == "function":
             question, says = self._question(model, entry), "ready was not asked yet"
         else:
-            ready, says = True, "nothing is waited for"
+            state, says = "ready", "nothing is waited for"
         awaited = model.awaited if model is not None else None
         with self._news:
             known = self._waits.get(key)
             if known is not None and (known.awaited, known.path) == (awaited, path):
-                is_asked = question is not None and not known.arrival.ready
+                is_asked = question is not None and known.arrival.state == "waiting"
                 if not is_asked:  # else the function may be another now
                     return
             if key not in self._entries:
                 return
-            self._waits[key] = _Wait(awaited, path, Arrival(ready=ready, says=says))
+            self._waits[key] = _Wait(awaited, path, Arrival(state, says))
             self._follow()
             self._news.notify_all()
         self._asker.forget(key)
         if question is not None:
             self._asker.ask(key, question)
-        if ready:
+        if state == "ready":
             self.woken.set()
 
     def _question(self, model: Declared, entry: Entry) -> Question:
@@ -212,7 +213,8 @@ class Arrivals:
             wait.began, wait.looked, wait.took = None, now, now - began
             if self._waits.get(key) is not wait:
                 return
-            wait.due = now + self._poll
+            wait.due = now + (SHORTEST if wait.again else self._poll)
+            wait.again = False
             self._set(wait, self._judged(wait, found, awaited.quiet_seconds))
             if wait.folder != found.folder:
                 wait.folder = found.folder
@@ -222,14 +224,14 @@ class Arrivals:
     def _judged(self, wait: _Wait, found: Look, quiet_seconds: float) -> Arrival:
         if not found.found:
             wait.digest = None
-            return Arrival(ready=False, says=found.says)
+            return Arrival("waiting", found.says)
         if found.digest != wait.digest:
             wait.digest, wait.unchanged_since = found.digest, wait.looked
         left = wait.unchanged_since + quiet_seconds - (wait.looked - wait.took)
         if quiet_seconds and left > 0:
             wait.due = min(wait.due, wait.looked + left)
-            return Arrival(ready=False, says=f"{found.says}, but changed within {quiet_seconds:g} s ('quiet_seconds')")
-        return Arrival(ready=True, says=found.says)
+            return Arrival("waiting", f"{found.says}, but changed within {quiet_seconds:g} s ('quiet_seconds')")
+        return Arrival("ready", found.says)
 
     def _answered(self, key: Key, answer: Answer) -> None:
         """By a thread of the asker, or our own."""
@@ -237,7 +239,7 @@ class Arrivals:
             wait = self._waits.get(key)
             if wait is None or wait.awaited is None or wait.awaited.how != "function":
                 return
-            self._set(wait, Arrival(ready=answer.kind == "yes", says=answer.says))
+            self._set(wait, Arrival("ready" if answer.kind == "yes" else "waiting", answer.says))
             is_told = answer.kind not in ("raised", "odd", "failed") or answer.says in wait.told
             wait.told.add(answer.says)
         if not is_told:
@@ -254,7 +256,6 @@ class Arrivals:
         """When which of them is looked for."""
         while True:
             pause = self._asker.tend()
-            self._lookers.tend()
             with self._news:
                 if self._is_closed:
                     return
@@ -266,9 +267,10 @@ class Arrivals:
                 for wait in self._waits.values():
                     if wait.began is not None and now - wait.began > SILENT:
                         says = f"{wait.path} cannot be looked at: its file system has not answered for {SILENT:g} s"
-                        self._set(wait, Arrival(ready=False, says=says))
+                        self._set(wait, Arrival("waiting", says))
             for key, wait in due:
                 self._lookers.do(lambda key=key, wait=wait: self._look(key, wait))  # type: ignore[misc]
+            pause = min(pause, self._lookers.tend())
             with self._news:
                 if not self._is_closed:
                     now = time.monotonic()
@@ -282,6 +284,7 @@ class Arrivals:
         with self._news:
             for wait in self._waits.values():
                 if folders is None or (wait.folder is not None and wait.folder[0] in folders):
+                    wait.again = wait.began is not None
                     wait.due = min(wait.due, max(now, wait.looked + max(SHORTEST, SHARE * wait.took)))
             self._news.notify_all()
 

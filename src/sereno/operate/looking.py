@@ -15,6 +15,7 @@ from pathlib import Path
 from sereno.sources import fixed_part, is_delta_table, is_hidden, iter_files
 
 STUCK = 5.0  # seconds after which a look no longer keeps other looks waiting
+IDLE = 60.0  # seconds between two questions whether one is stuck, where nothing waits
 MOST_LOOKERS = 32
 
 
@@ -114,12 +115,13 @@ class Lookers:
         """Have it done soon, by a thread."""
         self._work.put(work)
 
-    def tend(self) -> None:
-        """Called now and then: where all of them are stuck, one more looks for the rest."""
+    def tend(self) -> float:
+        """Where all of them are stuck, one more looks for the rest. Seconds until this is to be called again."""
         since = time.monotonic() - STUCK
         stuck = sum(1 for began in [*self._busy.values()] if began < since)
         if not self._work.empty() and len(self._threads) <= stuck and len(self._threads) < MOST_LOOKERS:
             self._add()
+        return IDLE if self._work.empty() else STUCK
 
     def close(self) -> None:
         """They end, once they are done with what they are at."""
