@@ -11,6 +11,10 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sereno.snapshots import State
 
 LOG = logging.getLogger("sereno.lookup")
 NICE = 5  # requests are answered first
@@ -32,11 +36,17 @@ def main(home: Path, model: str) -> int:
             state = store.state()
             if state.served:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
-            LookupFolder(home, model).follow(state, state.kept(datetime.now(UTC)), most=1)
+            LookupFolder(home, model).follow(state, _indexed(state), most=1)
     except SerenoError as error:
         LOG.error("%s", error)
         return 1
     return 0
+
+
+def _indexed(state: State) -> frozenset[int]:
+    """What has an index: of what is kept by default, as the settings are not known here, what the settings have left."""
+    kept = state.kept(datetime.now(UTC))
+    return frozenset(n for n in kept if all(part.path.exists() for part in state.snapshots[n].parts))
 
 
 if __name__ == "__main__":

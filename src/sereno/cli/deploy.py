@@ -1,0 +1,110 @@
+"""Commands of the machine: deploy, prune."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sereno.cli.commands import DONE, Commands
+from sereno.cli.named import home_of, overrides_of, settings_of
+from sereno.cli.printing import output
+from sereno.exceptions import ModelFileError, SettingsError
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
+    from sereno.deploy.server import Timed
+
+
+def add(commands: Commands) -> None:
+    one = commands.command(
+        "prune",
+        _prune,
+        "remove what retention does not keep",
+        "Old snapshots, reports of runs and what the ledger knows of them: see keep_snapshots, keep_hours, keep_run_days.",
+    )
+    if not commands.own:
+        one.add_argument("model", metavar="MODEL", nargs="?", help="the model's name; all of them, if not given")
+    one.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
+    if commands.own:
+        return
+    one = commands.command(
+        "deploy",
+        _deploy,
+        "write what an environment needs beside the project",
+        "server: systemd units that run `sereno up`. They are written, not installed: what to do with them is said.",
+    )
+    one.add_argument("environment", metavar="ENVIRONMENT", choices=("server",), help="server")
+    one.add_argument("--to", type=Path, default=Path("deploy"), metavar="DIR", help="where to write them (deploy)")
+    one.add_argument("--name", metavar="NAME", help="of the units; the project's folder if not given")
+    one.add_argument("--user", default="sereno", metavar="USER", help="who the services run as (sereno)")
+    one.add_argument("--memory", default="80%", metavar="SIZE", help="how much memory each service may take (80%%)")
+    one.add_argument("--timers", action="store_true", help="systemd's own timers start the runs, and `serve` answers")
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from sereno.config import find_home
+    from sereno.deploy.server import Server, next_steps, write
+    from sereno.settings import FILE_NAME
+
+    settings = settings_of(options, Path.cwd())
+    project = find_home(Path.cwd())
+    if not (project / FILE_NAME).is_file():
+        raise SettingsError(
+            f"There is no {FILE_NAME} in {project} or above, which names the models of the project. Write one; see docs/settings.md."
+        )
+    server = Server(
+        project=project,
+        home=settings.home,
+        name=options.name or project.name.lower(),
+        user=options.user,
+        memory=options.memory,
+    )
+    units = server.units_with_timers(_timed(options, settings)) if options.timers else server.units()
+    folder = options.to.absolute()
+    written = write(units, folder)
+    lines = [*(f"Wrote {path}" for path in written), *next_steps(server, folder, units)]
+    output(options, {"written": [str(path) for path in written]}, lines)
+    return DONE
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from sereno.operate.prune import models_of, prune
+    from sereno.show import table_lines
+
+    own = options.model_itself
+    settings = settings_of(options, own.file if own is not None else Path.cwd())
+    name = own.name if own is not None else options.model
+    if name is not None:
+        home_of(options)  # there is a model of that name
+    found = prune(settings, [name] if name is not None else models_of(settings.home), dry_run=options.dry_run)
+    size = sum(one.size for one in found)
+    says = "Nothing is to go." if not found else f"{'Would free' if options.dry_run else 'Freed'} {size / 1e6:,.1f} MB."
+    rows = [("model", "what", "how many", "MB")]
+    rows += [(one.model or "all", one.what, f"{one.count:,}", f"{one.size / 1e6:,.1f}") for one in found]
+    data = {"dry_run": options.dry_run, "bytes": size, "pruned": [asdict(one) for one in found]}
+    output(options, data, [*(table_lines(rows) if found else ()), says])
+    return DONE
+
+
+def _timed(options: argparse.Namespace, settings: Settings) -> list[Timed]:
+    """The models that have runs. Raises ModelFileError where a model file cannot be read, SettingsError where there is none."""
+    from sereno.deploy.server import Timed
+    from sereno.operate.declared import declared
+
+    files = [model.file for model in settings.models.values() if model.file is not None]
+    found = declared(files, home=options.home, env=options.env, overrides=overrides_of(options))
+    if found.failed:
+        raise ModelFileError(found.failed[0].says)
+    timed = [
+        Timed(name=one.name, schedule=one.schedule, time_zone=one.time_zone)
+        for one in found.models
+        if one.has_input and one.scheduled
+    ]
+    if not timed:
+        raise SettingsError(
+            f"No model of sereno.toml has runs: none of {len(files)} has both a file there and a source or `read`. "
+            "Leave out --timers to serve alone."
+        )
+    return timed

@@ -1,0 +1,91 @@
+"""Retention: what is kept, and what goes. Each run cleans up after itself; this looks at everything, also between runs.
+
+Parts, rejects and profiles go with their snapshots (`keep_snapshots`, `keep_hours`); reports of runs and what the ledger
+knows of them after `keep_run_days`. What is served, held or may be resumed stays, whatever its age.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sereno.config import Settings
+from sereno.home import AS_IT_WAS, Home
+from sereno.ledger import open_ledger
+from sereno.storage import is_held, told
+
+ENDED = ("published", "failed", "discarded", "nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """What went, or would go, of one kind."""
+
+    model: str  # "": of all
+    what: str
+    count: int
+    size: int  # bytes
+
+
+def models_of(home: Path) -> list[str]:
+    """Every model that has left something in a home."""
+    return sorted({folder.name for part in ("predictions", ".sereno/runs") for folder in (home / part).glob("*/")})
+
+
+def prune(settings: Settings, models: Sequence[str], *, dry_run: bool = False) -> list[Pruned]:
+    """Remove what retention does not keep; what went. Raises StorageError, BusyError, LedgerError."""
+    found: list[Pruned] = []
+    with told(f"The home {settings.home} cannot be pruned", AS_IT_WAS):
+        for name in models:
+            found += _of_model(Home(settings, name), dry_run)
+    longest = max((_kept_days(settings, name) for name in models), default=None)
+    if longest is not None:
+        ledger = open_ledger(settings)
+        try:
+            count = ledger.prune(datetime.now(UTC) - timedelta(days=longest), dry_run=dry_run)
+        finally:
+            ledger.close()
+        found.append(Pruned(model="", what="runs in the ledger", count=count, size=0))
+    return [one for one in found if one.count]
+
+
+def _of_model(home: Home, dry_run: bool) -> Iterator[Pruned]:
+    files = home.store.clean(home.attempts.needed, home.keep, dry_run=dry_run)
+    yield Pruned(model=home.name, what="files of old snapshots", count=len(files), size=sum(files.values()))
+    before = datetime.now(UTC) - timedelta(days=home.chosen.keep_run_days)
+    folders = _old_reports(home, before)
+    yield Pruned(model=home.name, what="reports of runs", count=len(folders), size=sum(map(_size, folders)))
+    locks = list(_old_locks(home, before))
+    yield Pruned(model=home.name, what="locks of runs", count=len(locks), size=0)
+    if not dry_run:
+        for folder in folders:
+            shutil.rmtree(folder)
+        for lock in locks:
+            lock.unlink(missing_ok=True)
+
+
+def _old_reports(home: Home, before: datetime) -> list[Path]:
+    state = home.store.state()
+    kept = {state.snapshots[number].attempt for number in state.kept(datetime.now(UTC), home.keep)}
+    return [
+        home.attempts.work(report)
+        for report in home.attempts.all()
+        if report.started_at < before and report.state in ENDED and report.attempt not in kept
+    ]
+
+
+def _old_locks(home: Home, before: datetime) -> Iterator[Path]:
+    for lock in (home.path / ".sereno" / "locks").glob(f"{home.name}.*.run"):
+        if lock.stat().st_mtime < before.timestamp() and not is_held(lock):
+            yield lock
+
+
+def _kept_days(settings: Settings, name: str) -> int:
+    return settings.model(name, {}).keep_run_days
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
