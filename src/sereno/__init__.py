@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sereno.exceptions import ServerError as ServerError
     from sereno.exceptions import UnavailableError as UnavailableError
     from sereno.exceptions import UnknownKeyError as UnknownKeyError
+    from sereno.gate import Profile as Profile
+    from sereno.gate import Warn as Warn
     from sereno.lookup.found import Lookup as Lookup
     from sereno.model import Model as Model
     from sereno.model import Secret as Secret
@@ -38,11 +40,13 @@ _HOME = {
     "Key": "schema",
     "Lookup": "lookup.found",
     "Model": "model",
+    "Profile": "gate",
     "Secret": "model",
     "SerenoError": "exceptions",
     "ServerError": "exceptions",
     "UnavailableError": "exceptions",
     "UnknownKeyError": "exceptions",
+    "Warn": "gate",
     "read_answers": "answers.read",
     "read_predictions": "predictions",
 }
@@ -56,11 +60,13 @@ __all__ = [
     "Key",
     "Lookup",
     "Model",
+    "Profile",
     "Secret",
     "SerenoError",
     "ServerError",
     "UnavailableError",
     "UnknownKeyError",
+    "Warn",
     "read_answers",
     "read_predictions",
 ]

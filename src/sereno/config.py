@@ -17,6 +17,7 @@ from sereno.settings import (
     FILE_NAME,
     PATH,
     SETTINGS,
+    ColumnSettings,
     GateSettings,
     Key,
     ModelSettings,
@@ -37,6 +38,7 @@ from sereno.settings import (
 
 __all__ = [
     "SETTINGS",
+    "ColumnSettings",
     "GateSettings",
     "ModelSettings",
     "ServeSettings",
@@ -93,7 +95,7 @@ def load_settings(
 
     # Variables first, so that the command line counts more. Names in both tell which model a variable means.
     told = {_split(name): text for name, text in overrides.items()}
-    names = {key[:2] for key in (*entries, *told)}
+    names = {*entries, *told}
     for variable in sorted(environ):
         if variable.startswith("SERENO_") and variable not in _RESERVED and not variable.startswith(_SECRET_PREFIX):
             key = _variable_key(variable, names)
@@ -154,18 +156,30 @@ def _variable_key(variable: str, names: Iterable[Key]) -> Key:
     """The key that a variable means; a name that is known elsewhere gives its spelling, "-" included."""
     parts = variable.removeprefix("SERENO_").lower().split("__")
     group, rest = parts[0], parts[1:]
+    column: list[str] = []
+    if group == "models" and "columns" in rest[1:-2]:
+        at = rest.index("columns", 1)
+        rest, column = [*rest[: at + 1], rest[-1]], rest[at + 1 : -1]
     # What is after the name has a fixed length, so that a name may hold "__".
-    tail = 0 if group == "values" else 2 if rest[-2:-1] == ["gates"] else 1
+    tail = 0 if group == "values" else 2 if rest[-2:-1] == ["gates"] or column else 1
     if group not in ("values", "models") or len(rest) <= tail:
         key = tuple(parts)
     else:
-        name = "__".join(rest[: len(rest) - tail])
-        same = sorted({one[1] for one in names if one[0] == group and one[1].lower().replace("-", "_") == name})
-        if len(same) > 1:
-            raise SettingsError(f"The variable {variable} may mean {listed(same)}. Use --set or {FILE_NAME} instead.")
-        key = (group, *(same or [name]), *rest[len(rest) - tail :])
+        name = _spelled("__".join(rest[: len(rest) - tail]), (k[1] for k in names if k[0] == group), variable)
+        key = (group, name, *rest[len(rest) - tail :])
+        if column:
+            there = (k[3] for k in names if k[:3] == ("models", name, "columns"))
+            key = (*key[:-1], _spelled("__".join(column), there, variable), key[-1])
     require(key, f"the variable {variable}", variable=True)
     return key
+
+
+def _spelled(name: str, known: Iterable[str], variable: str) -> str:
+    """A name in a variable as it is spelled elsewhere: there, small letters and "-" are not told from others."""
+    same = sorted({one for one in known if one.lower().replace("-", "_") == name})
+    if len(same) > 1:
+        raise SettingsError(f"The variable {variable} may mean {listed(same)}. Use --set or {FILE_NAME} instead.")
+    return same[0] if same else name
 
 
 def _add_text(entries: _Entries, key: Key, text: str, where: str, base: Path) -> None:
@@ -196,6 +210,7 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
     values: dict[str, Value] = {}
     models: dict[str, dict[str, Any]] = {}
     gates: dict[str, dict[str, Any]] = {}
+    columns: dict[str, dict[str, dict[str, Any]]] = {}
     given: dict[str, dict[str, Path]] = {}
     serve: dict[str, Any] = {}
     up: dict[str, Any] = {}
@@ -209,7 +224,10 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
         if key[0] == "values":
             values[key[1]] = Value(value=value, base=entry.base)
         elif key[0] == "models":
-            (gates if key[2] == "gates" else models).setdefault(key[1], {})[key[-1]] = value
+            if key[2] == "columns":
+                columns.setdefault(key[1], {}).setdefault(key[3], {})[key[-1]] = value
+            else:
+                (gates if key[2] == "gates" else models).setdefault(key[1], {})[key[-1]] = value
             given.setdefault(key[1], {})[".".join(key[2:])] = entry.base
         elif key[0] == "serve":
             serve[key[1]] = value
@@ -223,7 +241,12 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
         up=UpSettings(**up),
         values=values,
         models={
-            name: ModelSettings(**models.get(name, {}), gates=GateSettings(**gates.get(name, {})), given=bases)
+            name: ModelSettings(
+                **models.get(name, {}),
+                gates=GateSettings(**gates.get(name, {})),
+                columns={column: ColumnSettings(**own) for column, own in columns.get(name, {}).items()},
+                given=bases,
+            )
             for name, bases in given.items()
         },
         origins={".".join(key): entry.origin for key, entry in entries.items()},

@@ -37,7 +37,7 @@ class Kind:
 class Setting:
     """One row of the table of settings."""
 
-    name: str  # dotted; NAME stands for the name of a model or value
+    name: str  # dotted; NAME stands for the name of a model or value, COLUMN for that of an output or feature
     kind: Kind
     default: object
     about: str  # one sentence
@@ -237,6 +237,28 @@ class GateSettings:
     )
     max_null_share: float = _setting(0.5, _number(1), "Hold a run with a larger share of nulls in an output column.")
     constant: str = _setting("hold", _choice("hold", "allow"), "What to do when every row gets the same prediction.")
+    warn_output_psi: float = _setting(0.1, _number(None), "Warn of an output whose drift (PSI) is greater.")
+    hold_output_psi: float = _setting(0.25, _number(None), "Hold a run with an output whose drift is greater.")
+    warn_input_psi: float = _setting(0.25, _number(None), "Warn of a feature whose drift is greater.")
+    hold_input_psi: float | None = _setting(
+        None, _number(None), "Hold a run with a feature whose drift is greater; if not set, none does."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSettings:
+    """The same for one output or feature; what is not set is as for the others."""
+
+    warn_psi: float | None = _setting(None, _number(None), "Warn of this column if its drift is greater.")
+    hold_psi: float | None = _setting(None, _number(None), "Hold a run if this column's drift is greater.")
+    max_null_share: float | None = _setting(
+        None, _number(1), "Hold a run with a larger share of nulls in this column, output or feature."
+    )
+    constant: str | None = _setting(
+        None,
+        _choice("hold", "allow"),
+        "Hold a run in which this column alone has one value, or do not ask it whether predictions are all the same.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,12 +333,15 @@ class ModelSettings:
     cache_seconds: int = _setting(0, _whole(0), "How long a caller may keep what a lookup found, before it asks again.")
     notify: tuple[str, ...] | None = _setting(None, _NOTIFY, "Who is told of this model, in place of `notify`.")
     notify_on: tuple[str, ...] | None = _setting(None, _KINDS, "What they are told, in place of `notify_on`.")
-    keep_snapshots: int = _setting(7, _whole(1), "How many snapshots are kept, with their parts, beside what is served.")
+    keep_snapshots: int = _setting(
+        7, _whole(1), "How many snapshots are kept, with their parts, beside what is served."
+    )
     keep_hours: float = _setting(24.0, _number(None), "Snapshots that are younger than this are kept, however many.")
     keep_run_days: int = _setting(
         400, _whole(1), "How many days reports of runs are kept, and what the ledger knows of them."
     )
     gates: GateSettings = field(default_factory=GateSettings)
+    columns: Mapping[str, ColumnSettings] = field(default_factory=dict)  # by name, of outputs and features
     # Not a setting: what somebody gave ("source", "gates.constant") → the folder against which a path in it resolves.
     given: Mapping[str, Path] = field(default_factory=dict, repr=False)
 
@@ -437,7 +462,6 @@ class Settings:
                 f"'models.{name}.max_age_seconds' is not set. Set it, e.g. to 129600 (36 hours), or leave stale out."
             )
 
-
     def _check_arrival(self, name: str, chosen: ModelSettings) -> None:
         """Raise SettingsError where a setting of the arrival of data would have no effect, as with those of lookups."""
         off = self.origin(name, "ready")
@@ -490,6 +514,7 @@ SETTINGS: Mapping[str, Setting] = {
         *_rows("up.", UpSettings),
         *_rows("models.NAME.", ModelSettings),
         *_rows("models.NAME.gates.", GateSettings),
+        *_rows("models.NAME.columns.COLUMN.", ColumnSettings),
     )
 }
 
@@ -503,6 +528,8 @@ def find(key: Key, where: str, *, variable: bool = False) -> Setting | None:
     if key[0] == "models" and len(key) > 1:
         check_model_name(key[1], where)
         pattern = (key[0], "NAME", *key[2:])
+        if key[2:3] == ("columns",) and len(key) > 3:
+            pattern = (*pattern[:3], "COLUMN", *key[4:])
     elif key[0] == "values" and len(key) > 1:
         if not key[1].isidentifier():
             what = f"'{key[1]}' from {where} cannot be the name of a value: it fills a parameter of that name."

@@ -228,7 +228,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
             "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', ",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
-        ("[models.churn.gates]\nnulls = 1", "Valid there: 'max_reject_rows', 'max_reject_share', 'max_row_change', 'max_null_share', 'constant'."),
+        ("[models.churn.gates]\nnulls = 1", "Valid there: 'max_reject_rows', 'max_reject_share', 'max_row_change', 'max_null_share', 'constant', 'warn_output_psi', 'hold_output_psi', 'warn_input_psi', 'hold_input_psi'."),
         ("[env.prod]\nworkerz = 1", "There is no setting 'workerz', which [env.prod] of {file} sets. Did you mean 'workers'?"),
         ("[env.prod.env.dev]\nworkers = 1", "There is no setting 'env', which [env.prod] of {file} sets."),
         ("workers = 0", "'workers' is 0, from {file}. Valid: a whole number, 1 or more."),

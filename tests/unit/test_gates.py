@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pytest
 
-from sereno.batch.gates import Gate, judge
+from sereno.batch.gates import Baseline, Gate, Judged, judge
 from sereno.batch.profile import Profile
 from sereno.batch.profiling import ProfileBuilder
 from sereno.schema import row_type
@@ -40,9 +40,12 @@ def last(rows: int) -> Snapshot:
 
 
 def verdicts(**given: Any) -> dict[str, Gate]:
-    arguments = {"rows_in": 1_000, "rejects": 0, "answered": 1_000, "profile": {}, "last": None} | given
+    defaults: dict[str, Any] = {"rows_in": 1_000, "rejects": 0, "answered": 1_000, "last": None, "baseline": None}
+    arguments = defaults | {"outputs": given.pop("profile", {}), "inputs": {}} | given
     settings = replace(GateSettings(), **arguments.pop("settings", {}))
-    return {gate.name: gate for gate in judge(settings, **arguments)}
+    gates = judge(settings, arguments.pop("columns", {}), Judged(**arguments))
+    assert len({gate.name for gate in gates}) == len(gates)
+    return {gate.name: gate for gate in gates}
 
 
 @pytest.mark.parametrize(
