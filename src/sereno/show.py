@@ -15,6 +15,8 @@ from sereno.batch.gates import Gate
 from sereno.batch.profile import ColumnProfile
 from sereno.foreign import harmless
 from sereno.histograms import bars_of, number
+from sereno.lines import age as age
+from sereno.lines import table_lines as table_lines
 from sereno.snapshots import State
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -34,7 +36,7 @@ def run_lines(
         f" as version {report.version}" if report.version else ""
     )
     yield from (f"  {harmless(line, 2000)}" for line in report.says.splitlines())
-    yield f"  data date {report.data_date}, data time {report.data_time:%Y-%m-%d %H:%M} UTC, source {report.source}"
+    yield f"  data date {report.data_date}, data time {report.data_time:%Y-%m-%d %H:%M} UTC, source {harmless(report.source, 2000)}"
     if not report.rows_in:
         return
     resumed = f", {report.resumed_tasks} taken over from an earlier attempt" if report.resumed_tasks else ""
@@ -174,16 +176,3 @@ def versions_lines(state: State) -> Iterator[str]:
             )
         )
     yield from table_lines(rows)
-
-
-def age(now: datetime, data_time: datetime) -> str:
-    """How old data is: now − data time."""
-    seconds = int((now - data_time).total_seconds())
-    days, rest = divmod(max(seconds, 0), 86_400)
-    return f"{days} d {rest // 3600} h" if days else f"{rest // 3600} h {rest % 3600 // 60} min"
-
-
-def table_lines(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

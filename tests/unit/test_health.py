@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from sereno.serve.metrics import CONTENT_TYPE, Metrics
 from sereno.serve.processes.board import Board, State
 from sereno.serve.wire import Reply, Request
 from sereno.settings import Settings
+from sereno.status import Status, Statuses, status_folder, write_status
 
 KEY, LINE = new_key()
 LOCAL = (b"host", b"localhost")
@@ -30,7 +33,7 @@ def board() -> Iterator[Board]:
 
 
 @pytest.fixture
-def service(board: Board) -> Iterator[Any]:
+def service(board: Board, tmp_path: Path) -> Iterator[Any]:
     """One of two workers, in slot 1, with two models and a key."""
     settings = Settings(home=Path("/nowhere"), secrets_folder=Path("/nowhere"))
     recorder = SimpleNamespace(lag_seconds=1.5, dropped=7)
@@ -42,6 +45,7 @@ def service(board: Board) -> Iterator[Any]:
         access=AccessLog("off"),
         is_draining=False,
         connections=set(),
+        statuses=[Statuses(tmp_path), Statuses(Path("/nowhere"))],
         lives={
             "churn": SimpleNamespace(name="churn", is_ready=True, lookup=None, recorder=recorder),
             "total": SimpleNamespace(name="total", is_ready=True, lookup=None, recorder=None),
@@ -151,3 +155,33 @@ def test_what_others_keep_is_counted(service: Any) -> None:
 class SimpleConnection:
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
+
+
+# What is published
+
+
+def series(service: Any, name: str) -> dict[str, float]:
+    found = re.findall(rf'^{name}{{model="(.*)"}} (.*)$', ask(service, "/metrics").body.decode(), re.MULTILINE)
+    return {model: float(number) for model, number in found}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_metrics_tell_what_is_published_of_every_model(service: Any, tmp_path: Path, alone: bool) -> None:
+    if alone:
+        service.board = None
+    now = datetime.now(UTC)
+    assert series(service, "sereno_last_success_timestamp") == {}
+    for model, hours in (("churn", 2), ("elsewhere", 30)):
+        then = now - timedelta(hours=hours)
+        write_status(
+            tmp_path, Status(model=model, last_success_at=now, version=1, data_date=then.date(), data_time=then)
+        )
+    write_status(tmp_path, Status(model="withdrawn", last_success_at=now))  # nothing is served of it
+    (status_folder(tmp_path) / "torn.json").write_bytes(b'{"format":1,')
+    for _ in range(2):
+        success = series(service, "sereno_last_success_timestamp")
+        assert success == {m: pytest.approx(now.timestamp()) for m in ("churn", "elsewhere", "withdrawn")}
+        assert series(service, "sereno_freshness_seconds") == {
+            "churn": pytest.approx(7200, abs=60),
+            "elsewhere": pytest.approx(108_000, abs=60),
+        }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sereno.serve.metrics import CONTENT_TYPE, render, render_alone
+from sereno.serve.metrics import CONTENT_TYPE, of_statuses, render, render_alone
 from sereno.serve.processes.board import State
 from sereno.serve.wire import JSON, Reply, Request, Route
 
@@ -45,10 +45,11 @@ def _ready(service: Service, request: Request, parameters: dict[str, str]) -> Re
 
 def _metrics(service: Service, request: Request, parameters: dict[str, str]) -> Reply:
     """What all workers counted, in Prometheus' text format."""
+    besides = of_statuses(one for statuses in service.statuses for one in statuses.read().values())
     if service.board is None:
-        return Reply(200, render_alone(service.metrics), CONTENT_TYPE, _NOW_ONLY)
+        return Reply(200, render_alone(service.metrics, besides), CONTENT_TYPE, _NOW_ONLY)
     service.metrics.flush(service.board, service.slot)  # so that who asks sees what this worker has just answered
-    return Reply(200, render(service.board), CONTENT_TYPE, _NOW_ONLY)
+    return Reply(200, render(service.board, besides), CONTENT_TYPE, _NOW_ONLY)
 
 
 def not_ready(service: Service, *, with_names: bool = True) -> list[str]:

@@ -16,12 +16,14 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from sereno import __version__
 from sereno.serve.processes.board import ROOM, Board, State
+from sereno.status import Status
 
 LOG = logging.getLogger("sereno.serve")
 
@@ -97,6 +99,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "sereno_lookup_failures_total": Family(
         "counter", "Indexes of lookups that were damaged or missing, or could not be built.", ("model",)
+    ),
+    "sereno_last_success_timestamp": Family(
+        "gauge", "When a run of the model last ended well, in Unix time.", ("model",), worst=True
+    ),
+    "sereno_freshness_seconds": Family(
+        "gauge", "Age of what is published: now minus its data time.", ("model",), worst=True
     ),
     "sereno_log_lag_seconds": Family(
         "gauge", "Age of the oldest answer that is not on disk yet, of the worker that is last.", ("model",), worst=True
@@ -328,8 +336,8 @@ def _lasting(kept: Kept) -> Kept:
     )
 
 
-def render(board: Board) -> bytes:
-    """The text of /metrics, over all that is on the board."""
+def render(board: Board, besides: Mapping[str, Cells] = MappingProxyType({})) -> bytes:
+    """The text of /metrics, over all that is on the board, and `besides`, of families that no worker counts."""
     # slot 0 last: a worker that is folded meanwhile is then in both, and left out of one
     workers = [kept for slot in range(1, board.slots) if (kept := _decode(board.read(slot))) is not None]
     total = _decode(board.read(0)) or Kept("", {})
@@ -340,12 +348,24 @@ def render(board: Board) -> bytes:
             cells["sereno_workers"][(state.name.lower(),)] = [states.count(state)]
     for reason in ("died", "hung"):
         _add(cells["sereno_worker_restarts_total"], (reason,), [0])
-    return _text(cells)
+    return _text({**cells, **besides})
 
 
-def render_alone(metrics: Metrics) -> bytes:
+def render_alone(metrics: Metrics, besides: Mapping[str, Cells] = MappingProxyType({})) -> bytes:
     """The same of one process that has no board."""
-    return _text(_merged([metrics.kept()]))
+    return _text({**_merged([metrics.kept()]), **besides})
+
+
+def of_statuses(statuses: Iterable[Status]) -> dict[str, Cells]:
+    """What status files tell of each model, whether or not it is served here."""
+    now = time.time()
+    success: Cells = {}
+    freshness: Cells = {}
+    for one in statuses:
+        success[(one.model,)] = [one.last_success_at.timestamp()]
+        if one.data_time is not None:
+            freshness[(one.model,)] = [round(now - one.data_time.timestamp(), 3)]
+    return {"sereno_last_success_timestamp": success, "sereno_freshness_seconds": freshness}
 
 
 def _text(cells: Mapping[str, Cells]) -> bytes:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
 from sereno.serve.processes.indexing import Indexing
 from sereno.serve.wire import Exchange, RequestError, Route
+from sereno.status import Statuses
 
 if TYPE_CHECKING:
     from sereno.serve.access import AccessLog
@@ -59,6 +60,7 @@ class Service:
         guard: Guard,
         metrics: Metrics,
         access: AccessLog,
+        homes: Iterable[Path] = (),  # of the models, whose metrics tell what is published there
         board: Board | None = None,
         slot: int = 0,
     ) -> None:
@@ -69,6 +71,7 @@ class Service:
         self.settings, self.limits = settings, settings.serve
         self.guard, self.metrics, self.access = guard, metrics, access
         self.done = metrics.done  # hot: called for every request
+        self.statuses = [Statuses(home) for home in sorted({one.resolve() for one in (settings.home, *homes)})]
         self.least_logged = access.least_status
         self.board, self.slot = board, slot
         self.draining = asyncio.Event()  # the server ends, or another worker takes over
@@ -232,6 +235,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
         guard=Guard(settings),
         metrics=metrics,
         access=AccessLog(settings.serve.access_log),
+        homes=[one.home for one in settings_of.values()],
         board=board,
         slot=slot,
     )

@@ -1,0 +1,330 @@
+"""Is all well? For `sereno health`, a dead-man's switch: it must not need the process that it watches over.
+
+It reads the ledger and the status files, never the log of a table, so that it takes well under a second however many
+models there are. Light: nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from sereno.exceptions import LedgerError, NotFoundError
+from sereno.interfaces import RunLedger
+from sereno.ledger import Entry, Notice, Pause, RunState, open_ledger
+from sereno.operate.notices import addresses, is_pending, untellable
+from sereno.settings import ModelSettings, Settings, redact
+from sereno.status import Status, read_statuses
+
+BY_SCHEDULER = "sereno"  # who paused a model, where nobody did
+UNTOLD_FOR = timedelta(hours=1)  # what was not told for so long, nobody tells
+TRACES = 20  # runs that are looked at to find whether a scheduler was here
+MOST_REASON = 200  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong:
+    """Something that needs somebody."""
+
+    model: str | None  # None: it concerns all
+    what: str  # failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
+    says: str
+    do: str  # what to do about it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelHealth:
+    """One model."""
+
+    model: str
+    state: str  # of its newest run; "": none is known
+    data_date: str | None  # of what is served, as everything below but the last two
+    data_time: datetime | None
+    version: int | None
+    published_at: datetime | None
+    freshness_seconds: float | None
+    last_success_at: datetime | None
+    paused: Pause | None
+    wrong: list[Wrong] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What `sereno health` tells."""
+
+    at: datetime
+    home: str
+    models: list[ModelHealth]
+    wrong: list[Wrong]  # of the models, too
+    scheduler: str | None  # who holds its lease
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def to_dict(self) -> dict[str, Any]:
+        models = [{**_plain(asdict(one)), "ok": not one.wrong} for one in self.models]
+        for one in models:
+            del one["wrong"]
+        return {
+            "ok": self.ok,
+            "at": self.at.isoformat(),
+            "home": self.home,
+            "scheduler": self.scheduler,
+            "wrong": [asdict(one) for one in self.wrong],
+            "models": models,
+        }
+
+
+def _plain(told: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else _plain(value) if isinstance(value, dict) else value
+        for name, value in told.items()
+    }
+
+
+def look(
+    settings: Settings, *, model: str | None = None, max_age: float | None = None, now: datetime | None = None
+) -> Health:
+    """How everything is, or one model. Raises NotFoundError for a model that nobody has heard of."""
+    now = now or datetime.now(UTC)
+    statuses = read_statuses(settings.home)
+    try:
+        with contextlib.closing(_open(settings)) as ledger:
+            known = _Known.of(ledger, settings, statuses, now)
+    except LedgerError as error:
+        known = _Known(trouble=str(error))
+    names = {
+        *statuses,
+        *known.newest,
+        *known.pauses,
+        *(n for n, one in settings.models.items() if one.file is not None),
+    }
+    if model is not None and model not in names:
+        raise NotFoundError(
+            f"There is no model {model!r} in {settings.home} (there are: {', '.join(sorted(names)) or 'none'}). Say where it "
+            "lies with --home."
+        )
+    chosen = sorted(names) if model is None else [model]
+    models = [_judge(one, settings, statuses.get(one), known, max_age, now) for one in chosen]
+    wrong = [*_of_all(settings, known, names, chosen, now), *(w for one in models for w in one.wrong)]
+    return Health(at=now, home=str(settings.home), models=models, wrong=wrong, scheduler=known.scheduler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What the ledger has to say."""
+
+    newest: dict[str, Entry] = field(default_factory=dict)
+    open: dict[str, list[Entry]] = field(default_factory=dict)
+    troubled: dict[str, list[Entry]] = field(default_factory=dict)  # failed and held, newest data time first
+    published: dict[str, datetime] = field(default_factory=dict)  # data times, of models without a status file
+    pauses: dict[str, Pause] = field(default_factory=dict)
+    untold: list[Notice] = field(default_factory=list)
+    scheduler: str | None = None
+    was_scheduled: bool = False
+    trouble: str = ""  # it cannot be read
+
+    @classmethod
+    def of(cls, ledger: RunLedger, settings: Settings, statuses: dict[str, Status], now: datetime) -> _Known:
+        newest = ledger.newest(now)
+        published: dict[str, datetime] = {}
+        ended: tuple[RunState, ...] = ("published",)
+        for name in newest.keys() - statuses.keys():
+            published |= {one.model: one.data_time for one in ledger.entries(model=name, states=ended, limit=1)}
+        holder = ledger.holder("scheduler")
+        return cls(
+            newest=newest,
+            open=_by_model(ledger.open_entries()),
+            troubled=_by_model(ledger.entries(states=("failed", "held"))),
+            published=published,
+            pauses=ledger.pauses(),
+            untold=ledger.untold(),
+            scheduler=holder.holder if holder else None,
+            was_scheduled=_was_scheduled(ledger, newest.values()),
+        )
+
+
+def _open(settings: Settings) -> RunLedger:
+    """The ledger; where there is none yet, an empty one that leaves no file behind."""
+    if settings.ledger is None and not (settings.home / ".sereno" / "ledger.sqlite").exists():
+        return cast("RunLedger", _Nothing())
+    return open_ledger(settings)
+
+
+class _Nothing:
+    """A ledger that knows nothing: to look must not make one."""
+
+    def newest(self, until: datetime) -> dict[str, Entry]:
+        return {}
+
+    def pauses(self) -> dict[str, Pause]:
+        return {}
+
+    def entries(self, **_: object) -> list[Entry]:
+        return []
+
+    def open_entries(self) -> list[Entry]:
+        return []
+
+    def untold(self) -> list[Notice]:
+        return []
+
+    def holder(self, name: str) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def _by_model(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        found[entry.model].append(entry)
+    return found
+
+
+def _was_scheduled(ledger: RunLedger, newest: Iterable[Entry]) -> bool:
+    """Whether a scheduler had the latest runs: no one else finds that a run is due.
+
+    Who moves on to cron, or to systemd's timers, is thus not told for ever that no scheduler is at work.
+    """
+    latest = sorted(newest, key=lambda one: one.since, reverse=True)[:TRACES]
+    return any(
+        one.after in ("due", "skipped") for entry in latest for one in ledger.transitions(entry.model, entry.run_key)
+    )
+
+
+def _of_all(settings: Settings, known: _Known, names: set[str], chosen: list[str], now: datetime) -> Iterator[Wrong]:
+    if known.trouble:
+        yield Wrong(model=None, what="ledger", says=known.trouble, do="sereno repair, if it is damaged")
+    elif not names:
+        yield Wrong(
+            model=None,
+            what="nothing",
+            says=f"No model has ever run in {settings.home}, and its sereno.toml knows none.",
+            do="say where they are with --home, or start in their folder",
+        )
+    if known.scheduler is None and known.was_scheduled:
+        yield Wrong(
+            model=None,
+            what="scheduler",
+            says="No scheduler is at work, so that nothing is run; the latest runs had one.",
+            do="sereno up",
+        )
+    for notice in known.untold:
+        if notice.model in chosen:
+            yield from _untold(settings, notice, now)
+
+
+def _untold(settings: Settings, notice: Notice, now: datetime) -> Iterator[Wrong]:
+    given = addresses(settings, notice.model)
+    told = f"That {notice.model} was {notice.kind} ({notice.run_key})" if notice.kind != "recovered" else "A recovery"
+    for label, why in untellable(notice, given).items():
+        yield Wrong(
+            model=notice.model,
+            what="notices",
+            says=f"{told} could not be told to {label}: {why}.",
+            do="sereno notify --test, and once that works: sereno notify",
+        )
+    if is_pending(notice, given) and now - notice.at > UNTOLD_FOR:
+        yield Wrong(
+            model=notice.model, what="notices", says=f"{told} has not been told for an hour.", do="sereno notify"
+        )
+
+
+def _judge(
+    name: str, settings: Settings, status: Status | None, known: _Known, max_age: float | None, now: datetime
+) -> ModelHealth:
+    newest, pause = known.newest.get(name), known.pauses.get(name)
+    data_time = status.data_time if status else None
+    freshness = (now - data_time).total_seconds() if data_time else None
+    own = settings.models.get(name) or settings.models.get(name.replace("-", "_")) or ModelSettings()
+    wrong = list(_wrong(name, status, known, own, now))
+    if max_age is not None and not known.trouble and (freshness is None or freshness > max_age):
+        what = (
+            f"is of {status.data_date}, {_hours(freshness)} old"
+            if status and freshness is not None
+            else "does not exist"
+        )
+        wrong.append(
+            Wrong(model=name, what="old", says=f"What is served {what}; at most {_hours(max_age)} are asked for.",
+                  do=f"sereno runs {name}")
+        )  # fmt: skip
+    return ModelHealth(
+        model=name,
+        state=newest.state if newest else "",
+        data_date=status.data_date.isoformat() if status and status.data_date else None,
+        data_time=data_time,
+        version=status.version if status else None,
+        published_at=status.published_at if status else None,
+        freshness_seconds=freshness,
+        last_success_at=status.last_success_at if status else None,
+        paused=pause,
+        wrong=wrong,
+    )
+
+
+def _wrong(name: str, status: Status | None, known: _Known, own: ModelSettings, now: datetime) -> Iterator[Wrong]:
+    newest, pause = known.newest.get(name), known.pauses.get(name)
+    served = status.data_time if status and status.data_time else known.published.get(name)
+    for entry in known.troubled.get(name, []):
+        if served is None or entry.data_time > served:  # else something newer was published since
+            yield _troubled(entry)
+            break
+    if newest is not None and newest.state == "published" and newest.reason.startswith("ExportError"):
+        says = f"Version {newest.version} is published, but an export could not follow: {_short(newest.reason)}"
+        yield Wrong(model=name, what="exports", says=says, do=f"mend that; sereno run finishes it ({_date(newest)})")
+    if pause is not None:
+        if pause.who == BY_SCHEDULER:
+            do = f"sereno resume {name}, or sereno resume {name} --skip-missed"
+            yield Wrong(model=name, what="paused", says=f"It was paused: {_short(pause.why)}", do=do)
+        return  # nothing is due while it is paused
+    if own.scheduled and (overdue := _overdue(name, status, known, timedelta(seconds=own.deadline_seconds), now)):
+        yield overdue
+
+
+def _troubled(entry: Entry) -> Wrong:
+    which = entry.attempt or _date(entry)
+    says = f"The run for {_date(entry)} {'is held' if entry.state == 'held' else 'failed'}: {_short(entry.reason)}"
+    if entry.state == "failed":
+        do = f"sereno show {which} --model {entry.model}" if entry.attempt else f"sereno runs {entry.model}"
+        do += f"; once it is mended, sereno run with --date {_date(entry)}"
+    else:
+        do = f"sereno release {which} --model {entry.model}, or sereno discard {which} --model {entry.model}"
+    return Wrong(model=entry.model, what=entry.state, says=says, do=do)
+
+
+def _overdue(name: str, status: Status | None, known: _Known, allowed: timedelta, now: datetime) -> Wrong | None:
+    open_now = known.open.get(name, [])
+    for entry in open_now:  # oldest first
+        if entry.state in ("due", "waiting", "running") and now > entry.data_time + allowed:
+            since = _hours((now - entry.data_time).total_seconds())
+            says = (
+                f"The run for {_date(entry)} is {entry.state}, and was due {since} ago. {_short(entry.reason)}".rstrip()
+            )
+            return Wrong(model=name, what="overdue", says=says, do=f"sereno runs {name}")
+    due = status.due_at if status else None
+    newest = known.newest.get(name)
+    if due is None or (newest is not None and newest.data_time >= due) or now <= due + allowed:
+        return None
+    says = f"No run has begun since {due:%Y-%m-%d %H:%M} UTC, when the next one was due."
+    do = "see whether sereno up, or the timer or crontab that starts its runs, is at work"
+    return Wrong(model=name, what="overdue", says=says, do=f"{do}; a model that is run no more: sereno pause {name}")
+
+
+def _date(entry: Entry) -> str:
+    return entry.label or entry.data_date.isoformat()
+
+
+def _short(text: str) -> str:
+    shown = " ".join(redact(text).split())
+    return shown if len(shown) <= MOST_REASON else f"{shown[: MOST_REASON - 1]}…"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if abs(seconds) < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,334 @@
+"""Notices: which of them a model wants, where they go, and what they say.
+
+Whoever finds that people are to be told (the scheduler, a run that somebody started) adds a notice to the ledger, which
+keeps one of each run and kind. `sender.py` puts it into words, of what is known by then, and tells it. Light: nothing
+heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from sereno.interfaces import RunLedger
+from sereno.ledger import Entry, Notice, NoticeKind, Pause
+from sereno.settings import ModelSettings, Settings, redact
+from sereno.status import Status
+
+MOST_TRIES = 10  # of one address, for one notice; then it is given up
+MOST_REASON = 2_000  # characters
+MOST_LISTED = 200  # notices that one message lists
+NEWEST = 50  # how many notices of a model are looked at to find what it has not recovered from
+# Kinds of addresses whose host is a host, and no secret.
+_HAS_HOST = re.compile(r"(json|xml|form|mailto|syslog|mqtt|gotify|ntfy|matrix|mmost|apprise|rsyslog|smpp|signal)s?")
+PROBLEMS: tuple[NoticeKind, ...] = ("failed", "held", "late")
+
+
+# Who wants what
+
+
+def addresses(settings: Settings, model: str) -> tuple[str, ...]:
+    """Who is told of a model: its own addresses, or those of all. They are secrets."""
+    own = _of(settings, model).notify
+    return settings.notify if own is None else own
+
+
+def wants(settings: Settings, model: str, kind: NoticeKind) -> bool:
+    """Whether somebody is to be told of such a thing."""
+    own = _of(settings, model).notify_on
+    return bool(addresses(settings, model)) and kind in (settings.notify_on if own is None else own)
+
+
+def is_anyone_told(settings: Settings) -> bool:
+    """Whether there is an address at all."""
+    return bool(everyone(settings))
+
+
+def everyone(settings: Settings) -> tuple[str, ...]:
+    """Every address there is, once."""
+    own = (address for one in settings.models.values() for address in one.notify or ())
+    return tuple(dict.fromkeys((*settings.notify, *own)))
+
+
+def labels(given: Iterable[str]) -> dict[str, str]:
+    """What messages call each address → the address itself: its kind, and the host where that is no secret."""
+    found: dict[str, str] = {}
+    for address in given:
+        if address.startswith("secret:"):
+            label = address
+        else:
+            label = f"{address.partition('://')[0].lower()}://{host_of(address)}"
+        number = 1 + sum(1 for one in found if one == label or one.startswith(f"{label} #"))
+        found[label if number == 1 else f"{label} #{number}"] = address
+    return found
+
+
+def host_of(address: str) -> str:
+    """The host of an address, where it is one: in "slack://TOKEN/…" it would be a secret."""
+    scheme, _, rest = address.partition("://")
+    if not _HAS_HOST.fullmatch(scheme.lower()):
+        return ""
+    authority, *after = re.split(r"[/?#]", rest, maxsplit=1)
+    host = authority.rpartition("@")[2]
+    # an "@" behind it: a password with a "/" in it, of which this may be a piece
+    is_host = re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?", host) and "@" not in "".join(after).partition("?")[0]
+    return host if is_host else ""
+
+
+def _of(settings: Settings, model: str) -> ModelSettings:
+    return settings.models.get(model) or settings.models.get(model.replace("-", "_")) or ModelSettings()
+
+
+# Adding them
+
+
+def add(ledger: RunLedger, settings: Settings, entry: Entry, kind: NoticeKind, at: datetime, says: str = "") -> bool:
+    """Have people told of a run, unless nobody wants that, or they were told already. `says`: why; else the entry's reason.
+
+    Raises LedgerError.
+    """
+    if not wants(settings, entry.model, kind):
+        return False
+    return ledger.add_notice(entry.model, entry.run_key, kind, says or entry.reason, at)
+
+
+def add_outcome(ledger: RunLedger, settings: Settings, entry: Entry, at: datetime) -> bool:
+    """Have people told how a run ended, where that is anything to tell: it failed, was held, or all is well again.
+
+    Nothing is to be tried again by itself after this: whoever tries again tells when there are no more tries.
+    """
+    if entry.state == "failed" or (entry.state == "published" and entry.not_before is not None):
+        return add(ledger, settings, entry, "failed", at)  # published, but an export could not follow
+    if entry.state == "held":
+        return add(ledger, settings, entry, "held", at)
+    return entry.state == "published" and add_recovered(ledger, settings, entry, at)
+
+
+def add_recovered(ledger: RunLedger, settings: Settings, entry: Entry, at: datetime) -> bool:
+    """A run was published: once, people hear so, where the last that they heard of the model was that something was wrong."""
+    if not wants(settings, entry.model, "recovered"):
+        return False
+    troubled: list[str] = []  # run keys; as texts they are in the order of time
+    for notice in ledger.notices(entry.model, NEWEST):
+        if notice.kind == "recovered":
+            break
+        troubled.append(notice.run_key)
+    if not troubled or entry.run_key < max(troubled):
+        return False
+    return add(ledger, settings, entry, "recovered", at)
+
+
+class Teller:
+    """Adds notices for a scheduler. `settings` may be replaced at any time."""
+
+    def __init__(self, ledger: RunLedger, settings: Settings) -> None:
+        self.settings = settings
+        self._ledger = ledger
+
+    def tell(self, entry: Entry, kind: NoticeKind, says: str, at: datetime) -> bool:
+        """Something is wrong with a run. Whether people are told by this, and were not before. Raises LedgerError."""
+        return add(self._ledger, self.settings, entry, kind, at, says)
+
+    def tell_published(self, entry: Entry, at: datetime) -> bool:
+        """A run was published. Raises LedgerError."""
+        return add_recovered(self._ledger, self.settings, entry, at)
+
+
+# How far each is told
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far one address was told one notice."""
+
+    tries: int = 0
+    told: bool = False
+    not_before: float = 0.0  # Unix time: when it is tried again
+    says: str = ""  # of the last try
+
+    @property
+    def given_up(self) -> bool:
+        return not self.told and self.tries >= MOST_TRIES
+
+
+def told_of(notice: Notice) -> dict[str, Told]:
+    """By label: what the ledger keeps as the notice's error. One address that fails keeps no other from being told once."""
+    try:
+        return msgspec.json.decode(notice.error, type=dict[str, Told]) if notice.error else {}
+    except msgspec.MsgspecError:
+        return {}
+
+
+def kept(told: Mapping[str, Told]) -> str:
+    """The same as the ledger keeps it."""
+    return msgspec.json.encode(told).decode()
+
+
+def is_pending(notice: Notice, given: Iterable[str]) -> bool:
+    """Whether one of these addresses is still to be told, now or later."""
+    told = told_of(notice)
+    return any(not (one.told or one.given_up) for one in (told.get(label, Told()) for label in labels(given)))
+
+
+def untellable(notice: Notice, given: Iterable[str]) -> dict[str, str]:
+    """The addresses that were given up, and why."""
+    told = told_of(notice)
+    return {label: told[label].says for label in labels(given) if label in told and told[label].given_up}
+
+
+# What they say
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where all this is, as people are told."""
+
+    host: str
+    home: str
+    has_toml: bool  # sereno.toml lies in the home itself
+    files: dict[str, str] = {}  # model → what `sereno run` takes for it, where that is not its name
+
+    def command(self, *words: str) -> str:
+        told = ["sereno", *words] if self.has_toml else ["sereno", *words, "--home", self.home]
+        return shlex.join(told)
+
+
+def place_of(settings: Settings, files: Mapping[str, Path] | None = None) -> Place:
+    import os
+
+    given = {name: str(file) for name, file in (files or {}).items() if _of(settings, name).file is None}
+    return Place(
+        host=os.uname().nodename,
+        home=str(settings.home),
+        has_toml=(settings.home / "sereno.toml").is_file(),
+        files=given,
+    )
+
+
+_SUBJECTS: Mapping[NoticeKind, str] = {
+    "failed": "{model} failed for {date}",
+    "held": "{model} is held for {date}",
+    "late": "{model} is late: data of {date}",
+    "recovered": "{model} has recovered: {date} is published",
+}
+_HAPPENED: Mapping[NoticeKind, str] = {
+    "failed": "The run of {model} for {date} failed.",
+    "held": "The run of {model} for {date} is held: its result is kept aside until somebody decides.",
+    "late": "The data of {model} for {date} was not there by its deadline.",
+    "recovered": "{model} publishes again: the run for {date} went well.",
+}
+
+
+def compose(
+    notice: Notice, place: Place, *, entry: Entry | None, pause: Pause | None, status: Status | None
+) -> tuple[str, str]:
+    """Subject and text of a notice. What is not known (any more) is left out."""
+    date = entry.data_date.isoformat() if entry else notice.run_key
+    words = {"model": notice.model, "date": (entry.label if entry else "") or date}
+    is_pause = notice.kind == "held" and pause is not None and not (entry and entry.attempt)
+    subject = (f"{notice.model} is paused" if is_pause else _SUBJECTS[notice.kind]).format(**words)
+    happened = (
+        f"The schedule of {notice.model} is paused: it starts no runs until somebody decides."
+        if is_pause
+        else _HAPPENED[notice.kind].format(**words)
+    )
+    lines = [happened]
+    if notice.says:
+        lines.append(f"Why: {_plain(notice.says)}")
+    if entry and (since := _since(notice, entry)):
+        lines.append(since)
+    lines += ["", _in_service(status)]
+    if commands := _commands(notice, place, entry, is_pause=is_pause):
+        lines += ["", f"What to do, on {place.host}:", f"  cd {shlex.quote(place.home)}"]
+        width = max(len(command) for command, _ in commands)
+        lines += [f"  {command:<{width}}   # {why}" for command, why in commands]
+    lines.append("")
+    if entry and entry.attempt:
+        page = Path(place.home) / ".sereno" / "runs" / notice.model / entry.attempt / "report.html"
+        if page.is_file():
+            lines.append(f"Report: {page}")
+    lines.append(f"Host {place.host}, home {place.home}, {notice.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC.")
+    return subject, "\n".join(lines) + "\n"
+
+
+def compose_many(notices: Sequence[Notice], place: Place, entries: Mapping[int, Entry | None]) -> tuple[str, str]:
+    """The same of several at once, a line each: a night on which everything fails is one message."""
+    counts = {kind: sum(1 for one in notices if one.kind == kind) for kind in (*PROBLEMS, "recovered")}
+    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    lines = [f"{len(notices)} notices at once: {shown}.", ""]
+    for notice in notices[:MOST_LISTED]:
+        entry = entries.get(notice.number)
+        date = (entry.label or entry.data_date.isoformat()) if entry else notice.run_key
+        reason = f": {_plain(notice.says)[:200]}" if notice.says else ""
+        lines.append(f"- {_SUBJECTS[notice.kind].format(model=notice.model, date=date)}{reason}")
+    if len(notices) > MOST_LISTED:
+        lines.append(f"- and {len(notices) - MOST_LISTED} more")
+    lines += [
+        "",
+        f"What to do, on {place.host}:",
+        f"  cd {shlex.quote(place.home)}",
+        f"  {place.command('health')}   # what is wrong now, and what to do about each",
+        "",
+        f"Host {place.host}, home {place.home}, {notices[-1].at.astimezone(UTC):%Y-%m-%d %H:%M} UTC.",
+    ]
+    return f"{len(notices)} notices: {shown}", "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """One line, without passwords and without what a terminal or an e-mail would take for more than text."""
+    shown = "".join(c if c.isprintable() else " " for c in redact(text))
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= MOST_REASON else f"{shown[: MOST_REASON - 1]}…"
+
+
+def _since(notice: Notice, entry: Entry) -> str:
+    """What happened after the notice was added, as it may be told late."""
+    is_as_told = entry.state in {"failed": ("failed",), "held": ("held",), "recovered": ("published",)}.get(
+        notice.kind, ("held", "skipped", "waiting", "due")
+    )
+    if is_as_told or (notice.kind == "failed" and entry.state == "published" and entry.not_before):
+        return ""
+    if entry.state == "published":
+        return f"Since then it was published, as version {entry.version}." if entry.version else ""
+    return f"By now it is {entry.state}."
+
+
+def _in_service(status: Status | None) -> str:
+    if status is None or status.version is None or status.data_date is None:
+        return "In service: nothing is known to be."
+    published = f", published {status.published_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if status.published_at else ""
+    return f"In service: version {status.version}, data date {status.data_date}{published}."
+
+
+def _commands(notice: Notice, place: Place, entry: Entry | None, *, is_pause: bool) -> list[tuple[str, str]]:
+    model = notice.model
+    if is_pause:
+        return [
+            (place.command("resume", model), "run all that was missed, oldest first"),
+            (place.command("resume", model, "--skip-missed"), "or leave it out"),
+        ]
+    if notice.kind == "recovered" or entry is None:
+        return [(place.command("runs", model), "its runs")]
+    label = entry.label or entry.data_date.isoformat()
+    run = (place.command("run", place.files.get(model, model), "--date", label), "once the cause is mended")
+    if entry.attempt:
+        show = [(place.command("show", entry.attempt, "--model", model), "what it did, and why it ended so")]
+        which = entry.attempt
+    else:
+        show, which = [], label
+    if notice.kind == "failed":
+        return [*show, run]
+    decide = [
+        (
+            place.command("release", which, "--model", model),
+            "publish it" if entry.attempt else "run it with what is there",
+        ),
+        (place.command("discard", which, "--model", model), "or drop it"),
+    ]
+    if notice.kind == "held":
+        return [*show, *decide]
+    run = (run[0], "once the data is there")
+    return [run, *(decide if entry.state == "held" else [])]
