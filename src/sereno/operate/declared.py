@@ -61,6 +61,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     says: str
     belongs: tuple[str, ...]  # the files to look at: another try is worth while once one of them has changed
+    hung: bool = False  # it was given up
 
 
 class Declarations(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,9 +130,8 @@ def declared(
         answers = _ask(msgspec.structs.replace(request, files=left), longest)
         for number, (file, answer) in enumerate(answers):
             left.remove(file)
-            if number and isinstance(answer, Failed):  # perhaps because of what another file has loaded before it
-                alone = msgspec.structs.replace(request, files=[file])
-                answer = next((one for _, one in _ask(alone, longest)), answer)
+            if number and isinstance(answer, Failed) and not answer.hung:  # perhaps for what another file has loaded
+                [(_, answer)] = _ask(msgspec.structs.replace(request, files=[file]), longest)
             found[file] = answer
     models: dict[str, Declared] = {}
     failed = []
@@ -182,7 +182,8 @@ def _ask(request: Request, longest: float) -> list[tuple[str, Declared | Failed]
         if not why:
             how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
             why = f"ended the process that read it ({how}). Import it in a Python of your own to see why"
-        found.append((reading, Failed(file=reading, says=f"{Path(reading).name} {why}.", belongs=_belonging(reading))))
+        says, hung = f"{Path(reading).name} {why}.", why.startswith("was not read")
+        found.append((reading, Failed(file=reading, says=says, belongs=_belonging(reading), hung=hung)))
     return found
 
 
