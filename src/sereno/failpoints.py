@@ -38,6 +38,8 @@ POINTS = frozenset(
         "export_copied",
         "export_swapped",
         "run_end",
+        "ledger_running",
+        "ledger_ended",
         "release",
         "rollback",
         "answers_write",
@@ -53,6 +55,7 @@ POINTS = frozenset(
         "lookup_swap_before",
         "lookup_swapped",
         "lookup_removed",
+        "notice_sent",
     }
 )
 

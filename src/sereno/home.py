@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sereno.adapters.exports import make_export
 from sereno.batch.attempts import Attempts
 from sereno.config import ModelSettings, Settings
-from sereno.exceptions import BusyError, ExportError, IndexingError, NotFoundError, SettingsError, StorageError
-from sereno.interfaces import Export
+from sereno.exceptions import (
+    BusyError,
+    ExportError,
+    IndexingError,
+    LedgerError,
+    NotFoundError,
+    SettingsError,
+    StorageError,
+)
+from sereno.interfaces import Export, RunLedger
+from sereno.ledger import lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
 from sereno.predictions import find_reject, find_row
-from sereno.snapshots import Rollback, SnapshotStore
+from sereno.snapshots import Keep, Rollback, SnapshotStore, State
+from sereno.status import Status, read_status, write_status
 from sereno.storage import exclusive, told, write_atomically
 
 EXPORT_PATIENCE = 300.0  # seconds that an export may keep the next one waiting
+STATUS_PATIENCE = 10.0  # and who writes the status file, which takes a millisecond
 AS_IT_WAS = "What was in service stays. Mend that, then try again."
 
 
@@ -31,9 +45,21 @@ class Home:
         self.chosen = chosen or settings.model(name, {})
         self.store = SnapshotStore(self.path, name)
         self.attempts = Attempts(self.path, name)
+        self._settings = settings
+
+    @contextlib.contextmanager
+    def ledger(self) -> Iterator[RunLedger]:
+        """The ledger of runs, for who writes to it: it is made where there is none. Raises LedgerError."""
+        with contextlib.closing(open_ledger(self._settings)) as ledger:
+            yield ledger
 
     def exports(self) -> list[Export]:
         return [make_export(setting, home=self.path, model=self.name) for setting in self.chosen.exports]
+
+    @property
+    def keep(self) -> Keep:
+        """What retention keeps of the table and its exports. Indexes of lookups: of those, the default's."""
+        return Keep(snapshots=self.chosen.keep_snapshots, young=timedelta(hours=self.chosen.keep_hours))
 
     @property
     def is_looked_up(self) -> bool:
@@ -45,7 +71,8 @@ class Home:
     def follow(self) -> None:
         """Make lookups and every export show what is served; lookups that are off go. Raises ExportError after all were tried.
 
-        One process at a time, which reads the log when its turn comes: else the slower of two would undo the other.
+        The status file says it first. One process at a time, which reads the log when its turn comes: else the slower of
+        two would undo the other.
         """
         locks = self.path / ".sereno" / "locks"
         busy = f"Another process (pid {{pid}}) is exporting {self.name!r}. Start this again when it is done."
@@ -54,16 +81,18 @@ class Home:
             if not state.served:
                 return
             self.store.flush(state.version)
-            keep = state.kept(datetime.now(UTC))
+            self._write_status(state)
+            keep = state.kept(datetime.now(UTC), self.keep)
             followers: list[tuple[str, Callable[[], object]]] = []
             if self.is_looked_up or lookup_folder(self.path, self.name).is_dir():
                 from sereno.adapters.lookup_folder import LookupFolder
 
                 lookups = LookupFolder(self.path, self.name)
+                indexed = state.kept(datetime.now(UTC)) & keep
                 # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
                 most = None if self.chosen.lookup == "required" else 0
                 if self.is_looked_up:
-                    followers.append(("lookup", partial(lookups.follow, state, keep, most=most)))
+                    followers.append(("lookup", partial(lookups.follow, state, indexed, most=most)))
                 else:
                     followers.append(("lookup", lookups.remove))
             followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
@@ -79,13 +108,55 @@ class Home:
                     f"follow: {' '.join(failed)}"
                 )
 
+    def succeeded(self, due_at: datetime | None) -> None:
+        """A run has ended well; the next one is due then, if that is known. Raises OSError where it cannot be noted."""
+        self._write_status(None, datetime.now(UTC), due_at)
+
+    def _write_status(
+        self, state: State | None, succeeded_at: datetime | None = None, due_at: datetime | None = None
+    ) -> None:
+        """Bring the status file up to date; `state` is read where there is no file yet. What stays the same is not written."""
+        lock = self.path / ".sereno" / "locks" / f"{self.name}.status"
+        busy = f"Another process (pid {{pid}}) writes the status file of {self.name!r}. Start this again."
+        with exclusive(lock, busy, wait_seconds=STATUS_PATIENCE):
+            before = read_status(self.path, self.name)
+            if state is None and before is None:
+                state = self.store.state()
+            after = before
+            if state is not None and state.newest is not None:
+                newest = state.newest
+                published = max(s.published_at for s in state.snapshots.values())
+                after = Status(
+                    model=self.name,
+                    last_success_at=before.last_success_at if before else published,
+                    version=newest.number,
+                    data_date=newest.data_date,
+                    data_time=newest.data_time,
+                    published_at=newest.published_at,
+                    due_at=before.due_at if before else None,
+                )
+            if after is not None and succeeded_at is not None:
+                later = max((t for t in (after.due_at, due_at) if t), default=None)
+                after = msgspec.structs.replace(after, last_success_at=succeeded_at, due_at=later)
+            if after is not None and after != before:
+                write_status(self.path, after)
+
     @property
     def rolling_back(self) -> Path:
         """A file that names the table's version after a rollback, from before its commit until its exports followed."""
         return self.path / ".sereno" / "locks" / f"{self.name}.rolling-back"
 
-    def clean(self) -> None:
-        self.store.clean(self.attempts.needed)
+    def clean(self, ledger: RunLedger | None = None) -> None:
+        """Remove files that nothing needs any more, neither here nor (as the ledger knows) on another host that works on
+        a run of this model."""
+
+        def elsewhere(run_key: str) -> bool:
+            try:
+                return ledger is not None and ledger.holder(lease_name(self.name, run_key)) is not None
+            except LedgerError:
+                return True  # nobody knows: they are removed another time
+
+        self.store.clean(partial(self.attempts.needed, elsewhere), self.keep)
 
 
 def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = "") -> Rollback:

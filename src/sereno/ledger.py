@@ -25,6 +25,8 @@ RunState = Literal["due", "waiting", "running", "held", "published", "failed", "
 NoticeKind = Literal["failed", "held", "late", "recovered"]
 LEASE_SECONDS = 20.0  # a holder that does not renew its lease for so long has lost it: taken over within 30 s
 BEAT_SECONDS = 5.0  # between two renewals
+# why an entry is due that was held because its input was late: it is started as it is
+RELEASED_LATE = "released: the input is not waited for any longer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,11 @@ class Notice:
     tries: int = 0  # how often it was tried to tell it
     told_at: datetime | None = None
     error: str = ""  # of the last try
+
+
+def lease_name(model: str, run_key: str) -> str:
+    """Of the lease of a run."""
+    return f"run:{model}:{run_key}"
 
 
 def holder_here() -> str:

@@ -15,14 +15,18 @@ from typing import NamedTuple
 import pyarrow as pa
 import pytest
 
+from sereno.config import load_settings
 from sereno.failpoints import POINTS
+from sereno.home import Home
+from sereno.ledger import lease_name
+from sereno.status import read_status
 from tests.acceptance.project import DAY, NEXT_DAY, PARTS, ROWS, THIRD_DAY, Project, faults
 from tests.acceptance.test_faults_lookup import BUILD_PLACES
 
 OF_A_RUN = (
     "plan", "task_start", "task_start@2", "part_written", "task_done", "task_done@2", "scored", "gate_before", "gate_after",
     "fsync", "commit_before", "commit_after", "export_before", "export_before@2", "export_copied", "export_copied@2",
-    "export_swapped", "export_swapped@2", "run_end",
+    "export_swapped", "export_swapped@2", "run_end", "ledger_running", "ledger_ended",
 )  # fmt: skip
 AROUND_THE_COMMIT = ("commit_before", "commit_after", "export_copied")
 OF_OPERATORS = {"release", "rollback"}  # killed in tests of their own
@@ -110,6 +114,15 @@ def is_whole(before: Before) -> None:
     assert project.orphans() == set()
     left = [f for f in (project.folder / ".sereno" / "runs").rglob("*") if f.is_file() and f.name != "report.json"]
     assert left == []
+    with Home(load_settings(project.folder), "total").ledger() as ledger:
+        known = {str(e.data_date): e for e in ledger.entries(model="total")}
+        assert [e.state for e in known.values()] == ["published"] * len(known)
+        entry = known[before.day]
+        assert (entry.attempt, entry.version, entry.label) == (versions[-1]["run"], versions[-1]["version"], before.day)
+        assert ledger.holder(lease_name("total", entry.run_key)) is None
+    status = read_status(project.folder, "total")
+    assert status is not None
+    assert (status.version, str(status.data_date)) == (versions[-1]["version"], before.day)
 
 
 def cases() -> Iterator[object]:
@@ -133,7 +146,7 @@ def test_a_run_is_killed(begin: Begin, disposition: str, publication: str, place
     before.project.sereno("run", "total.py", "--date", before.day, code=-signal.SIGKILL, **faults(fault))
     published = is_old_or_new(before)
     exporting = name.startswith("export") and (publication == "first" or time == "2")
-    assert published == (exporting or name in ("commit_after", "run_end"))
+    assert published == (exporting or name in ("commit_after", "run_end", "ledger_ended"))
     states = before.project.states()
     if name.startswith("export") and not exporting:
         assert states == ["published"]  # it died before it was an attempt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -20,7 +20,7 @@ from sereno.batch.profile import Profile, stored_profile
 from sereno.batch.tasks import TaskResult
 from sereno.exceptions import NotFoundError, StorageError
 from sereno.schedule import Interval
-from sereno.storage import exclusive, is_held, write_atomically
+from sereno.storage import exclusive, is_held, run_lock, write_atomically
 
 RunState = Literal["running", "held", "published", "failed", "nothing", "discarded"]
 KEPT_FOR = timedelta(days=7)  # the finished tasks of an attempt that nobody resumes
@@ -75,7 +75,7 @@ class Attempts:
 
     def __init__(self, home: Path, model: str) -> None:
         self.folder = home / ".sereno" / "runs" / model
-        self._locks = home / ".sereno" / "locks"
+        self._home = home
         self._table = home / "predictions" / model
         self._model = model
 
@@ -102,7 +102,7 @@ class Attempts:
         )
 
     def _lock(self, run_key: str) -> Path:
-        return self._locks / f"{self._model}.{run_key.replace(':', '')}.run"
+        return run_lock(self._home, self._model, run_key)
 
     def save(self, report: Report) -> None:
         """Write the report, without what is kept in a file of its own: every run reads all reports."""
@@ -122,7 +122,9 @@ class Attempts:
         newest_first = reports[::-1]
         for report in sorted(newest_first, key=lambda r: r.state != state):
             if name in (report.attempt, report.data_date.isoformat()):
-                with contextlib.suppress(StorageError):  # it is shown without; who judges by it reads it again, and tells
+                with contextlib.suppress(
+                    StorageError
+                ):  # it is shown without; who judges by it reads it again, and tells
                     stored = stored_profile(self._table, report)
                     report.inputs_profile = stored.inputs if stored else {}
                 return report
@@ -195,8 +197,11 @@ class Attempts:
         for name in WORK:
             shutil.rmtree(self.work(report) / name, ignore_errors=True)
 
-    def needed(self) -> tuple[set[str], set[Path]]:
-        """What no cleaning may touch: attempts that are going on, and files of others that may be resumed or released."""
+    def needed(self, elsewhere: Callable[[str], bool] = lambda run_key: False) -> tuple[set[str], set[Path]]:
+        """What no cleaning may touch: attempts that are going on, and files of others that may be resumed or released.
+
+        `elsewhere`: whether another host works on a run key, of whose locks nothing is seen here.
+        """
         now = datetime.now(UTC)
         attempts: set[str] = set()
         files: set[Path] = set()
@@ -205,7 +210,7 @@ class Attempts:
                 files |= {Path(p.path) for p in report.parts}
                 attempts.add(report.attempt)
             elif report.state in ("running", "failed"):
-                if self.going_on(report):
+                if report.state == "running" and (self.going_on(report) or elsewhere(report.run_key)):
                     attempts.add(report.attempt)
                 elif now - report.started_at > KEPT_FOR and not is_held(self._lock(report.run_key)):
                     self.drop_work(report)  # unless another attempt of its key is taking it over at this moment

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sereno.batch.attempts import Report
-from sereno.batch.gates import Gate, judge
-from sereno.config import ModelSettings
-from sereno.exceptions import PublishError
+from sereno.batch.judging import judge_report
+from sereno.batch.lease import HeldLease, hold
+from sereno.batch.own_gates import own_gates
+from sereno.batch.profile import stored_profile
+from sereno.batch.record import Record
+from sereno.exceptions import ExportError, LedgerError, PublishError, StorageError
 from sereno.failpoints import failpoint
 from sereno.home import AS_IT_WAS, Home
-from sereno.snapshots import Part, Publication, State
+from sereno.interfaces import RunLedger
+from sereno.ledger import RELEASED_LATE, Entry, RunState
+from sereno.snapshots import Part, Publication
 from sereno.storage import told
-
-
-def judge_report(report: Report, chosen: ModelSettings, state: State) -> list[Gate]:
-    """The gates' verdicts on a finished attempt, against what is served now."""
-    # what is in service; where each date is, the date before (or this one's, which it would replace)
-    by_date = report.disposition == "partition"
-    others = [s for s in state.served if not by_date or s.data_date <= report.data_date]
-    return judge(
-        chosen.gates,
-        rows_in=report.rows_in,
-        rejects=report.rejects - report.uncounted_rejects,
-        answered=report.predictions,
-        profile=report.profile,
-        last=others[-1] if others else None,
-    )
 
 
 def failed_gates(report: Report) -> str:
@@ -41,8 +34,11 @@ def failed_gates(report: Report) -> str:
     )
 
 
-def publication_of(report: Report) -> Publication:
-    """What a finished attempt would publish; all of it stands in its report. Raises PublishError where parts are gone."""
+def publication_of(report: Report, token: int = 0) -> Publication:
+    """What a finished attempt would publish; all of it stands in its report. Raises PublishError where parts are gone.
+
+    `token`: of the lease under which it is published.
+    """
     import pyarrow.parquet as pq
 
     for part in report.parts:
@@ -67,6 +63,7 @@ def publication_of(report: Report) -> Publication:
         rejects_sha256=report.rejects_sha256,
         profile_file=report.profile_file,
         profile_sha256=report.profile_sha256,
+        token=token,
     )
 
 
@@ -76,39 +73,112 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
     Raises PublishError where the run is not held, and OlderDataError where a newer data date is in service.
     """
     report = home.attempts.find(name, state="held")
-    with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
+    with _alone_with(home, report, who) as (ledger, held, record):
         state = home.store.state()
         if report.attempt not in state.attempts:
             home.attempts.reconcile(state.attempts, report.run_key)  # another attempt may have taken this one's place
         report = home.attempts.find(report.attempt)
         if report.state == "held":  # a release that died after its commit published it: publishing finds that out
             if report.attempt not in state.attempts:
-                report.gates = judge_report(report, home.chosen, state)
+                _whole_profile(home, report)
+                report.gates = judge_report(report, home, state, own_gates(report.gates))
             failpoint("release")
-            snapshot = home.store.publish(publication_of(report), force=False)
+            snapshot = home.store.publish(
+                publication_of(report, held.lease.token), force=False, known=state.snapshots, confirm=held.confirm
+            )
+            if snapshot.attempt != report.attempt:
+                raise PublishError(f"Run {snapshot.attempt} has just published the same as version {snapshot.number}.")
             report.state, report.version = "published", snapshot.number
             report.says = f"Released by {who or 'an operator'} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-            home.follow()
+            try:
+                home.follow()
+            except ExportError as error:
+                record.published(snapshot, behind=error)
+                raise
             home.attempts.save(report)
             home.attempts.settle(report)
-            home.clean()
+            home.clean(ledger)
+            home.succeeded(None)
+            with _but_not_the_ledger(f"Version {snapshot.number} is published."):
+                record.published(snapshot, report.says)
             return report
         raise _not_held(home, report)
 
 
-def discard(home: Home, name: str) -> Report:
+def discard(home: Home, name: str, *, who: str = "") -> Report:
     """Drop a held run; what is in service stays. Raises PublishError where the run is not held."""
     report = home.attempts.find(name, state="held")
-    with told(f"The home {home.path} cannot be used", AS_IT_WAS), home.attempts.exclusive(report.run_key):
-        home.attempts.reconcile(home.store.state().attempts, report.run_key)
+    with _alone_with(home, report, who) as (ledger, held, record):
+        state = home.store.state()
+        home.attempts.reconcile(state.attempts, report.run_key)
         report = home.attempts.find(report.attempt)
         if report.state != "held":
             raise _not_held(home, report)
         report.state, report.says = "discarded", "Discarded by an operator."
         home.attempts.save(report)
         home.attempts.drop_work(report)
-        home.clean()
+        home.clean(ledger)
+        held.check()
+        with _but_not_the_ledger(f"Run {report.attempt} is discarded."):
+            record.discarded(f"Discarded by {who or 'an operator'}.", state)
         return report
+
+
+def _whole_profile(home: Home, report: Report) -> None:
+    """Raise PublishError where a held run's profile is gone: what is published next is compared with it."""
+    try:
+        stored_profile(home.store.folder, report)
+    except StorageError as error:
+        raise PublishError(f"{error} Run the data date again.") from error
+
+
+def release_late(home: Home, entry: Entry, *, who: str = "") -> Entry:
+    """Let a run start that was held because its input was late: it is due, and the input is not waited for any longer.
+
+    Raises PublishError where it is not held any more.
+    """
+    return _move_late(home, entry, "due", RELEASED_LATE, who)
+
+
+def discard_late(home: Home, entry: Entry, *, who: str = "") -> Entry:
+    """Skip a run that was held because its input was late. Raises PublishError where it is not held any more."""
+    return _move_late(home, entry, "skipped", "discarded: the input came too late", who)
+
+
+def _move_late(home: Home, entry: Entry, to: RunState, reason: str, who: str) -> Entry:
+    now = datetime.now(UTC)
+    after = replace(entry, state=to, reason=reason, who=who, since=now, not_before=None)
+    with home.ledger() as ledger:
+        if not ledger.move(after, expected=["held"]):
+            found = ledger.entry(entry.model, entry.run_key)
+            is_now = found.state if found else "unknown"
+            raise PublishError(f"The run of {entry.model} for {entry.label} is {is_now} by now, not held.")
+    return after
+
+
+@contextlib.contextmanager
+def _alone_with(home: Home, report: Report, who: str) -> Iterator[tuple[RunLedger, HeldLease, Record]]:
+    """The run of a held report, as long as nobody else may work on it. Raises BusyError, LedgerError."""
+    with (
+        told(f"The home {home.path} cannot be used", AS_IT_WAS),
+        home.attempts.exclusive(report.run_key),
+        home.ledger() as ledger,
+        hold(ledger, home.name, report.run_key) as held,
+    ):
+        yield ledger, held, Record(ledger, home.name, report, who=who, held=held)
+
+
+@contextlib.contextmanager
+def _but_not_the_ledger(done: str) -> Iterator[None]:
+    """What an operator asked for is done, whatever becomes of the ledger."""
+    try:
+        yield
+    except LedgerError as error:
+        raise LedgerError(
+            f"{done} But the ledger of runs does not know: {error} The next `sereno run` of its date, or `sereno repair`, "
+            "tells it.",
+            damaged=error.damaged,
+        ) from error
 
 
 def _not_held(home: Home, report: Report) -> PublishError:

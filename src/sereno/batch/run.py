@@ -16,19 +16,34 @@ from typing import Protocol
 
 from sereno.batch.attempts import Report
 from sereno.batch.finish import digest, finish
+from sereno.batch.judging import check_columns, judge_report
+from sereno.batch.lease import hold
+from sereno.batch.own_gates import judge_own
 from sereno.batch.plan import Plan, make_plan
-from sereno.batch.publish import failed_gates, judge_report, publication_of
+from sereno.batch.profile import StoredProfile, store_profile
+from sereno.batch.publish import failed_gates, publication_of
+from sereno.batch.record import Record, withdrawn
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
-from sereno.exceptions import BusyError, ExportError, OlderDataError, RunError, SerenoError, SettingsError, SourceError
+from sereno.exceptions import (
+    BusyError,
+    ExportError,
+    LedgerError,
+    OlderDataError,
+    RunError,
+    SerenoError,
+    SettingsError,
+    SourceError,
+)
 from sereno.failpoints import failpoint
+from sereno.gate import Profile
 from sereno.home import Home
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint
 from sereno.model import Model
-from sereno.schedule import Interval, interval_for, last_interval
+from sereno.schedule import Interval, interval_for, last_interval, next_end
 from sereno.scoring import published_schema
-from sereno.snapshots import State
+from sereno.snapshots import Snapshot, State
 from sereno.storage import told
 
 
@@ -67,15 +82,18 @@ def run(
     force: bool = False,
     now: datetime | None = None,
     watcher: Watcher | None = None,
+    who: str = "",
 ) -> Report:
     """One run of an interval (by default the last one that ended). The report's state is published, held or nothing.
 
     `force` scores and publishes again even where a no-op, an older data date or a withdrawn revision would stop it.
-    Raises SerenoError; the report of the failed attempt stays, and so do its finished tasks.
+    `who` started it, for the ledger. Raises SerenoError; the report of the failed attempt stays, and so do its finished
+    tasks.
     """
     if model.file is None:
         raise RunError("A model that was declared in a notebook cannot run in batch: save it as a .py file first.")
     chosen = settings.model(model.name, model.declared, model.file.parent)
+    check_columns(model, settings, chosen)
     moment = now or datetime.now(UTC)
     interval = (
         interval_for(chosen.schedule, chosen.time_zone, when, moment)
@@ -88,7 +106,16 @@ def run(
             'runs a day, each of which would replace the day\'s. Use disposition = "replace", or one run a day.'
         )
     home = Home(settings, model.name, chosen)
-    return _Run(model, settings, executor, home, interval, force, watcher or Silent()).go()
+    return _Run(model, settings, executor, home, interval, force, watcher or Silent(), who).go()
+
+
+@contextlib.contextmanager
+def _nothing_published() -> Iterator[None]:
+    """A ledger that fails this early says so, too."""
+    try:
+        yield
+    except LedgerError as error:
+        raise LedgerError(f"{error} Nothing was published by this run.", damaged=error.damaged) from error
 
 
 class _Run:
@@ -101,36 +128,79 @@ class _Run:
         interval: Interval,
         force: bool,
         watcher: Watcher,
+        who: str,
     ) -> None:
         self.model, self.settings, self.home, self.interval = model, settings, home, interval
-        self.executor, self.force, self.watcher = executor, force, watcher
+        self.executor, self.force, self.watcher, self.who = executor, force, watcher, who
         self.chosen = home.chosen
 
     def go(self) -> Report:
-        home = self.home
-        with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(self.interval.key):
+        home, key = self.home, self.interval.key
+        with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(key), home.ledger() as self.ledger:
             home.exports()  # one that cannot be made is told now, not once the table has moved on
-            state = home.store.state()
-            home.attempts.reconcile(state.attempts, self.interval.key)
-            behind = self._catch_up()
-            self.report = home.attempts.create(self.interval)
-            try:
-                with told("The run stopped"):
-                    self._go(state)
-            except SerenoError as error:
-                if self.report.version is None:  # else it is published, and an export failed
-                    self.report.state = "failed"
-                self.report.says = str(error)
-                with contextlib.suppress(OSError):  # the first error is the one to tell, say that the disk is full
-                    self._end()
-                raise
-            if self.report.state == "held" and behind:
-                self.report.says += f" Besides: {behind}"
-            with told(*self._after_all()):
+            with contextlib.ExitStack() as lease:
+                with _nothing_published():
+                    self.held = lease.enter_context(hold(self.ledger, home.name, key))
+                    state = home.store.state()
+                    home.attempts.reconcile(state.attempts, key)
+                    self.record = Record(self.ledger, home.name, self.interval, who=self.who, held=self.held)
+                    self.record.reconcile(state, home.attempts)
+                return self._attempt(state)
+
+    def _attempt(self, state: State) -> Report:
+        behind = self._catch_up()
+        self.report = self.home.attempts.create(self.interval)
+        self.snapshot: Snapshot | None = None  # that it published, or found published
+        try:
+            with told("The run stopped"):
+                self._go(state)
+        except SerenoError as error:
+            if self.report.version is None:  # else it is published, and an export failed
+                self.report.state = "failed"
+            self.report.says = str(error)
+            with contextlib.suppress(OSError):  # the first error is the one to tell, say that the disk is full
                 self._end()
-            if self.report.state == "nothing" and behind:
-                raise behind
-            return self.report
+            self._tell_failure(error, state)
+            raise
+        except BaseException as error:  # a mistake of ours, or Ctrl-C: the report is that of an interrupted attempt
+            self._tell_failure(error, state)
+            raise
+        if self.report.state == "held" and behind:
+            self.report.says += f" Besides: {behind}"
+        with told(*self._after_all()):
+            self._end()
+            self._tell_end(state, behind)
+        if self.report.state == "nothing" and behind:
+            raise behind
+        return self.report
+
+    def _tell_failure(self, error: BaseException, state: State) -> None:
+        with contextlib.suppress(LedgerError):  # the first error is the one to tell; the next run tells the ledger
+            if self.snapshot is not None and isinstance(error, SerenoError):
+                self.record.published(self.snapshot, behind=error)
+            else:
+                self.record.failed(error, state)
+
+    def _tell_end(self, state: State, behind: SerenoError | None) -> None:
+        """Tell the ledger, and those who only look at the status file. Raises LedgerError; what was done is done."""
+        report = self.report
+        if report.state == "published" or (report.state == "nothing" and not behind):
+            chosen = self.chosen
+            self.home.succeeded(next_end(chosen.schedule, chosen.time_zone, self.interval.data_time))
+        try:
+            if report.state == "held":
+                self.record.held(report.attempt, report.says)
+            elif self.snapshot is not None:
+                failed = behind if report.state == "nothing" else None  # else exports have followed since
+                self.record.published(self.snapshot, withdrawn(state, self.snapshot.number), failed)
+        except LedgerError as error:
+            held = f"Run {report.attempt} is held: see `sereno show {report.attempt}`. "
+            done = held if report.state == "held" else f"Version {report.version} is published. "
+            raise LedgerError(
+                f"{done}But the ledger of runs does not know: {error} The next `sereno run` tells it.",
+                damaged=error.damaged,
+            ) from error
+        failpoint("ledger_ended")
 
     def _catch_up(self) -> SerenoError | None:
         """Finish what a crash or a failed export left. Should that fail again, this run's table is no worse for it."""
@@ -158,13 +228,15 @@ class _Run:
         if report.state in ("published", "held"):
             home.attempts.settle(report)
         if report.state != "failed":
-            home.clean()
+            home.clean(self.ledger)
         failpoint("run_end")
 
     def _go(self, state: State) -> None:
         report = self.report
         report.fingerprint = fingerprint(self.model)
         report.source = self.chosen.source or "read"
+        if state.published_key(report.run_key) is None:
+            self._begin()  # else it is most likely a no-op, which is not worth an entry
         self._refuse_older(state, may_be_nothing=state.published_key(report.run_key) is not None)
         self.home.store.refuse_other_kind(state, self.chosen.disposition, published_schema(self.model))
         with self._stage("plan"):
@@ -174,6 +246,7 @@ class _Run:
             failpoint("plan")
         if plan.known_before and self._nothing_to_do(plan, state):
             return
+        self._begin()
         self._refuse_older(state, may_be_nothing=False)
         if plan.rows is not None:
             self.watcher.total(plan.rows)
@@ -185,17 +258,45 @@ class _Run:
         with self._stage("check"):
             self._finish(tasks, results)
             failpoint("gate_before")
-            report.gates = judge_report(report, self.chosen, self.home.store.state())
+            counted = Profile(inputs=report.inputs_profile, outputs=report.profile)
+            own = judge_own(self.model, self.settings, counted, report.parts)
+            report.gates = judge_report(report, self.home, self.home.store.state(), own)
             held = failed_gates(report)
             failpoint("gate_after")
+        self.held.check()
         if held:
             report.state, report.says = "held", held
             return
         with self._stage("publish"):
-            snapshot = self.home.store.publish(publication_of(report), force=self.force)
-            report.state, report.version = "published", snapshot.number
+            self._publish(state)
+        if report.state == "nothing":
+            return
         with self._stage("export"), told(*self._after_all()):
             self.home.follow()
+
+    def _begin(self) -> None:
+        """There is something to do: the ledger is told, once."""
+        if self.record.running(self.report.attempt):
+            failpoint("ledger_running")
+
+    def _publish(self, state: State) -> None:
+        """The commit; or nothing, where another process did this very run since this one planned."""
+        report = self.report
+        snapshot = self.home.store.publish(
+            publication_of(report, self.held.lease.token),
+            force=self.force,
+            known=state.snapshots,
+            confirm=self.held.confirm,
+        )
+        self.snapshot, report.version = snapshot, snapshot.number
+        if snapshot.attempt == report.attempt:
+            report.state = "published"
+        else:
+            report.state = "nothing"
+            report.says = (
+                f"Nothing to do: {snapshot.attempt} published the same input, model and settings as version "
+                f"{snapshot.number} while this run went on."
+            )
 
     def _refuse_older(self, state: State, *, may_be_nothing: bool) -> None:
         """Before hours of scoring, not after; publishing looks again."""
@@ -245,6 +346,7 @@ class _Run:
                 f"({known.published_at:%Y-%m-%d %H:%M} UTC). `--force` scores and publishes again."
             )
         report.state, report.version, report.says = "nothing", known.number, says
+        self.snapshot = known
         return True
 
     def _score(self, plan: Plan) -> tuple[list[Task], list[TaskResult]]:
@@ -268,6 +370,7 @@ class _Run:
 
         for result in self.executor.map(job, unfinished(), self.watcher.rows):
             results[result.index] = result
+            self.held.check()  # it may have stood still for hours
         report.tasks = len(tasks)
         report.workers = max(1, min(self.executor.workers, len(tasks) - report.resumed_tasks))
         ordered = [results[t.index] for t in tasks]
@@ -305,7 +408,10 @@ class _Run:
         )
         report.rows_in, report.predictions, report.rejects = outcome.rows_in, outcome.answered, outcome.rejects
         report.uncounted_rejects, report.reasons = outcome.uncounted, outcome.reasons
-        report.profile = outcome.profile
+        report.profile, report.inputs_profile = outcome.profile, outcome.inputs_profile
+        stored = StoredProfile(attempt=report.attempt, inputs=outcome.inputs_profile, outputs=outcome.profile)
+        with told("The profile could not be written"):
+            report.profile_file, report.profile_sha256 = store_profile(store.folder, stored)
         report.parts = list(outcome.parts)
         report.keys = tuple(c.name for c in self.model.inputs.keys)
         report.disposition = self.chosen.disposition

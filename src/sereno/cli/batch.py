@@ -7,11 +7,13 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sereno.cli.commands import DONE, FAILED, HELD, Commands, positive
-from sereno.cli.named import file_of, from_here, model_of, settings_of
+from sereno.cli.health import tell_people
+from sereno.cli.named import file_of, from_here, model_of, settings_of, who
 from sereno.cli.printing import output, write
 
 
@@ -73,26 +75,36 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run_batch(options: argparse.Namespace) -> int:
+    with contextlib.ExitStack() as at_the_end:  # however it ended, after all was printed
+        return _run_one(options, at_the_end)
+
+
+def _run_one(options: argparse.Namespace, at_the_end: contextlib.ExitStack) -> int:
     if options.source is not None:
         options.source = from_here(options.source)
+    began, run_key = datetime.now(UTC), None
     with _ahead(options) as ahead:  # before anything heavy is imported here
         from sereno.adapters.local import LocalExecutor
         from sereno.adapters.spawn import cores
+        from sereno.baseline import baseline_of
         from sereno.batch.run import run
+        from sereno.home import Home
         from sereno.progress import Shown
         from sereno.scoring import open_scorer
         from sereno.show import run_lines
 
         model, settings = model_of(options)
+        at_the_end.callback(lambda: tell_people(settings, model.name, began, file=model.file, run_key=run_key))
         executor = LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
         with Shown() as watcher:
-            report = run(model, settings, executor, when=options.date, force=options.force, watcher=watcher)
+            report = run(model, settings, executor, when=options.date, force=options.force, watcher=watcher, who=who())
+    run_key = report.run_key
     if options.json:
         write(options, report.to_json().decode())
     elif report.state == "nothing":
         write(options, report.says)
     else:
-        write(options, "\n".join(run_lines(report)))
+        write(options, "\n".join(run_lines(report, baseline=baseline_of(Home(settings, model.name), report))))
     return HELD if report.state == "held" else DONE
 
 

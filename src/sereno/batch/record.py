@@ -1,0 +1,130 @@
+"""What the ledger is told of a run: that it begins, how it ends, what an operator decided. Only the lease's holder tells.
+
+The Delta log stays the truth about what is published: where it knows better than the ledger, the ledger is corrected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from sereno.batch.attempts import Attempts, Report
+from sereno.batch.lease import HeldLease
+from sereno.exceptions import ExportError, SerenoError
+from sereno.interfaces import RunLedger
+from sereno.ledger import Entry, RunState
+from sereno.schedule import Interval
+from sereno.snapshots import Snapshot, State
+
+AGAIN_SECONDS = 60.0  # until exports that failed are tried again
+MOST_REASON = 2_000  # characters: a report has all of them
+ENDED = ("published", "held", "skipped", "discarded")  # what comes after is not another try of the same
+
+
+class Record:
+    """The entry of one run."""
+
+    def __init__(self, ledger: RunLedger, model: str, run: Interval | Report, *, who: str, held: HeldLease) -> None:
+        self._ledger, self._held, self._who = ledger, held, who
+        run_key = run.key if isinstance(run, Interval) else run.run_key
+        self.entry = ledger.entry(model, run_key) or Entry(
+            model=model,
+            run_key=run_key,
+            data_date=run.data_date,
+            data_time=run.data_time,
+            state="due",  # never written: what comes first is another state
+            since=datetime.now(UTC),
+            label=label_of(run),
+        )
+
+    def reconcile(self, state: State, attempts: Attempts) -> None:
+        """Say how an attempt ended that was killed before it could."""
+        entry = self.entry
+        if entry.attempt in state.attempts and entry.state in ("running", "held", "failed"):
+            self.published(state.snapshots[state.attempts[entry.attempt]])
+        elif entry.state == "running":
+            report = next((r for r in attempts.all() if r.attempt == entry.attempt), None)
+            if report is not None and report.state == "held":
+                self._move("held", report.says)
+            else:
+                self._move("failed", "WorkerError: the run ended before it could say how; its finished tasks are kept.")
+
+    def running(self, attempt: str) -> bool:
+        """An attempt begins to work; False: that is known. Raises LeaseLostError where somebody else does by now."""
+        if self.entry.state == "running" and self.entry.attempt == attempt:
+            return False
+        tries = 1 if self.entry.state in ENDED else self.entry.tries + 1
+        if not self._move("running", attempt=attempt, tries=tries):
+            self._held.confirm()
+        return True
+
+    def held(self, attempt: str, says: str) -> None:
+        self._move("held", says, attempt=attempt)
+
+    def discarded(self, says: str, state: State) -> None:
+        self._move("discarded", says)
+        self._still_published(state)
+
+    def failed(self, error: BaseException, state: State) -> None:
+        """The reason begins with the error's class, by which a scheduler knows whether another try may help."""
+        reason = f"{type(error).__name__}: {error}"
+        self._move("failed", reason)
+        self._still_published(state, f"The last try failed: {reason}")
+
+    def published(self, snapshot: Snapshot, says: str = "", behind: SerenoError | None = None) -> None:
+        """`behind`: exports that could not follow, which another run finishes."""
+        if behind is not None:
+            says = f"{type(behind).__name__}: {behind}"
+        again = datetime.now(UTC) + timedelta(seconds=AGAIN_SECONDS) if isinstance(behind, ExportError) else None
+        self._move("published", says, attempt=snapshot.attempt, version=snapshot.number, not_before=again)
+
+    def _still_published(self, state: State, says: str = "") -> None:
+        """The log has the last word: another try of what is published does not make it less so."""
+        if snapshot := state.published_key(self.entry.run_key):
+            self.published(snapshot, withdrawn(state, snapshot.number) or says)
+
+    def _move(
+        self,
+        to: RunState,
+        reason: str = "",
+        *,
+        attempt: str | None = None,
+        tries: int | None = None,
+        version: int | None = None,
+        not_before: datetime | None = None,
+    ) -> bool:
+        """False: the lease was lost, and the entry is somebody else's."""
+        before = self.entry
+        entry = replace(
+            before,
+            state=to,
+            reason=reason if len(reason) <= MOST_REASON else f"{reason[: MOST_REASON - 1]}…",
+            who=self._who,
+            attempt=before.attempt if attempt is None else attempt,
+            tries=before.tries if tries is None else tries,
+            version=before.version if version is None else version,
+            not_before=not_before,
+        )
+        if entry == replace(before, who=self._who):
+            return True  # nothing new
+        entry = replace(entry, since=datetime.now(UTC))
+        if not self._ledger.move(entry, lease=self._held.lease):
+            return False
+        self.entry = entry
+        return True
+
+
+def label_of(run: Interval | Report) -> str:
+    """What --date takes for a run; a report has it in its attempt's name."""
+    if isinstance(run, Interval):
+        return run.label
+    day, _, time = run.attempt.rpartition("-")[0].partition("T")
+    return f"{day}T{time[:2]}:{time[2:]}" if time else day
+
+
+def withdrawn(state: State, number: int) -> str:
+    """In words, of a snapshot that was rolled back; nothing of one that was not."""
+    if number not in state.withdrawn:
+        return ""
+    told_by = state.why_withdrawn.get(number, "")
+    return f"Version {number} was rolled back{f' by {told_by}' if told_by else ''}."
