@@ -29,6 +29,8 @@ class Server:
     environment, without the SERENO_… that are there. Only what `--json` prints tells that it is ready.
     """
 
+    command = "serve"
+
     def __init__(self, folder: Path, *arguments: str, ready: bool = True, **variables: str) -> None:
         self.folder = folder
         self.arguments = list(arguments)
@@ -43,7 +45,7 @@ class Server:
     def __enter__(self) -> Self:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")} | self.variables
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "sereno", "serve", "--json", *self.arguments],
+            [sys.executable, "-W", "error", "-m", "sereno", self.command, "--json", *self.arguments],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -59,7 +61,7 @@ class Server:
             self._until(lambda: bool(self.told) or not self._open, "be ready")
             if not self.told:
                 self._end()
-                raise AssertionError(f"`sereno serve` ended with {self.process.returncode}:\n{self.log}")
+                raise AssertionError(f"`sereno {self.command}` ended with {self.process.returncode}:\n{self.log}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -96,11 +98,15 @@ class Server:
 
     def workers(self) -> list[int]:
         """The pids of its worker processes, those that start or drain included, oldest first."""
+        return self.below("sereno.serve.processes.worker")
+
+    def below(self, word: str | None = None) -> list[int]:
+        """The pids of the processes below it that have this word in their command, oldest first."""
         found = []
         try:
             for child in psutil.Process(self.pid).children(recursive=True):
                 try:
-                    if "sereno.serve.processes.worker" in child.cmdline():
+                    if word is None or word in child.cmdline():
                         found.append((child.create_time(), child.pid))
                 except psutil.NoSuchProcess:
                     continue
@@ -172,7 +178,7 @@ class Server:
 
     def _end(self) -> None:
         """No process of it is left, and nothing that it said is lost."""
-        for pid in self.workers():
+        for pid in self.below():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()

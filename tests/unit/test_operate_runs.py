@@ -26,7 +26,7 @@ PATIENCE = 60.0
 
 @dataclass
 class Scheduled:
-    file: Path
+    file: str
 
 
 def entry(model: str = "churn", label: str = "2026-05-01") -> Entry:
@@ -73,7 +73,7 @@ def end(runs: Runs) -> list[tuple[str, str, int]]:
 
 def started(text: str, limits: UpSettings = UpSettings(), options: list[str] | None = None) -> Runs:  # noqa: B008
     runs = Runs(limits, options or [], command=command(text))
-    runs.start(entry(), Scheduled(Path("churn.py")))
+    runs.start(entry(), Scheduled("churn.py"))
     return runs
 
 
@@ -90,7 +90,7 @@ def test_it_is_the_command_that_a_person_would_type(log: Callable[[], str]) -> N
 
 def test_an_entry_without_a_label_is_named_by_its_date(log: Callable[[], str]) -> None:
     runs = Runs(UpSettings(), command=command("import sys; print(sys.argv[3], file=sys.stderr)"))
-    runs.start(entry(label=""), Scheduled(Path("churn.py")))
+    runs.start(entry(label=""), Scheduled("churn.py"))
     end(runs)
     assert log() == "churn 2026-05-01: 2026-05-01\n"
 
@@ -99,8 +99,8 @@ def test_how_they_ended(log: Callable[[], str]) -> None:
     runs = Runs(
         UpSettings(), command=command("import os, sys; os.kill(os.getpid(), 9) if 'a' in sys.argv[1] else sys.exit(3)")
     )
-    runs.start(entry("a"), Scheduled(Path("a")))
-    runs.start(entry("b"), Scheduled(Path("b")))
+    runs.start(entry("a"), Scheduled("a"))
+    runs.start(entry("b"), Scheduled("b"))
     assert {(model, code) for model, _, code in end(runs)} == {("a", -9), ("b", 3)}
     assert runs.ended() == []
 
@@ -147,7 +147,7 @@ def test_limits_may_change_between_two_runs(log: Callable[[], str]) -> None:
     runs = Runs(UpSettings(), command=command(WHAT_IT_MAY))
     for nice in (5, 7):
         runs.limits = replace(runs.limits, run_nice=nice)
-        runs.start(entry(), Scheduled(Path("churn.py")))
+        runs.start(entry(), Scheduled("churn.py"))
         end(runs)
     assert [json.loads(line.partition(": ")[2])["nice"] - os.nice(0) for line in log().splitlines()] == [5, 7]
 
@@ -164,7 +164,7 @@ os.write(2, b"the last")
 """
     runs = Runs(UpSettings(), command=command(text))
     for model in "abc":
-        runs.start(entry(model), Scheduled(Path(model)))
+        runs.start(entry(model), Scheduled(model))
     end(runs)
     lines = log().splitlines()
     for model in "abc":

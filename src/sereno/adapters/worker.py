@@ -19,6 +19,7 @@ from sereno.adapters.local import Answer, Request, error_answer, loaded_with
 from sereno.adapters.spawn import threads_each
 from sereno.batch.tasks import Job, score_task
 from sereno.config import Settings, Value
+from sereno.lines import whole_lines
 from sereno.loader import load_model
 from sereno.model import Model
 from sereno.scoring import Scorer, open_scorer
@@ -47,6 +48,7 @@ def end_with(descriptor: int) -> None:
 
 
 def main(descriptor: int, model_file: str, workers: int) -> None:
+    whole_lines(sys.stdout, sys.stderr)
     connection = Connection(descriptor)
     end_with(descriptor)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sereno import __version__
-from sereno.cli import batch, deploy, operate, published, runs, serving
+from sereno.cli import batch, compare, deploy, health, ledger, operate, published, runs, serving
 from sereno.cli.commands import FAILED, USAGE, Commands
 from sereno.cli.printing import write
 from sereno.exceptions import SerenoError, SettingsError
+from sereno.lines import whole_lines
 
 if TYPE_CHECKING:
     from sereno.model import Model
@@ -52,6 +53,7 @@ def _start(parser: argparse.ArgumentParser, arguments: Sequence[str], model: Mod
     if not arguments:
         parser.print_help()
         return USAGE
+    whole_lines(sys.stderr)
     options = parser.parse_args(arguments)
     options.given = list(arguments)
     return _run(options, model)
@@ -98,6 +100,6 @@ def parser_of(own: Model | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sereno {__version__}")
     commands = Commands(parser, own=own is not None)
-    for module in (batch, serving, operate, runs, published, deploy):
+    for module in (batch, compare, serving, operate, ledger, runs, published, deploy, health):
         module.add(commands)
     return parser

@@ -129,7 +129,7 @@ class Children:
         child.due, child.told = None, None
         child.heard.clear()
         try:
-            child.process = subprocess.Popen(
+            process = child.process = subprocess.Popen(
                 tied(child.command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -138,9 +138,14 @@ class Children:
         except OSError as error:
             self._start_later(child, f"{child.name} cannot be started: {error.strerror}.")
             return
-        assert child.process.stdout is not None
-        os.set_blocking(child.process.stdout.fileno(), False)
-        self._selector.register(child.process.stdout, selectors.EVENT_READ, lambda: self._hear(child))
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+
+        def has_words() -> None:
+            if child.process is process:  # else it was buried since the selector has looked
+                self._hear(child)
+
+        self._selector.register(process.stdout, selectors.EVENT_READ, has_words)
 
     def _start_later(self, child: Child, why: str) -> None:
         pause = child.pause_after_end()
@@ -167,11 +172,16 @@ class Children:
         if not newline:
             return
         try:
-            child.told = json.loads(line)
+            told = json.loads(line)
         except ValueError:
+            told = None
+        if not isinstance(told, dict):
             self._note(f"{child.name} (pid {child.pid}) printed what is no JSON; it is killed.")
             child.kill()
             return
+        if "error" in told:  # a command that fails prints that, too; it ends
+            return
+        child.told = told
         child.ready_at = time.monotonic()
         if child.was_told is not None:
             self._note(f"{child.name} is back (pid {child.pid}).")

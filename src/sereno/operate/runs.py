@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from sereno.exceptions import WorkerError
@@ -32,7 +31,7 @@ class HasFile(Protocol):
     """What is scheduled."""
 
     @property
-    def file(self) -> str | Path: ...
+    def file(self) -> str: ...
 
 
 @dataclass(eq=False)

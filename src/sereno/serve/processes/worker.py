@@ -31,6 +31,7 @@ from uvicorn.server import ServerState
 
 from sereno.adapters.spawn import THREAD_VARIABLES, threads_each
 from sereno.exceptions import SerenoError, SettingsError
+from sereno.lines import whole_lines
 from sereno.serve.options import Options
 from sereno.serve.processes.board import Board, State
 from sereno.serve.processes.control import (
@@ -205,6 +206,7 @@ class Serving:
 
 def main(descriptor: int) -> None:
     started = time.time_ns()
+    whole_lines(sys.stdout, sys.stderr)
     control = Control(socket.socket(fileno=descriptor))
     for number in (signal.SIGINT, signal.SIGHUP):  # they mean the supervisor
         signal.signal(number, lambda *_: None)
