@@ -91,8 +91,9 @@ class Arrivals:
         self._entries: dict[Key, Entry] = {}
         self._news = threading.Condition()
         self._is_closed = False
+        self._is_woken = False  # there is something to do for the thread below
         self._lookers = Lookers()
-        self._asker = Asker(self._answered)
+        self._asker = Asker(self._answered, self._wake)
         self._changes = Changes(self._changed, self._refused) if events else None
         self.update(models)
         self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
@@ -144,7 +145,7 @@ class Arrivals:
     def close(self) -> None:
         """Nothing is looked at or asked afterwards; processes that ask are killed."""
         with self._news:
-            self._is_closed = True
+            self._is_closed = self._is_woken = True
             self._news.notify_all()
         if self._changes is not None:
             self._changes.close()
@@ -250,15 +251,22 @@ class Arrivals:
             wait.arrival = arrival
             self.woken.set()
 
+    def _wake(self) -> None:
+        with self._news:
+            self._is_woken = True
+            self._news.notify_all()
+
     # All of them
 
     def _run(self) -> None:
         """When which of them is looked for."""
         while True:
-            pause = self._asker.tend()
             with self._news:
                 if self._is_closed:
                     return
+                self._is_woken = False
+            pause = self._asker.tend()
+            with self._news:
                 now = time.monotonic()
                 looks = [(key, wait) for key, wait in self._waits.items() if wait.path and wait.began is None]
                 due = [(key, wait) for key, wait in looks if wait.due <= now]
@@ -272,7 +280,7 @@ class Arrivals:
                 self._lookers.do(lambda key=key, wait=wait: self._look(key, wait))  # type: ignore[misc]
             pause = min(pause, self._lookers.tend())
             with self._news:
-                if not self._is_closed:
+                if not self._is_woken:
                     now = time.monotonic()
                     times = [wait.due for wait in self._waits.values() if wait.path and wait.began is None]
                     until = min([now + pause, *times])

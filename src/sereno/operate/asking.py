@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -22,6 +22,7 @@ MOST = 4  # processes at once: each holds what its model file imports
 TURN = 10.0  # seconds that a process has before another's turn comes, if one waits
 HUNG = 300.0  # seconds after which a function that does not answer is asked by another process
 AGAIN = 30.0  # seconds before another process is started for one that could not ask, or has died
+IDLE = 60.0
 NICE = 10
 
 
@@ -55,15 +56,21 @@ class _Asked:
     started: float = 0.0
     answered: float = 0.0  # the last time; 0: not yet
     not_before: float = 0.0
-    last: Answer | None = field(default=None)
+    last: Answer | None = None
+
+    @property
+    def hangs_at(self) -> float:
+        """When it has hung for too long, unless it answers before."""
+        return max(self.started, self.answered) + self.question.ready_seconds + HUNG
 
 
 class Asker:
-    """Asks until the answer is yes. `answered` is called by threads of it, with each answer."""
+    """Asks until the answer is yes. `answered` is called with each answer, `wake` when `tend` has something to do; both by any
+    thread.
+    """
 
-    def __init__(self, answered: Callable[[Key, Answer], None], *, most: int = MOST) -> None:
-        self._answered = answered
-        self._most = most
+    def __init__(self, answered: Callable[[Key, Answer], None], wake: Callable[[], None]) -> None:
+        self._answered, self._wake = answered, wake
         self._lock = threading.RLock()
         self._asked: dict[Key, _Asked] = {}
         self._queue: deque[Key] = deque()  # those that have no process
@@ -74,6 +81,7 @@ class Asker:
             self.forget(key)
             self._asked[key] = _Asked(question)
             self._queue.append(key)
+        self._wake()
 
     def forget(self, key: Key) -> None:
         """Its process is killed, if there is one; no answer comes any more, but perhaps the one that is on its way."""
@@ -94,19 +102,18 @@ class Asker:
         """Start, replace and kill processes as their time has come, in a thread that lives on; seconds until the next time."""
         now = time.monotonic()
         with self._lock:
-            running = [key for key, asked in self._asked.items() if asked.process is not None]
-            for key in running:
-                asked = self._asked[key]
-                if now - max(asked.started, asked.answered) > HUNG + asked.question.ready_seconds:
+            for key, asked in [*self._asked.items()]:
+                if asked.process is not None and asked.hangs_at <= now:
                     self._tell(key, asked, Answer(kind="failed", says=f"ready has not answered for {HUNG:g} s"))
                     self._put_back(key, asked)
             due = [key for key in self._queue if self._asked[key].not_before <= now]
-            free = self._most - sum(asked.process is not None for asked in self._asked.values())
+            free = MOST - sum(asked.process is not None for asked in self._asked.values())
             if len(due) > free:
                 free += self._give_way(now, len(due) - free)
             for key in due[:free]:
                 self._start(key, now)
-            return 1.0 if due[free:] else 5.0
+            times = [one.not_before if one.process is None else one.hangs_at for one in self._asked.values()]
+            return max(1.0 if due[free:] else 0.0, min(times, default=now + IDLE) - now)
 
     def _give_way(self, now: float, wanted: int) -> int:
         """Those that have had their turn make room for others, the longest first."""
@@ -170,6 +177,7 @@ class Asker:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             failed = asked.last is not None and asked.last.kind == "failed" and said
             self._put_back(key, asked, max(AGAIN, asked.question.ready_seconds))
+        self._wake()
         if not failed:
             self._tell(key, asked, Answer(kind="failed", says=f"the process that asks ready ended {how}"))
 
