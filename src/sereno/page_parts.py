@@ -11,9 +11,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+from sereno.batch.gates import Gate
 from sereno.batch.profile import ColumnProfile
 from sereno.foreign import harmless
 from sereno.histograms import Bars, bars_of, number
+from sereno.show import by_need, verdict
 
 BARS = 40
 CATEGORIES = 20
@@ -120,6 +122,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Names and values; those without a value are left out. Values are HTML already."""
     return table((), [(f'<span class="soft">{text(name)}</span>', value) for name, value in pairs if value])
+
+
+def gates_table(gates: Iterable[Gate]) -> str:
+    """Every gate with its verdict, what held the run first."""
+    rows = [(f'<b class="state {g.level}">{verdict(g)}</b>', text(g.name), text(g.says, 2000)) for g in by_need(gates)]
+    return table((), rows)
 
 
 def percent(share: float) -> str:

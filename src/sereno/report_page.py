@@ -16,6 +16,7 @@ from sereno.page_parts import (
     column_panel,
     document,
     facts,
+    gates_table,
     paragraphs,
     table,
     text,
@@ -138,10 +139,7 @@ def _rows(report: Report) -> str:
 
 
 def _gates(gates: Sequence[Gate]) -> str:
-    if not gates:
-        return ""
-    rows = [(f'<b class="state {g.level}">{verdict(g)}</b>', text(g.name), text(g.says, 2000)) for g in by_need(gates)]
-    return f"<h2>Gates</h2>\n{table((), rows)}"
+    return f"<h2>Gates</h2>\n{gates_table(gates)}" if gates else ""
 
 
 def _columns(title: str, report: Report, side: str, baseline: Baseline | None) -> str:

@@ -140,15 +140,6 @@ def column_lines(name: str, column: ColumnProfile) -> Iterator[str]:
         yield f"  {shown}: {column.rows:,} values{nulls}"
 
 
-def runs_lines(reports: Sequence[Report], states: Iterable[str]) -> Iterator[str]:
-    rows = [("run", "state", "version", "rows in", "predictions", "rejects", "started (UTC)")]
-    for r, state in zip(reports, states, strict=True):
-        version = str(r.version or "")
-        counts = (f"{r.rows_in:,}", f"{r.predictions:,}", f"{r.rejects:,}") if r.rows_in else ("", "", "")
-        rows.append((r.attempt, state, version, *counts, f"{r.started_at:%Y-%m-%d %H:%M}"))
-    yield from table_lines(rows)
-
-
 def versions_lines(state: State) -> Iterator[str]:
     now = datetime.now(UTC)
     served = {s.number for s in state.served}

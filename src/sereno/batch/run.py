@@ -22,7 +22,7 @@ from sereno.batch.own_gates import judge_own
 from sereno.batch.plan import Plan, make_plan
 from sereno.batch.profile import StoredProfile, store_profile
 from sereno.batch.publish import failed_gates, publication_of
-from sereno.batch.record import Record, withdrawn
+from sereno.batch.record import Record, but_not_told, withdrawn
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
 from sereno.exceptions import (
@@ -160,10 +160,10 @@ class _Run:
             self.report.says = str(error)
             with contextlib.suppress(OSError):  # the first error is the one to tell, say that the disk is full
                 self._end()
-            self._tell_failure(error, state)
+            self._tell_failure(error, state, behind)
             raise
         except BaseException as error:  # a mistake of ours, or Ctrl-C: the report is that of an interrupted attempt
-            self._tell_failure(error, state)
+            self._tell_failure(error, state, behind)
             raise
         if self.report.state == "held" and behind:
             self.report.says += f" Besides: {behind}"
@@ -174,12 +174,12 @@ class _Run:
             raise behind
         return self.report
 
-    def _tell_failure(self, error: BaseException, state: State) -> None:
+    def _tell_failure(self, error: BaseException, state: State, behind: SerenoError | None) -> None:
         with contextlib.suppress(LedgerError):  # the first error is the one to tell; the next run tells the ledger
             if self.snapshot is not None and isinstance(error, SerenoError):
                 self.record.published(self.snapshot, behind=error)
             else:
-                self.record.failed(error, state)
+                self.record.failed(error, state, behind)
 
     def _tell_end(self, state: State, behind: SerenoError | None) -> None:
         """Tell the ledger, and those who only look at the status file. Raises LedgerError; what was done is done."""
@@ -187,19 +187,13 @@ class _Run:
         if report.state == "published" or (report.state == "nothing" and not behind):
             chosen = self.chosen
             self.home.succeeded(next_end(chosen.schedule, chosen.time_zone, self.interval.data_time))
-        try:
-            if report.state == "held":
+        if report.state == "held":
+            with but_not_told(f"Run {report.attempt} is held: see `sereno show {report.attempt}`."):
                 self.record.held(report.attempt, report.says)
-            elif self.snapshot is not None:
-                failed = behind if report.state == "nothing" else None  # else exports have followed since
+        elif self.snapshot is not None:
+            failed = behind if report.state == "nothing" else None  # else exports have followed since
+            with but_not_told(f"Version {report.version} is published."):
                 self.record.published(self.snapshot, withdrawn(state, self.snapshot.number), failed)
-        except LedgerError as error:
-            held = f"Run {report.attempt} is held: see `sereno show {report.attempt}`. "
-            done = held if report.state == "held" else f"Version {report.version} is published. "
-            raise LedgerError(
-                f"{done}But the ledger of runs does not know: {error} The next `sereno run` tells it.",
-                damaged=error.damaged,
-            ) from error
         failpoint("ledger_ended")
 
     def _catch_up(self) -> SerenoError | None:
@@ -221,6 +215,11 @@ class _Run:
     def _end(self) -> None:
         home, report = self.home, self.report
         report.ended_at = datetime.now(UTC)
+        if report.state == "held":
+            from sereno.report_page import add_page  # others have no use for it
+
+            if trouble := add_page(home, report):
+                report.says += f" Besides: {trouble}"
         if report.state == "nothing":
             home.attempts.forget(report)
         else:
