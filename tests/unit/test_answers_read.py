@@ -14,12 +14,13 @@ import pytest
 
 import sereno
 from sereno.answers import read
-from sereno.answers.command import log, time_of
+from sereno.answers.command import log
 from sereno.answers.compact import Compactor
 from sereno.answers.folder import segments_folder
 from sereno.answers.read import Wanted, find_answers
 from sereno.config import load_settings
 from sereno.exceptions import BusyError, NotFoundError, SettingsError
+from sereno.moments import time_of
 from tests.answers import NOON, keep
 
 

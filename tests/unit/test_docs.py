@@ -29,11 +29,12 @@ USERS_FILES = {"churn.py", "train.py", "credit_scoring.py", "features.py"}
 
 # The product's words (those of later versions, such as drift, come with what they name).
 WORDS = (
-    "age, answer log, artefact, attempt, batch, behind, builder, compactor, data date, data time, discard, disposition, "
-    "erase, executor, export, failpoint, fingerprint, freshness, gate, hold, home, in service, index, interval, key, lookup, "
-    "manifest, model, model file, notice, part, predict, prediction, profile, publish, reject, release, report, revision, roll "
-    "back, row type, run, run key, schedule, script block, secret, segment, snapshot, source, spool, stale, store, task, "
-    "unknown, value, version, withdrawn, worker"
+    "age, answer log, artefact, attempt, batch, behind, builder, compactor, data date, data time, discard, "
+    "disposition, erase, executor, export, failpoint, fingerprint, freshness, gate, hold, home, in service, index, "
+    "interval, key, lease, ledger, lookup, manifest, model, model file, notice, part, predict, prediction, profile, "
+    "publish, reject, release, repair, report, revision, roll back, row type, run, run key, schedule, script block, "
+    "secret, segment, snapshot, source, spool, stale, store, task, token, transition, unknown, value, version, "
+    "withdrawn, worker"
 )
 
 

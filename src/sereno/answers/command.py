@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +13,16 @@ import pyarrow as pa
 from sereno.answers.columns import part_of
 from sereno.answers.compact import Compactor, Done
 from sereno.answers.folder import DAMAGE
-from sereno.answers.read import Wanted, find_answers, models_with_answers, moment, unknown
+from sereno.answers.read import Wanted, find_answers, models_with_answers, unknown
 from sereno.answers.tidy import erase, hand_over
 from sereno.exceptions import NotFoundError, SettingsError
+from sereno.moments import time_of
 
 if TYPE_CHECKING:
     from sereno.config import Settings
 
 LIMIT = 20
 SHOWN = 60  # characters of a value in a line
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def log(
@@ -151,18 +150,3 @@ def done_lines(done: Done, model: str) -> Iterator[str]:
 def kept_back_lines(pids: Sequence[str]) -> Iterator[str]:
     for pid in pids:
         yield f"The process {pid} did not hand over its newest answers; they are in its segment until it does or ends."
-
-
-def time_of(text: str, option: str, *, end: bool = False) -> datetime:
-    """A time that was given as text: a date, a date and time (UTC if it has no zone), or how long ago it was (90m)."""
-    try:
-        if ago := re.fullmatch(r"(\d{1,6})([smhd])", text):
-            return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-            return moment(date.fromisoformat(text), end=end)
-        when = datetime.fromisoformat(text)
-        return when if when.tzinfo else when.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise SettingsError(
-            f"{option} {text!r} is no time. Write 2026-05-01, 2026-05-01T12:00 (UTC) or, for how long ago, 90s, 15m, 2h, 3d."
-        ) from None

@@ -75,13 +75,18 @@ def file_of(options: argparse.Namespace, named: str | None = None) -> Path:
     raise NotFoundError(f"There is no file {named}, and sereno.toml knows no model of that name (it knows: {known}).")
 
 
+def models_in(settings: Settings) -> list[str]:
+    """The models that were run in a home."""
+    return sorted({f.name for part in ("predictions", ".sereno/runs") for f in (settings.home / part).glob("*")})
+
+
 def home_of(options: argparse.Namespace) -> Home:
     """The home of the model that the command names."""
     from sereno.home import Home
 
     own = options.model_itself
     settings = settings_of(options, own.file if own is not None else Path.cwd())
-    there = sorted({f.name for part in ("predictions", ".sereno/runs") for f in (settings.home / part).glob("*")})
+    there = models_in(settings)
     name = own.name if own is not None else options.model
     if name is None:
         if len(there) != 1:
@@ -131,9 +136,13 @@ def from_here(source: str) -> str:
 
 
 def who() -> str:
+    """Who starts a run or decides something: the scheduler says it is "sereno", a person has the user's name."""
     import getpass
 
+    if given := os.environ.get("SERENO_WHO"):
+        return given
     try:
-        return getpass.getuser()
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
+    return "user sereno" if name == "sereno" else name  # who is not the scheduler

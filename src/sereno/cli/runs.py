@@ -1,20 +1,26 @@
-"""Commands of runs: runs, show, release, discard."""
+"""Commands of one run: show, release, discard."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sereno.cli.commands import DONE, Commands
-from sereno.cli.named import home_of, home_of_run, who
+from sereno.cli.ledger import entry_named, ledger_there, settings_here
+from sereno.cli.named import home_of_run, who
 from sereno.cli.printing import output, write_page
+from sereno.exceptions import LedgerError, NotFoundError
+
+if TYPE_CHECKING:
+    from sereno.home import Home
+    from sereno.ledger import Entry
 
 
 def add(commands: Commands) -> None:
-    one = commands.command("runs", _runs, "the runs of a model, newest last")
-    commands.takes_model(one, optional=True)
     one = commands.command(
         "show",
         _show,
@@ -34,18 +40,30 @@ def add(commands: Commands) -> None:
     one.add_argument("--model", metavar="MODEL", help="where several models have a run of that date")
 
 
-def _runs(options: argparse.Namespace) -> int:
-    from sereno.show import runs_lines
+def _show(options: argparse.Namespace) -> int:
+    from sereno.history import entry_data, entry_lines, transition_data, transitions_lines
 
-    home = home_of(options)
-    reports, published = home.attempts.all(), home.store.state().attempts
-    states = [home.attempts.state_in_words(r, published) for r in reports]
-    data = [json.loads(r.to_json()) | {"state": s} for r, s in zip(reports, states, strict=True)]
-    output(options, data, runs_lines(reports, states))
+    lines: Iterable[str]
+    try:
+        lines, data = _report(options)
+    except NotFoundError:
+        entry = entry_named(options, settings_here(options))
+        if entry is None:
+            raise
+        lines, data = entry_lines(entry), entry_data(entry)
+    try:
+        with ledger_there(settings_here(options)) as ledger:
+            happened = ledger.transitions(data["model"], data["run_key"]) if ledger is not None else []
+    except LedgerError as error:  # the report is told all the same
+        happened = []
+        lines = chain(lines, [f"What happened to it is not known: {error}"])
+    data |= {"transitions": [transition_data(one) for one in happened]}
+    output(options, data, chain(lines, transitions_lines(happened)))
     return DONE
 
 
-def _show(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any]]:
+    """The report of an attempt."""
     from sereno.baseline import baseline_of
     from sereno.show import run_lines
 
@@ -60,15 +78,21 @@ def _show(options: argparse.Namespace) -> int:
 
         lines = chain(lines, [write_page(options.html, report_page(report, state=state, baseline=baseline))])
         data |= {"html": str(options.html)}
-    output(options, data, lines)
-    return DONE
+    return lines, data
 
 
 def _release(options: argparse.Namespace) -> int:
     from sereno.baseline import baseline_of
-    from sereno.batch.publish import release
+    from sereno.batch.publish import release, release_late
+    from sereno.history import entry_data
     from sereno.show import run_lines
 
+    if late := _late(options):
+        entry = release_late(*late, who=who())
+        output(
+            options, entry_data(entry), [f"Run {entry.label} of {entry.model} is due, whatever there is of its input."]
+        )
+        return DONE
     home = home_of_run(options)
     report = release(home, options.run, who=who())
     output(options, json.loads(report.to_json()), run_lines(report, baseline=baseline_of(home, report)))
@@ -76,8 +100,29 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _discard(options: argparse.Namespace) -> int:
-    from sereno.batch.publish import discard
+    from sereno.batch.publish import discard, discard_late
+    from sereno.history import entry_data
 
-    report = discard(home_of_run(options), options.run)
+    if late := _late(options):
+        entry = discard_late(*late, who=who())
+        output(
+            options, entry_data(entry), [f"Run {entry.label} of {entry.model} is skipped; what is in service stays."]
+        )
+        return DONE
+    report = discard(home_of_run(options), options.run, who=who())
     output(options, json.loads(report.to_json()), [f"Discarded {report.attempt}; what is in service stays."])
     return DONE
+
+
+def _late(options: argparse.Namespace) -> tuple[Home, Entry] | None:
+    """A run that is held as its input was late: no attempt of it is."""
+    from sereno.home import Home
+
+    settings = settings_here(options)
+    entry = entry_named(options, settings, "held")
+    if entry is None:
+        return None
+    home = Home(settings, entry.model)
+    if any(report.run_key == entry.run_key and report.state == "held" for report in home.attempts.all()):
+        return None
+    return home, entry

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sereno.interfaces import RunLedger
+    from sereno.adapters.ledger.statements import SqlLedger
 
 
 def ledger_file(home: Path) -> Path:
@@ -17,7 +17,7 @@ def ledger_file(home: Path) -> Path:
     return home / ".sereno" / "ledger.sqlite"
 
 
-def open_at(address: str | None, home: Path) -> RunLedger:
+def open_at(address: str | None, home: Path) -> SqlLedger:
     """The ledger at a PostgreSQL address, or (None) in a file of the home. Nothing is connected, read or made before
     the first use. Raises MissingExtraError, and SettingsError for an address that cannot be read."""
     from sereno.adapters.ledger.statements import SqlLedger

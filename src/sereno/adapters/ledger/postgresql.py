@@ -97,6 +97,9 @@ class PostgresqlDatabase:
             return _PATIENCE
         return f"{_PATIENCE}SET LOCAL search_path = {sql.Identifier(self._schema).as_string()}; "
 
+    def verify(self) -> None:
+        self.read(lambda cursor: check(cursor, self.shown))
+
     def close(self) -> None:
         with self._turn:
             connection, self._connection = self._connection, None

@@ -284,6 +284,8 @@ def put_aside(file: Path, new: Path) -> Path:
 
     Whoever has the damaged one open finds the new one with its next transaction.
     """
+    if beside(new, "-wal").exists():
+        raise LedgerError(f"The ledger {new} could not be written whole: is the disk full? Free space, then try again.")
     with _putting(file):
         name = f"{file.name}.damaged-{datetime.now(UTC):%Y-%m-%d}"
         taken = {path.name for path in file.parent.glob(f"{name}*")}

@@ -89,6 +89,10 @@ class Database(Protocol):
         """Run one that writes, after all others that do. What raises changes nothing. Raises LedgerError."""
         ...
 
+    def verify(self) -> None:
+        """Read all of it, as far as a database is not its own operator's affair. Raises LedgerError."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -126,6 +130,11 @@ class SqlLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.shown = database.shown  # where it is kept, without any password
+
+    def verify(self) -> None:
+        """Raises LedgerError where something in it is damaged, or it cannot be used at all."""
+        self._database.verify()
 
     def move(
         self,
@@ -146,7 +155,8 @@ class SqlLedger:
             if expected is not None and before not in expected:
                 return False
             _put(cursor, row)
-            if before != entry.state:
+            # A published run stays so: what becomes of it then (it is rolled back, exports do not follow) is its reason.
+            if before != entry.state or (before == "published" and entry_of(found[0]).reason != entry.reason):
                 _tell(cursor, replace(_birth(entry), before=before))
             return True
 

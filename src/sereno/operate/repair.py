@@ -1,0 +1,229 @@
+"""Makes a ledger again: from the tables' logs, the reports of attempts, and what a damaged file still holds.
+
+It may be done at any time, any number of times, beside a scheduler and runs that go on: a ledger that is whole only gets
+what it lacks, a damaged one is put aside and never removed. Whoever has it open finds the new one with the next
+transaction. Leases are not carried over: a holder keeps its own, unless another has asked for it since, and tokens go
+on growing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sereno.adapters.ledger import ledger_file, open_at
+from sereno.batch.attempts import Attempts, Report
+from sereno.batch.record import withdrawn
+from sereno.exceptions import LedgerError, SerenoError
+from sereno.ledger import Entry, RunState, lease_name
+from sereno.snapshots import Snapshot, SnapshotStore, State
+from sereno.storage import exclusive, is_held, run_lock
+
+if TYPE_CHECKING:
+    from sereno.adapters.ledger.salvage import Salvaged
+    from sereno.adapters.ledger.statements import SqlLedger
+    from sereno.config import Settings
+
+WHO = "sereno"
+INTERRUPTED = "WorkerError: the run ended before it could say how; its finished tasks are kept."
+
+
+@dataclass(kw_only=True)
+class Repaired:
+    """What was done."""
+
+    ledger: str  # where it is kept, without any password
+    damage: str = ""  # why it was put aside; "": it was not
+    aside: str = ""  # where the damaged file is now
+    salvaged: dict[str, int] = field(default_factory=dict)  # what was read of it: runs, transitions, pauses, notices
+    added: dict[str, int] = field(default_factory=dict)  # state → runs that the ledger did not know
+    changed: list[str] = field(default_factory=list)  # runs of which it knew less than the log or a report
+    unread: list[str] = field(default_factory=list)  # what could not be read
+
+
+def repair(settings: Settings) -> Repaired:
+    """Make what the ledger of a home lacks. Raises LedgerError, StorageError; BusyError while another process does it."""
+    locks = settings.home / ".sereno" / "locks"
+    busy = "Another process (pid {pid}) is repairing the ledger. Wait for it."
+    with exclusive(locks / "repair", busy):
+        with contextlib.closing(open_at(settings.ledger, settings.home)) as ledger:
+            done = Repaired(ledger=ledger.shown)
+            try:
+                ledger.verify()
+            except LedgerError as error:
+                # A database's own damage is its operator's to mend.
+                if not error.damaged or settings.ledger is not None:
+                    raise
+                done.damage = str(error)
+            if not done.damage:
+                _complete(ledger, settings.home, done)
+        if done.damage:
+            _replace(settings.home, done)
+    return done
+
+
+def _replace(home: Path, done: Repaired) -> None:
+    """Put a new ledger in the place of the damaged one, whole: whoever is killed here has changed nothing."""
+    from sereno.adapters.ledger.salvage import salvage
+    from sereno.adapters.ledger.sqlite import put_aside
+
+    file = ledger_file(home)
+    scratch = file.with_name("ledger.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    found = salvage(file)
+    try:
+        with contextlib.closing(open_at(None, scratch)) as ledger:
+            ledger.add_kept(found.notices, found.token)
+            ledger.add(found.entries, found.transitions)
+            for pause in found.pauses:
+                ledger.pause(pause)
+            _complete(ledger, home, done)
+        done.aside = str(put_aside(file, ledger_file(scratch)))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    done.salvaged = _counts(found)
+    done.unread += found.unread
+
+
+def _counts(found: Salvaged) -> dict[str, int]:
+    return {
+        "runs": len(found.entries),
+        "transitions": len(found.transitions),
+        "pauses": len(found.pauses),
+        "notices": len(found.notices),
+    }
+
+
+def _complete(ledger: SqlLedger, home: Path, done: Repaired) -> None:
+    """Add and correct what the logs and reports know better."""
+    added: Counter[str] = Counter(done.added)
+    for model in _models(home):
+        known = {entry.run_key: entry for entry in ledger.entries(model=model)}
+        told = _Told(home, model, ledger, done.unread)
+        entries = list(told.entries())
+        added.update(Counter(entry.state for entry in entries if entry.run_key not in known))
+        ledger.add([entry for entry in entries if entry.run_key not in known])
+        for entry in entries:
+            before = known.get(entry.run_key)
+            if before is None or not told.knows_better(entry, before):
+                continue
+            if ledger.move(replace(entry, tries=max(entry.tries, before.tries)), expected=[before.state]):
+                done.changed.append(f"{model} {entry.label}: {before.state} is {entry.state}")
+    done.added = dict(sorted(added.items()))
+
+
+def _models(home: Path) -> list[str]:
+    folders = [*(home / "predictions").glob("*"), *(home / ".sereno" / "runs").glob("*")]
+    return sorted({folder.name for folder in folders if folder.is_dir() and not folder.name.startswith(".")})
+
+
+class _Told:
+    """What the log and the reports tell of one model's runs."""
+
+    def __init__(self, home: Path, model: str, ledger: SqlLedger, unread: list[str]) -> None:
+        self._home, self._model, self._ledger = home, model, ledger
+        self._unread = unread
+        self._state = State()
+        try:
+            self._state = SnapshotStore(home, model).state()
+        except (SerenoError, OSError, ValueError, KeyError) as error:
+            self._note(f"the log of {model}: {error}")
+
+    def _note(self, what: str) -> None:
+        if what not in self._unread:
+            self._unread.append(what)
+
+    def entries(self) -> Iterator[Entry]:
+        reports: dict[str, list[Report]] = {}
+        for report in sorted(self._reports(), key=lambda r: r.started_at):
+            reports.setdefault(report.run_key, []).append(report)
+        for run_key in sorted({s.run_key for s in self._state.snapshots.values()} | reports.keys()):
+            snapshot = self._state.published_key(run_key)
+            newest = reports[run_key][-1] if run_key in reports else None
+            if newest is not None and (snapshot is None or self._goes_on_after(newest, snapshot)):
+                entry = self._of_report(newest)
+            else:
+                assert snapshot is not None
+                entry = self._of_snapshot(snapshot)
+            yield replace(entry, tries=len(reports.get(run_key, [])))
+
+    def _reports(self) -> Iterator[Report]:
+        for file in Attempts(self._home, self._model).folder.glob("*/report.json"):
+            try:
+                yield msgspec.json.decode(file.read_bytes(), type=Report)
+            except FileNotFoundError:
+                continue  # removed since it was listed
+            except (OSError, msgspec.DecodeError) as error:
+                self._note(f"{file}: {error}")
+
+    def _goes_on(self, run_key: str) -> bool:
+        """A living process works on it, here or on another host."""
+        if is_held(run_lock(self._home, self._model, run_key)):
+            return True
+        return self._ledger.holder(lease_name(self._model, run_key)) is not None
+
+    def _goes_on_after(self, report: Report, snapshot: Snapshot) -> bool:
+        """What is published is so whatever another try came to, unless that is going on or is to be decided upon."""
+        if report.attempt in self._state.attempts:
+            return False
+        return report.state == "held" or (report.state == "running" and self._goes_on(report.run_key))
+
+    def _of_snapshot(self, snapshot: Snapshot) -> Entry:
+        return Entry(
+            model=snapshot.model,
+            run_key=snapshot.run_key,
+            data_date=snapshot.data_date,
+            data_time=snapshot.data_time,
+            state="published",
+            since=snapshot.published_at,
+            reason=withdrawn(self._state, snapshot.number),
+            who=WHO,
+            attempt=snapshot.attempt,
+            version=snapshot.number,
+            label=_label(snapshot.attempt),
+        )
+
+    def _of_report(self, report: Report) -> Entry:
+        state: RunState
+        if report.state in ("held", "failed", "discarded"):
+            state, reason = report.state, report.says
+        elif report.state == "running" and self._goes_on(report.run_key):
+            state, reason = "running", ""
+        else:  # or it says that it is published, and the log does not
+            state, reason = "failed", INTERRUPTED
+        return Entry(
+            model=report.model,
+            run_key=report.run_key,
+            data_date=report.data_date,
+            data_time=report.data_time,
+            state=state,
+            since=report.ended_at or report.started_at,
+            reason=reason,
+            who=WHO,
+            attempt=report.attempt,
+            label=_label(report.attempt),
+        )
+
+    def knows_better(self, entry: Entry, before: Entry) -> bool:
+        """Whether the ledger was not told how a run ended: else it knows best, as people and schedules told it more."""
+        if entry.state == before.state == "published":
+            return (entry.version or 0) > (before.version or 0)
+        if entry.state == before.state or self._goes_on(entry.run_key):
+            return False
+        is_untold = before.attempt == entry.attempt and before.state == "running"
+        if entry.state == "published":
+            is_untold = before.attempt in self._state.attempts and before.state in ("running", "held", "failed")
+        return is_untold or before.since < entry.since
+
+
+def _label(attempt: str) -> str:
+    """What --date takes for it; the attempt's name has it."""
+    day, _, time = attempt.rpartition("-")[0].partition("T")
+    return f"{day}T{time[:2]}:{time[2:]}" if time else day
