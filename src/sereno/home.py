@@ -13,6 +13,7 @@ import msgspec
 
 from sereno.adapters.exports import make_export
 from sereno.batch.attempts import Attempts
+from sereno.batch.record import but_not_told, tell_rollbacks
 from sereno.config import ModelSettings, Settings
 from sereno.exceptions import (
     BusyError,
@@ -162,7 +163,8 @@ class Home:
 def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = "") -> Rollback:
     """Put an older snapshot back in service, exports included. Returns what was in service and what is now.
 
-    Raises NotFoundError, PublishError, and ExportError where an export could not follow.
+    It needs no ledger, which is told at the end. Raises NotFoundError, PublishError, ExportError where an export could not
+    follow, and LedgerError.
     """
     chosen = None
     if day is not None:
@@ -179,12 +181,22 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
                 # It died, or its exports failed, after its commit: this one finishes it, and goes no further back.
                 home.follow()
                 home.rolling_back.unlink()
+                _tell_ledger(home, who)
                 return state.last_rollback
         write_atomically(home.rolling_back, str(state.version + 1).encode())
         done = home.store.rollback(to=to, day=chosen, why=why, who=who)
         home.follow()
         home.rolling_back.unlink()
+        _tell_ledger(home, who)
     return done
+
+
+def _tell_ledger(home: Home, who: str) -> None:
+    """What the ledger says of runs whose versions were rolled back, or are in service again. Raises LedgerError."""
+    served = home.store.state()
+    numbers = ", ".join(str(s.number) for s in served.served[-1:])
+    with but_not_told(f"Version {numbers} is in service again."), home.ledger() as ledger:
+        tell_rollbacks(ledger, home.name, served, who)
 
 
 def get(home: Home, key: Sequence[str], *, version: int | None = None) -> dict[str, Any]:

@@ -136,7 +136,8 @@ class RunLedger(Protocol):
         `expected`: only from one of these states (None: the ledger does not know the run); else nothing changes and the
         answer is False. `lease`: only while its holder still has it; else nothing changes and the answer is False. (Its time
         may be over, as long as nobody else has had it since.)
-        The transition's time is `entry.since`. An entry in the very state it had is updated, without a transition.
+        The transition's time is `entry.since`. An entry in the very state it had is updated, without a transition: unless
+        it is published, for another reason (it was rolled back, its exports cannot follow).
         """
         ...
 

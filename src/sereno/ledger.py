@@ -25,6 +25,8 @@ RunState = Literal["due", "waiting", "running", "held", "published", "failed", "
 NoticeKind = Literal["failed", "held", "late", "recovered"]
 LEASE_SECONDS = 20.0  # a holder that does not renew its lease for so long has lost it: taken over within 30 s
 BEAT_SECONDS = 5.0  # between two renewals
+# why an entry failed whose process did not live to say so
+INTERRUPTED = "WorkerError: Interrupted: its process is gone. What it had finished is kept."
 # why an entry is due that was held because its input was late: it is started as it is
 RELEASED_LATE = "released: the input is not waited for any longer"
 

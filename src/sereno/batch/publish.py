@@ -14,8 +14,8 @@ from sereno.batch.judging import judge_report
 from sereno.batch.lease import HeldLease, hold
 from sereno.batch.own_gates import own_gates
 from sereno.batch.profile import stored_profile
-from sereno.batch.record import Record
-from sereno.exceptions import ExportError, LedgerError, PublishError, StorageError
+from sereno.batch.record import Record, but_not_told
+from sereno.exceptions import ExportError, PublishError, StorageError
 from sereno.failpoints import failpoint
 from sereno.home import AS_IT_WAS, Home
 from sereno.interfaces import RunLedger
@@ -99,7 +99,7 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
             home.attempts.settle(report)
             home.clean(ledger)
             home.succeeded(None)
-            with _but_not_the_ledger(f"Version {snapshot.number} is published."):
+            with but_not_told(f"Version {snapshot.number} is published."):
                 record.published(snapshot, report.says)
             return report
         raise _not_held(home, report)
@@ -119,7 +119,7 @@ def discard(home: Home, name: str, *, who: str = "") -> Report:
         home.attempts.drop_work(report)
         home.clean(ledger)
         held.check()
-        with _but_not_the_ledger(f"Run {report.attempt} is discarded."):
+        with but_not_told(f"Run {report.attempt} is discarded."):
             record.discarded(f"Discarded by {who or 'an operator'}.", state)
         return report
 
@@ -166,19 +166,6 @@ def _alone_with(home: Home, report: Report, who: str) -> Iterator[tuple[RunLedge
         hold(ledger, home.name, report.run_key) as held,
     ):
         yield ledger, held, Record(ledger, home.name, report, who=who, held=held)
-
-
-@contextlib.contextmanager
-def _but_not_the_ledger(done: str) -> Iterator[None]:
-    """What an operator asked for is done, whatever becomes of the ledger."""
-    try:
-        yield
-    except LedgerError as error:
-        raise LedgerError(
-            f"{done} But the ledger of runs does not know: {error} The next `sereno run` of its date, or `sereno repair`, "
-            "tells it.",
-            damaged=error.damaged,
-        ) from error
 
 
 def _not_held(home: Home, report: Report) -> PublishError:

@@ -5,14 +5,16 @@ The Delta log stays the truth about what is published: where it knows better tha
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sereno.batch.attempts import Attempts, Report
 from sereno.batch.lease import HeldLease
-from sereno.exceptions import ExportError, SerenoError
+from sereno.exceptions import ExportError, LedgerError, SerenoError
 from sereno.interfaces import RunLedger
-from sereno.ledger import Entry, RunState
+from sereno.ledger import INTERRUPTED, Entry, RunState
 from sereno.schedule import Interval
 from sereno.snapshots import Snapshot, State
 
@@ -26,6 +28,7 @@ class Record:
 
     def __init__(self, ledger: RunLedger, model: str, run: Interval | Report, *, who: str, held: HeldLease) -> None:
         self._ledger, self._held, self._who = ledger, held, who
+        self._began = False
         run_key = run.key if isinstance(run, Interval) else run.run_key
         self.entry = ledger.entry(model, run_key) or Entry(
             model=model,
@@ -47,7 +50,7 @@ class Record:
             if report is not None and report.state == "held":
                 self._move("held", report.says)
             else:
-                self._move("failed", "WorkerError: the run ended before it could say how; its finished tasks are kept.")
+                self._move("failed", INTERRUPTED)
 
     def running(self, attempt: str) -> bool:
         """An attempt begins to work; False: that is known. Raises LeaseLostError where somebody else does by now."""
@@ -56,6 +59,7 @@ class Record:
         tries = 1 if self.entry.state in ENDED else self.entry.tries + 1
         if not self._move("running", attempt=attempt, tries=tries):
             self._held.confirm()
+        self._began = True
         return True
 
     def held(self, attempt: str, says: str) -> None:
@@ -65,23 +69,28 @@ class Record:
         self._move("discarded", says)
         self._still_published(state)
 
-    def failed(self, error: BaseException, state: State) -> None:
-        """The reason begins with the error's class, by which a scheduler knows whether another try may help."""
+    def failed(self, error: BaseException, state: State, behind: SerenoError | None = None) -> None:
+        """The reason begins with the error's class, by which a scheduler knows whether another try may help.
+
+        `behind`: exports that could not follow what was published before.
+        """
         reason = f"{type(error).__name__}: {error}"
         self._move("failed", reason)
-        self._still_published(state, f"The last try failed: {reason}")
+        self._still_published(state, f"The last try failed: {reason}", behind)
 
     def published(self, snapshot: Snapshot, says: str = "", behind: SerenoError | None = None) -> None:
         """`behind`: exports that could not follow, which another run finishes."""
         if behind is not None:
             says = f"{type(behind).__name__}: {behind}"
         again = datetime.now(UTC) + timedelta(seconds=AGAIN_SECONDS) if isinstance(behind, ExportError) else None
-        self._move("published", says, attempt=snapshot.attempt, version=snapshot.number, not_before=again)
+        # a run that had nothing to do but to bring exports up to date, and could not, was a try too
+        tries = self.entry.tries + (again is not None and not self._began)
+        self._move("published", says, attempt=snapshot.attempt, version=snapshot.number, tries=tries, not_before=again)
 
-    def _still_published(self, state: State, says: str = "") -> None:
+    def _still_published(self, state: State, says: str = "", behind: SerenoError | None = None) -> None:
         """The log has the last word: another try of what is published does not make it less so."""
         if snapshot := state.published_key(self.entry.run_key):
-            self.published(snapshot, withdrawn(state, snapshot.number) or says)
+            self.published(snapshot, withdrawn(state, snapshot.number) or says, behind)
 
     def _move(
         self,
@@ -120,6 +129,33 @@ def label_of(run: Interval | Report) -> str:
         return run.label
     day, _, time = run.attempt.rpartition("-")[0].partition("T")
     return f"{day}T{time[:2]}:{time[2:]}" if time else day
+
+
+def tell_rollbacks(ledger: RunLedger, model: str, state: State, who: str) -> None:
+    """Correct what the ledger says of published runs: whose version was rolled back, and whose is wanted again."""
+    for entry in ledger.entries(model=model, states=["published"]):
+        snapshot = state.published_key(entry.run_key)
+        if snapshot is None:
+            continue
+        reason = withdrawn(state, snapshot.number)
+        if not reason and entry.reason.startswith(f"Version {snapshot.number} was rolled back"):
+            reason = f"Version {snapshot.number} was rolled back to."
+        if reason and reason != entry.reason:
+            after = replace(entry, reason=reason[:MOST_REASON], who=who, since=datetime.now(UTC), not_before=None)
+            ledger.move(after, expected=["published"])
+
+
+@contextlib.contextmanager
+def but_not_told(done: str) -> Iterator[None]:
+    """What was asked for is done, whatever becomes of the ledger: a LedgerError says both."""
+    try:
+        yield
+    except LedgerError as error:
+        raise LedgerError(
+            f"{done} But the ledger of runs does not know: {error} The next `sereno run` of its date, or `sereno repair`, "
+            "tells it.",
+            damaged=error.damaged,
+        ) from error
 
 
 def withdrawn(state: State, number: int) -> str:

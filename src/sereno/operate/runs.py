@@ -18,6 +18,7 @@ from typing import Protocol
 
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
+from sereno.operate.deciding import WHO
 from sereno.operate.tied import tied
 from sereno.settings import UpSettings
 
@@ -97,6 +98,7 @@ class Runs:
                 stdout=subprocess.DEVNULL,
                 stderr=theirs,
                 process_group=0,
+                env={**os.environ, "SERENO_WHO": WHO},
             )
         except OSError as error:
             os.close(ours)
