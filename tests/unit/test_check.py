@@ -77,7 +77,8 @@ def checked(tmp_path: Path) -> Iterator[Callable[..., CheckReport]]:
             options = f'source="rows.parquet", {options}'
         (tmp_path / "tiny.py").write_text(head + HEAD + code + TAIL.format(options=options) + tail)
         model = load_model(tmp_path / "tiny.py")
-        return check(model, load_settings(tmp_path), **{"date": None, **keywords})
+        settings = load_settings(tmp_path, overrides=keywords.pop("overrides", {}))
+        return check(model, settings, **{"date": None, **keywords})
 
     path = list(sys.path)
     yield run
@@ -456,6 +457,12 @@ def test_what_no_sample_tells_more_about_is_raised(checked: Callable[..., CheckR
         )
     with pytest.raises(SettingsError, match="'folder'"):
         checked("def load_nothing(folder): pass\ndef predict(loaded, rows: pd.DataFrame): return rows.x")
+
+
+def test_a_setting_of_arrivals_that_has_no_effect_is_told_by_day(checked: Callable[..., CheckReport]) -> None:
+    code = "def predict(loaded, rows: pd.DataFrame): return rows.x\n"
+    with pytest.raises(SettingsError, match=r"'models\.tiny\.ready_seconds', from the command line, has no effect"):
+        checked(code, overrides={"models.tiny.ready_seconds": "60"})
 
 
 # The rows

@@ -22,6 +22,7 @@ from sereno.check.sample import Sample, has_source, take_sample
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.madeup import made_up
 from sereno.model import Model
+from sereno.operate.awaited import awaited
 from sereno.scoring import open_scorer
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200
         raise SettingsError(
             f"A check of {rows} rows compares nothing. Give --rows 2 or more; without it, 200 are taken."
         )
+    chosen = settings.model(model.name, model.declared, model.file.parent if model.file else None)
+    awaited(model, settings, chosen)  # what a scheduled run would wait for, while somebody is there to mend it
     findings = [Finding(level="warning", about="script block", text=text) for text in differences(model.file)]
     try:
         scorer = open_scorer(model, settings)
