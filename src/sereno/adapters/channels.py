@@ -53,7 +53,7 @@ class Channel:
             self._plugin = _open(apprise, self._address)
         if self._plugin is None:
             return UNKNOWN
-        one = apprise.Apprise()
+        one = apprise.Apprise(asset=self._plugin.asset)  # which has no threads that an end would wait for
         one.add(self._plugin)
         sort = {None: "info", "recovered": "success", "failed": "failure"}.get(kind, "warning")
         try:
@@ -80,6 +80,13 @@ def is_known(address: str) -> bool:
 
 def import_apprise() -> Any:
     """Raises MissingExtraError."""
+    logger = logging.getLogger("apprise")  # what it says goes to `hear`, and with its secrets nowhere else
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    for noisy in ("urllib3", "requests"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():  # of what its plugins import
             warnings.simplefilter("ignore")
@@ -88,19 +95,12 @@ def import_apprise() -> Any:
         raise MissingExtraError(
             "The setting 'notify' needs a package that is not installed: pip install 'sereno[notify]'."
         ) from None
-    logger = logging.getLogger("apprise")  # what it says goes to `hear`, and with its secrets nowhere else
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-    for noisy in ("urllib3", "requests"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return apprise
 
 
 def _open(apprise: Any, address: str) -> Any:
     asset = apprise.AppriseAsset(
-        app_id="Sereno", app_desc="Sereno", app_url="", image_url_mask=None, image_url_logo=None
+        app_id="Sereno", app_desc="Sereno", app_url="", image_url_mask=None, image_url_logo=None, async_mode=False
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -73,11 +73,12 @@ def host_of(address: str) -> str:
     scheme, _, rest = address.partition("://")
     if not _HAS_HOST.fullmatch(scheme.lower()):
         return ""
-    authority, *after = re.split(r"[/?#]", rest, maxsplit=1)
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
     host = authority.rpartition("@")[2]
-    # an "@" behind it: a password with a "/" in it, of which this may be a piece
-    is_host = re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?", host) and "@" not in "".join(after).partition("?")[0]
-    return host if is_host else ""
+    # A password that is not escaped may end the authority too early: then what looks like the host is a piece of it.
+    is_cut = "@" in path or ("@" in query and "@" not in authority and ":" in authority)
+    return host if re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?", host) and not is_cut else ""
 
 
 def _of(settings: Settings, model: str) -> ModelSettings:

@@ -156,13 +156,16 @@ def _send(ledger: RunLedger, settings: Settings, model: str, files: Mapping[str,
     process = start_sender(settings, files, "--once", silent=True)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(PATIENCE)
+    code = process.returncode
+    if code is None:
+        process.returncode = 0  # it is left on purpose, and nothing is to be said about that
     mine = [one for one in ledger.untold() if one.model == model]
     if not mine:
         return ""
     reasons = {f"{label}: {told.says}" for one in mine for label, told in told_of(one).items() if not told.told}
-    if process.returncode is None:
+    if code is None:
         reasons.add(f"the sender is still at it after {PATIENCE:g} s")
-    elif process.returncode:
+    elif code:
         reasons.add("`sereno notify` tells why")
     return f"People could not be told yet ({'; '.join(sorted(reasons))}). The next run tries again; so does `sereno notify`."
 
