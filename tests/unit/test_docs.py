@@ -29,11 +29,11 @@ USERS_FILES = {"churn.py", "train.py", "credit_scoring.py", "features.py"}
 
 # The product's words (those of later versions, such as drift, come with what they name).
 WORDS = (
-    "age, answer log, artefact, attempt, batch, behind, builder, compactor, data date, data time, discard, "
+    "age, answer log, arrival, artefact, attempt, batch, behind, builder, challenger, compactor, data date, data time, deadline, discard, "
     "disposition, erase, executor, export, failpoint, fingerprint, freshness, gate, hold, home, in service, index, "
-    "interval, key, lease, ledger, lookup, manifest, model, model file, notice, part, predict, prediction, profile, "
+    "interval, key, late, lease, ledger, lookup, manifest, model, model file, notice, part, predict, prediction, profile, "
     "publish, reject, release, repair, report, revision, roll back, row type, run, run key, schedule, script block, "
-    "secret, segment, snapshot, source, spool, stale, store, task, token, transition, unknown, value, version, "
+    "secret, segment, snapshot, source, spool, stale, store, task, token, transition, unknown, up, value, version, "
     "withdrawn, worker"
 )
 
