@@ -36,7 +36,7 @@ p { margin: .5rem 0; max-width: 48rem; }
 code { font-family: ui-monospace, monospace; font-size: .9em; }
 pre { margin: .5rem 0; padding: .5rem .75rem; background: var(--panel); border-radius: 6px; white-space: pre-wrap; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; max-width: 100%; overflow-wrap: normal; }
+.wide { overflow-x: auto; max-width: 100%; margin: .5rem 0; overflow-wrap: normal; }
 th, td { padding: .2rem .75rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: break-word; }
 th { color: var(--soft); font-weight: 500; }
@@ -57,7 +57,7 @@ svg.line { height: 14px; }
 .before { fill: none; stroke: var(--before); stroke-width: 2; }
 .mark { fill: var(--before); }
 .axis { stroke: var(--line); }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+.ends { display: flex; justify-content: space-between; font-size: .8rem; color: var(--soft); }
 .key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; background: var(--now); }
 .key.outline { background: none; border: 2px solid var(--before); }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
@@ -192,16 +192,13 @@ def _numbers_chart(name: str, bars: Bars, names: Sequence[str]) -> str:
         f"<title>{text(line)}</title></rect>"
         for i, line in enumerate(told)
     ]
-    ends = (
-        f'<text x="0" y="{CHART_HEIGHT + 16}">{text(bars.ends[0])}</text>'
-        f'<text x="{CHART_WIDTH}" y="{CHART_HEIGHT + 16}" text-anchor="end">{text(bars.ends[1])}</text>'
-    )
+    ends = f'<div class="ends"><span>{text(bars.ends[0])}</span><span>{text(bars.ends[1])}</span></div>'
     peak = max(range(count), key=lambda i: bars.shares[0][i])
     label = f"Histogram of {name}: most of {names[0]} is at {bars.labels[peak]}"
     return (
-        f'<svg role="img" aria-label="{text(label)}" viewBox="0 -4 {CHART_WIDTH} {CHART_HEIGHT + 26}">'
+        f'<svg role="img" aria-label="{text(label)}" viewBox="0 -4 {CHART_WIDTH} {CHART_HEIGHT + 6}">'
         f'<line class="axis" x1="0" x2="{CHART_WIDTH}" y1="{CHART_HEIGHT}" y2="{CHART_HEIGHT}"/>'
-        f"{''.join(parts)}{ends}</svg>"
+        f"{''.join(parts)}</svg>{ends}"
     )
 
 

@@ -189,4 +189,4 @@ def _history(history: Sequence[Transition]) -> str:
     if not history:
         return ""
     rows = [(f"{t.at:%Y-%m-%d %H:%M:%S}", text(t.after), text(t.who), text(t.reason, 2000)) for t in history]
-    return f"<h2>What happened</h2>\n{table(('UTC', 'state', 'by', 'why'), rows)}"
+    return f"<h2>History</h2>\n{table(('UTC', 'state', 'by', 'why'), rows)}"

@@ -165,7 +165,7 @@ def test_what_happened() -> None:
     )
     shown = words(page(history=[move]))
     assert "2026-05-04 07:00:00 published ana <b> looked at it" in shown
-    assert "What happened" not in words(page())
+    assert "History" not in words(page())
 
 
 def test_a_run_that_failed_before_it_had_rows() -> None:
