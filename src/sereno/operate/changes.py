@@ -27,6 +27,7 @@ class Changes(threading.Thread):
         )  # path, device, inode: another folder at a path is news
         self._is_news = threading.Event()
         self._closed = threading.Event()
+        self._told = ""  # what was refused last
 
     def watch(self, folders: Iterable[tuple[str, int, int]]) -> None:
         """Be told of these folders, and of no others."""
@@ -50,7 +51,9 @@ class Changes(threading.Thread):
                 try:
                     self._follow(paths)
                 except Exception as error:  # noqa: BLE001 - whatever its library raises: looking goes on without it
-                    self._refused(str(error))
+                    if str(error) != self._told:
+                        self._told = str(error)
+                        self._refused(self._told)
                     self._is_news.wait(AGAIN)
                     self._is_news.set()
 
