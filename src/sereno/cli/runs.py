@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sereno.cli.commands import DONE, Commands
+from sereno.cli.health import tell_people
 from sereno.cli.ledger import entry_named, ledger_there, settings_here
 from sereno.cli.named import home_of_run, who
 from sereno.cli.printing import output, write_page
@@ -17,7 +19,9 @@ from sereno.exceptions import LedgerError, NotFoundError
 
 if TYPE_CHECKING:
     from sereno.home import Home
-    from sereno.ledger import Entry
+    from sereno.ledger import Entry, Transition
+
+    MakesPage = Callable[[Sequence[Transition]], str]  # of what happened to the run
 
 
 def add(commands: Commands) -> None:
@@ -44,12 +48,17 @@ def _show(options: argparse.Namespace) -> int:
     from sereno.history import entry_data, entry_lines, transition_data, transitions_lines
 
     lines: Iterable[str]
+    page: MakesPage | None = None
     try:
-        lines, data = _report(options)
+        lines, data, page = _report(options)
     except NotFoundError:
         entry = entry_named(options, settings_here(options))
         if entry is None:
             raise
+        if options.html:
+            raise NotFoundError(
+                f"Run {entry.label} of {entry.model} is {entry.state}: it has no report of which a page could be made."
+            ) from None
         lines, data = entry_lines(entry), entry_data(entry)
     try:
         with ledger_there(settings_here(options)) as ledger:
@@ -58,13 +67,18 @@ def _show(options: argparse.Namespace) -> int:
         happened = []
         lines = chain(lines, [f"What happened to it is not known: {error}"])
     data |= {"transitions": [transition_data(one) for one in happened]}
-    output(options, data, chain(lines, transitions_lines(happened)))
+    lines = chain(lines, transitions_lines(happened))
+    if page is not None and options.html:
+        lines = chain(lines, [write_page(options.html, page(happened))])
+        data |= {"html": str(options.html)}
+    output(options, data, lines)
     return DONE
 
 
-def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any]]:
-    """The report of an attempt."""
+def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any], MakesPage]:
+    """The report of an attempt: as lines, as data, and what makes a page of it."""
     from sereno.baseline import baseline_of
+    from sereno.report_page import report_page
     from sereno.show import run_lines
 
     home = home_of_run(options)
@@ -73,12 +87,11 @@ def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any]]
     baseline = baseline_of(home, report)
     lines = run_lines(report, state=state, baseline=baseline, inputs=options.verbose)
     data = json.loads(report.to_json()) | {"state": state}
-    if options.html:
-        from sereno.report_page import report_page
 
-        lines = chain(lines, [write_page(options.html, report_page(report, state=state, baseline=baseline))])
-        data |= {"html": str(options.html)}
-    return lines, data
+    def page(history: Sequence[Transition]) -> str:
+        return report_page(report, state=state, baseline=baseline, history=history)
+
+    return lines, data, page
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -93,9 +106,10 @@ def _release(options: argparse.Namespace) -> int:
             options, entry_data(entry), [f"Run {entry.label} of {entry.model} is due, whatever there is of its input."]
         )
         return DONE
-    home = home_of_run(options)
+    home, began = home_of_run(options), datetime.now(UTC)
     report = release(home, options.run, who=who())
     output(options, json.loads(report.to_json()), run_lines(report, baseline=baseline_of(home, report)))
+    tell_people(settings_here(options), home.name, began, run_key=report.run_key)
     return DONE
 
 
