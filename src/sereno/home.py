@@ -46,12 +46,12 @@ class Home:
         self.chosen = chosen or settings.model(name, {})
         self.store = SnapshotStore(self.path, name)
         self.attempts = Attempts(self.path, name)
-        self._settings = settings
+        self.settings = settings
 
     @contextlib.contextmanager
     def ledger(self) -> Iterator[RunLedger]:
         """The ledger of runs, for who writes to it: it is made where there is none. Raises LedgerError."""
-        with contextlib.closing(open_ledger(self._settings)) as ledger:
+        with contextlib.closing(open_ledger(self.settings)) as ledger:
             yield ledger
 
     def exports(self) -> list[Export]:
@@ -69,11 +69,11 @@ class Home:
             return lookup_folder(self.path, self.name).is_dir()
         return self.chosen.lookup == "required"
 
-    def follow(self) -> None:
+    def follow(self, *, succeeded: bool = False, due_at: datetime | None = None) -> None:
         """Make lookups and every export show what is served; lookups that are off go. Raises ExportError after all were tried.
 
-        The status file says it first. One process at a time, which reads the log when its turn comes: else the slower of
-        two would undo the other.
+        The status file follows, too: that a run `succeeded` if all did, and when the next is due. One process at a time,
+        which reads the log when its turn comes: else the slower of two would undo the other.
         """
         locks = self.path / ".sereno" / "locks"
         busy = f"Another process (pid {{pid}}) is exporting {self.name!r}. Start this again when it is done."
@@ -82,7 +82,6 @@ class Home:
             if not state.served:
                 return
             self.store.flush(state.version)
-            self._write_status(state)
             keep = state.kept(datetime.now(UTC), self.keep)
             followers: list[tuple[str, Callable[[], object]]] = []
             if self.is_looked_up or lookup_folder(self.path, self.name).is_dir():
@@ -103,6 +102,7 @@ class Home:
                     follow()
                 except (ExportError, IndexingError, StorageError, BusyError) as error:
                     failed.append(f"{name}: {error}")
+            self._write_status(state, succeeded=succeeded and not failed, due_at=due_at)
             if failed:
                 raise ExportError(
                     f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not "
@@ -111,11 +111,9 @@ class Home:
 
     def succeeded(self, due_at: datetime | None) -> None:
         """A run has ended well; the next one is due then, if that is known. Raises OSError where it cannot be noted."""
-        self._write_status(None, datetime.now(UTC), due_at)
+        self._write_status(None, succeeded=True, due_at=due_at)
 
-    def _write_status(
-        self, state: State | None, succeeded_at: datetime | None = None, due_at: datetime | None = None
-    ) -> None:
+    def _write_status(self, state: State | None, *, succeeded: bool, due_at: datetime | None) -> None:
         """Bring the status file up to date; `state` is read where there is no file yet. What stays the same is not written."""
         lock = self.path / ".sereno" / "locks" / f"{self.name}.status"
         busy = f"Another process (pid {{pid}}) writes the status file of {self.name!r}. Start this again."
@@ -136,9 +134,9 @@ class Home:
                     published_at=newest.published_at,
                     due_at=before.due_at if before else None,
                 )
-            if after is not None and succeeded_at is not None:
+            if after is not None and succeeded:
                 later = max((t for t in (after.due_at, due_at) if t), default=None)
-                after = msgspec.structs.replace(after, last_success_at=succeeded_at, due_at=later)
+                after = msgspec.structs.replace(after, last_success_at=datetime.now(UTC), due_at=later)
             if after is not None and after != before:
                 write_status(self.path, after)
 

@@ -91,14 +91,13 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
             report.state, report.version = "published", snapshot.number
             report.says = f"Released by {who or 'an operator'} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
             try:
-                home.follow()
+                home.follow(succeeded=True)
             except ExportError as error:
                 record.published(snapshot, behind=error)
                 raise
             home.attempts.save(report)
             home.attempts.settle(report)
             home.clean(ledger)
-            home.succeeded(None)
             with but_not_told(f"Version {snapshot.number} is published."):
                 record.published(snapshot, report.says)
             return report

@@ -181,12 +181,15 @@ class _Run:
             else:
                 self.record.failed(error, state, behind)
 
+    @property
+    def _next_due(self) -> datetime:
+        return next_end(self.chosen.schedule, self.chosen.time_zone, self.interval.data_time)
+
     def _tell_end(self, state: State, behind: SerenoError | None) -> None:
         """Tell the ledger, and those who only look at the status file. Raises LedgerError; what was done is done."""
         report = self.report
-        if report.state == "published" or (report.state == "nothing" and not behind):
-            chosen = self.chosen
-            self.home.succeeded(next_end(chosen.schedule, chosen.time_zone, self.interval.data_time))
+        if report.state == "nothing" and not behind:
+            self.home.succeeded(self._next_due)
         if report.state == "held":
             with but_not_told(f"Run {report.attempt} is held: see `sereno show {report.attempt}`."):
                 self.record.held(report.attempt, report.says)
@@ -271,7 +274,7 @@ class _Run:
         if report.state == "nothing":
             return
         with self._stage("export"), told(*self._after_all()):
-            self.home.follow()
+            self.home.follow(succeeded=True, due_at=self._next_due)
 
     def _begin(self) -> None:
         """There is something to do: the ledger is told, once."""
