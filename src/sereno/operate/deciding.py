@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sereno.ledger import Entry, RunState
+from sereno.ledger import Entry, RunState, Transition
 from sereno.schedule import Interval, due_between, last_interval
 
 WHO = "sereno"  # the scheduler, where a transition or a run says who
@@ -181,9 +181,11 @@ def order(entry: Entry, newest: Entry | None) -> tuple[bool, datetime]:
 
 
 def has_failed(entry: Entry, reason: str, now: datetime, *, began: bool) -> Entry:
-    """A run whose process could not say itself that it failed."""
+    """A run whose process could not say itself that it failed. What was published before stays so: exports may be behind."""
     tries = entry.tries if began else entry.tries + 1
-    return replace(entry, state="failed", since=now, reason=reason, who=WHO, tries=tries, not_before=None)
+    state: RunState = "failed" if entry.version is None else "published"
+    again = None if entry.version is None else now
+    return replace(entry, state=state, since=now, reason=reason, who=WHO, tries=tries, not_before=again)
 
 
 def is_infrastructure(reason: str) -> bool:
@@ -197,6 +199,24 @@ def may_try_again(entry: Entry, model: Scheduled, first_failed: datetime, now: d
         return entry.tries <= INTERRUPTIONS
     in_time = now < first_failed + timedelta(seconds=model.retry_seconds)
     return is_infrastructure(entry.reason) and entry.tries <= model.retries and in_time
+
+
+def failed_exports(transitions: Sequence[Transition]) -> list[datetime]:
+    """When the exports of a published run could not follow, one try after the other, newest first."""
+    found = []
+    for one in reversed(transitions):
+        if one.after == "published":
+            if not is_infrastructure(one.reason):
+                break
+            found.append(one.at)
+    return found
+
+
+def may_export_again(transitions: Sequence[Transition], model: Scheduled, now: datetime) -> bool:
+    """The same rule for exports, which need no scoring."""
+    failed = failed_exports(transitions)
+    in_time = not failed or now < min(failed) + timedelta(seconds=model.retry_seconds)
+    return len(failed) <= model.retries and in_time
 
 
 def tried_again(entry: Entry, now: datetime, random: Callable[[], float]) -> Entry:

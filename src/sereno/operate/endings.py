@@ -16,6 +16,7 @@ from sereno.operate.deciding import Scheduled
 from sereno.storage import is_held, run_lock
 
 RECENT = timedelta(days=1)  # what ended longer ago, nobody is told for the first time
+MOST_PUBLISHED = 1_000  # of those by data time that a new scheduler looks at: people may wait to hear that all is well
 
 
 class Ended(NamedTuple):
@@ -90,7 +91,9 @@ class Endings:
 
     def catch_up(self, newest: Mapping[str, Entry], now: datetime) -> None:
         """Conclude what ended while nobody looked."""
-        for entry in self._ledger.entries(states=("failed", "held")):
+        ended = self._ledger.entries(states=("failed", "held"))
+        ended += self._ledger.entries(states=["published"], limit=MOST_PUBLISHED)
+        for entry in sorted(ended, key=lambda one: one.since):
             if abs(now - entry.since) < RECENT:
                 self.conclude(entry, newest.get(entry.model), now)
 
@@ -104,7 +107,9 @@ class Endings:
         elif entry.state == "published" and not deciding.is_infrastructure(
             entry.reason
         ):  # else exports could not follow
-            self._teller.tell_published(entry, now)
+            newest_notice = self._ledger.notices(entry.model, 1)
+            if newest_notice and newest_notice[0].at <= entry.since:  # what was told later is of another run
+                self._teller.tell_published(entry, now)
 
     def _try_again(self, entry: Entry, newest: Entry | None, now: datetime) -> bool:
         model = self.models.get(entry.model)
@@ -118,10 +123,11 @@ class Endings:
         return self._move(deciding.tried_again(entry, now, self._random), "failed")
 
     def export_again(self, entry: Entry, now: datetime) -> bool:
-        """Whether a published run whose exports could not follow is run once more: they are then finished."""
-        model = self.models[entry.model]
-        if entry.tries <= model.retries:
-            return deciding.is_due(entry, now)
+        """Whether a published run whose exports could not follow is run once more; else people are told."""
+        if deciding.may_export_again(
+            self._ledger.transitions(entry.model, entry.run_key), self.models[entry.model], now
+        ):
+            return True
         if self._move(replace(entry, not_before=None), "published"):
             self.tell(entry, "failed", entry.reason, now)
         return False

@@ -25,7 +25,7 @@ from sereno.schedule import next_end
 
 LEASE = "scheduler"
 MOST_MOVES = 500  # new entries in one tick; what is left comes in the next, so that runs begin meanwhile
-_AT_ONCE = datetime.min.replace(tzinfo=UTC)
+_AT_ONCE, _NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _BEAT = timedelta(seconds=BEAT_SECONDS)
 
 
@@ -55,7 +55,8 @@ class Arrivals(Protocol):
 
 
 class Scheduler:
-    """One process's scheduler. `tick` is called in one thread, at `next_wake` or before; it raises LedgerError."""
+    """One process's scheduler. `tick` is called in one thread, at `next_wake` and every BEAT_SECONDS. It raises LedgerError:
+    then it is called again, and goes on."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Scheduler:
         return self._lease is not None
 
     def next_wake(self) -> datetime:
-        """When the next tick is due, by the clock; an event (a run that ended, data that came) may want it sooner."""
+        """When there is something to do, by the clock; an event (a run that ended, data that came) may want it sooner."""
         return self._wake
 
     def reload(self, models: Iterable[Scheduled]) -> None:
@@ -112,11 +113,11 @@ class Scheduler:
     def tick(self) -> None:
         """Do what is to be done now."""
         now = self._clock()
-        self._wake = now + _BEAT
+        self._wake = _NEVER
         self._hear(now)
         if not self._lead(now):
             return
-        if now < self._last - timedelta(seconds=1):
+        if now + timedelta(seconds=1) < self._last:
             self._clock_went_back(now)
         self._last = now
         paused = self._ledger.pauses()
@@ -175,12 +176,13 @@ class Scheduler:
 
     # What falls due
 
-    def _let_fall_due(self, newest: dict[str, Entry], paused: Mapping[str, Pause], now: datetime) -> None:
+    def _let_fall_due(self, newest: dict[str, Entry], paused: dict[str, Pause], now: datetime) -> None:
+        """What falls due is written down, and stands in `newest`; a model for which it is too much is paused, in `paused`."""
         later: list[tuple[datetime, str]] = []  # those of paused models, for when they are resumed
         moves = 0
         while self._ends and self._ends[0][0] <= now and moves < MOST_MOVES and self._lease is not None:
             model = self._models[self._ends[0][1]]
-            made = None if model.name in paused else self._fall_due(model, newest, now)
+            made = None if model.name in paused else self._fall_due(model, newest, paused, now)
             if made is None:
                 later.append(heapq.heappop(self._ends))
             else:
@@ -192,13 +194,17 @@ class Scheduler:
         for one in later:
             heapq.heappush(self._ends, one)
 
-    def _fall_due(self, model: Scheduled, newest: dict[str, Entry], now: datetime) -> int | None:
+    def _fall_due(
+        self, model: Scheduled, newest: dict[str, Entry], paused: dict[str, Pause], now: datetime
+    ) -> int | None:
         """Write the missed intervals of a model down; how many. None: there are too many, and it is paused."""
         known = newest.get(model.name)
         intervals = deciding.missed(model, known, now, most=deciding.most_missed(model))
         if deciding.too_many(model, intervals):
             why = deciding.why_paused(model, intervals)
-            self._ledger.pause(Pause(model=model.name, since=now, who=WHO, why=why))
+            pause = Pause(model=model.name, since=now, who=WHO, why=why)
+            self._ledger.pause(pause)
+            paused[model.name] = pause
             self._endings.tell(deciding.entry_of(model, intervals[-1], "due", now), "held", f"paused: {why}", now)
             return None
         entries = deciding.fallen_due(model, intervals, now) if intervals else []
@@ -281,11 +287,11 @@ class Scheduler:
             self._look_no_more(entry)
 
     def _may_begin(self, entry: Entry, model: Scheduled, now: datetime) -> bool:
-        if entry.state == "published":
-            return self._endings.export_again(entry, now)
         if not deciding.is_due(entry, now):
             self._wake_at(entry.not_before)
             return False
+        if entry.state == "published":
+            return self._endings.export_again(entry, now)
         return not deciding.waits(entry, model) or self._has_arrived(entry, model, now)
 
     def _has_arrived(self, entry: Entry, model: Scheduled, now: datetime) -> bool:
