@@ -293,7 +293,7 @@ class ModelSettings:
         "What a scheduled run waits for: a `source` that is a path, or `@model.ready`; nothing; or this path.",
     )
     quiet_seconds: float = _setting(
-        0.0, _number(None), "For how long what is waited for must not have changed, once it is there."
+        5.0, _number(None), "For how long what is waited for must not have changed, once it is there."
     )
     ready_seconds: float = _setting(30.0, _number(None), "How long after it said no `@model.ready` is asked again.")
     deadline_seconds: float = _setting(
@@ -471,7 +471,11 @@ class Settings:
                 f"'models.{name}.{given}', from {off}, has no effect, as 'models.{name}.ready' is 'off' there, and nothing is "
                 f"waited for. Leave {given} out, or ready."
             )
-        if chosen.ready != "off" and chosen.quiet_seconds and chosen.quiet_seconds >= chosen.deadline_seconds:
+        if (
+            chosen.ready != "off"
+            and "quiet_seconds" in chosen.given
+            and chosen.quiet_seconds >= max(chosen.deadline_seconds, 1e-9)
+        ):
             raise SettingsError(
                 f"'models.{name}.quiet_seconds' is {chosen.quiet_seconds:g}, from {self.origin(name, 'quiet_seconds')}, but "
                 f"'models.{name}.deadline_seconds' is {chosen.deadline_seconds:g}, so that all data is late. Set it to more."

@@ -125,6 +125,23 @@ def test_a_folder_that_is_replaced_by_another(tmp_path: Path, open_arrivals: Ope
     until(arrivals, "ready")
 
 
+def test_what_was_written_long_before_is_ready_at_once(tmp_path: Path, open_arrivals: Open) -> None:
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "2026-05-01.csv"
+    file.write_text("id\n")
+    os.utime(file, (time.time() - 3600,) * 2)
+    until(open_arrivals(declared(tmp_path, quiet_seconds=600), poll_seconds=LONG), "ready")
+
+
+def test_a_time_to_come_says_nothing(tmp_path: Path, open_arrivals: Open) -> None:
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "2026-05-01.csv"
+    file.write_text("id\n")
+    os.utime(file, (time.time() + 3600,) * 2)
+    arrivals = open_arrivals(declared(tmp_path, quiet_seconds=600), poll_seconds=LONG)
+    until(arrivals, "changed within 600 s ('quiet_seconds')")
+
+
 def test_a_slow_write_ends_before_it_is_ready(tmp_path: Path, open_arrivals: Open) -> None:
     (tmp_path / "in").mkdir()
     arrivals = open_arrivals(declared(tmp_path, quiet_seconds=0.8), poll_seconds=LONG)

@@ -45,7 +45,7 @@ def model_of() -> Model:
 
 
 def test_its_settings(tmp_path: Path) -> None:
-    expected = [("landing/{data_date}/_SUCCESS", False, 0), ("landing/{data_date}.csv", True, 60)]
+    expected = [("landing/{data_date}/_SUCCESS", False, 5), ("landing/{data_date}.csv", True, 60)]
     for text, (path, is_source, quiet) in zip(blocks("toml"), expected, strict=True):
         assert tomllib.loads(text)
         (tmp_path / "sereno.toml").write_text(text)

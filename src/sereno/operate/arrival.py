@@ -229,7 +229,8 @@ class Arrivals:
         if found.digest != wait.digest:
             wait.digest, wait.unchanged_since = found.digest, wait.looked
         left = wait.unchanged_since + quiet_seconds - (wait.looked - wait.took)
-        if quiet_seconds and left > 0:
+        has_been_quiet = time.time() - found.changed >= quiet_seconds  # a time to come, of another clock, says nothing
+        if quiet_seconds and left > 0 and not has_been_quiet:
             wait.due = min(wait.due, wait.looked + left)
             return Arrival("waiting", f"{found.says}, but changed within {quiet_seconds:g} s ('quiet_seconds')")
         return Arrival("ready", found.says)

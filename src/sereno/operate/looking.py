@@ -26,6 +26,7 @@ class Look:
     found: bool
     says: str  # "X is not there"; "X is there"
     digest: str = ""  # of the names, sizes and times of what was found, where it was asked for
+    changed: float = 0.0  # when the newest file of it was, by its own time; asked for with the digest
     folder: tuple[str, int, int] | None = (
         None  # whose change is news: path, device and inode of the nearest one there is
     )
@@ -37,7 +38,7 @@ def look(path: str, *, is_source: bool, in_full: bool) -> Look:
     Of a source, what its run would read; else a marker, which may be hidden. `in_full`: all that is there, for the digest.
     """
     digest = hashlib.blake2b(digest_size=16)
-    found = 0
+    found, changed = 0, 0.0
     try:
         files = _source(path) if is_source else _marker(path)
         for file in sorted(files) if in_full else files:
@@ -47,6 +48,7 @@ def look(path: str, *, is_source: bool, in_full: bool) -> Look:
             if not in_full:
                 break
             known = os.stat(file)
+            changed = max(changed, known.st_mtime)
             digest.update(
                 f"{file}\0{known.st_ino} {known.st_size} {known.st_mtime_ns}\0".encode(errors="surrogateescape")
             )
@@ -57,7 +59,7 @@ def look(path: str, *, is_source: bool, in_full: bool) -> Look:
         return Look(found=False, says=f"{path} cannot be looked at: {why}", folder=_folder(path))
     folder = _folder(path)
     if found:
-        return Look(found=True, says=f"{path} is there", digest=digest.hexdigest(), folder=folder)
+        return Look(found=True, says=f"{path} is there", digest=digest.hexdigest(), changed=changed, folder=folder)
     return Look(found=False, says=_missing(path, folder), folder=folder)
 
 
