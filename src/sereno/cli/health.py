@@ -63,7 +63,7 @@ def _health(options: argparse.Namespace) -> int:
 
     own = options.model_itself
     health = look(_settings(options), model=own.name if own is not None else options.model, max_age=options.max_age)
-    output(options, health.to_dict(), _lines(health, whole=len(health.models) <= MOST_SHOWN))
+    output(options, health.to_dict() if options.json else None, _lines(health, whole=len(health.models) <= MOST_SHOWN))
     if not options.json:
         from sereno.foreign import harmless
 
@@ -98,55 +98,46 @@ def _lines(health: Health, *, whole: bool) -> Iterator[str]:
 
 
 def _notify(options: argparse.Namespace) -> int:
+    from sereno.exceptions import SettingsError
+    from sereno.operate.notices import everyone
+
     settings = _settings(options)
+    if not everyone(settings):
+        raise SettingsError(
+            f"Nobody is to be told: 'notify' is not set for {settings.home}. Write notify = [\"mailto://…\"] at the top of "
+            "sereno.toml, or set SERENO_NOTIFY."
+        )
     return _test(options, settings) if options.test else _tell(options, settings)
 
 
 def _tell(options: argparse.Namespace, settings: Settings) -> int:
     """Tell what is untold, once; the answer says what could not be."""
     import contextlib
-    import threading
 
     from sereno.ledger import open_ledger
-    from sereno.operate.notices import addresses, is_anyone_told, place_of, told_of
-    from sereno.operate.sender import send
+    from sereno.operate.notices import told_of
+    from sereno.operate.telling import tell_again
 
-    _require_addresses(settings, is_anyone_told(settings))
     with contextlib.closing(open_ledger(settings)) as ledger:
-        before = {one.number for one in ledger.untold() if addresses(settings, one.model)}
-        send(ledger, settings, place_of(settings), threading.Event(), once=True, again=True)
-        left = [one for one in ledger.untold() if addresses(settings, one.model)]
-    reasons = {
+        done, left = tell_again(ledger, settings)
+    reasons = [
         f"{one.model} {one.kind} ({one.run_key}), {label}: {told.says}"
         for one in left
         for label, told in told_of(one).items()
         if not told.told
-    }
-    done = len(before - {one.number for one in left})
+    ]
     output(
         options,
-        {"told": done, "untold": sorted(reasons)},
-        [f"{done} of {len(before)} notices were told.", *(f"  not told: {reason}" for reason in sorted(reasons))],
+        {"told": done, "untold": reasons},
+        [f"{done} of {done + len(left)} notices were told.", *(f"  not told: {reason}" for reason in reasons)],
     )
     return FAILED if left else DONE
 
 
 def _test(options: argparse.Namespace, settings: Settings) -> int:
-    from sereno.operate.notices import everyone
-    from sereno.operate.sender import tell_test
+    from sereno.operate.telling import test_everyone
 
-    _require_addresses(settings, bool(everyone(settings)))
-    results = tell_test(settings)
+    results = test_everyone(settings)
     data: list[dict[str, Any]] = [{"address": label, "ok": not error, "says": error} for label, error in results]
     output(options, data, [f"{label:<40} {error or 'told'}" for label, error in results])
     return FAILED if any(error for _, error in results) else DONE
-
-
-def _require_addresses(settings: Settings, there: bool) -> None:
-    from sereno.exceptions import SettingsError
-
-    if not there:
-        raise SettingsError(
-            f"Nobody is to be told: 'notify' is not set for {settings.home}. Write notify = [\"mailto://…\"] at the top of "
-            "sereno.toml, or set SERENO_NOTIFY."
-        )

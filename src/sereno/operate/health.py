@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -67,24 +67,23 @@ class Health:
         return not self.wrong
 
     def to_dict(self) -> dict[str, Any]:
-        models = [{**_plain(asdict(one)), "ok": not one.wrong} for one in self.models]
-        for one in models:
-            del one["wrong"]
         return {
             "ok": self.ok,
             "at": self.at.isoformat(),
             "home": self.home,
             "scheduler": self.scheduler,
-            "wrong": [asdict(one) for one in self.wrong],
-            "models": models,
+            "wrong": [vars(one) for one in self.wrong],
+            "models": [_plain(vars(one)) | {"ok": not one.wrong} for one in self.models],
         }
 
 
 def _plain(told: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else _plain(value) if isinstance(value, dict) else value
-        for name, value in told.items()
+    plain = {
+        n: value.isoformat() if isinstance(value, datetime) else value for n, value in told.items() if n != "wrong"
     }
+    if pause := told.get("paused"):
+        plain["paused"] = _plain(vars(pause))
+    return plain
 
 
 def look(

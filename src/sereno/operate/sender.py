@@ -1,11 +1,12 @@
 """The sender: a process of its own that tells people what the ledger says they are to be told. One at a time.
 
-    python -P -m sereno.operate.sender [--once] [--again] < the job, as JSON
+    python -P -m sereno.operate.sender [--once] [--again] [--test] < the job, as JSON
 
 It gets its job by stdin, as addresses are secrets that nobody is to read in a list of processes. Each address is told on
 its own, and what became of it is written down before the next one is: one that fails keeps no other from being told, and
 none is told twice (unless this process is killed between the two). It ends when there is nothing left to tell.
 `--once`: each address is tried once, and what failed is left to the next sender. `--again`: also what was given up.
+`--test`: a test message to every address instead; JSON tells what became of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import queue
 import sys
 import threading
@@ -332,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sereno.operate.sender", description="Run by Sereno itself.")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--test", action="store_true")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="sereno: %(message)s")
     stop = threading.Event()
@@ -340,6 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     settings = job.settings()
     try:
+        if options.test:
+            sys.stdout.buffer.write(msgspec.json.encode(tell_test(settings)))
+            sys.stdout.flush()
+            return 0
         with contextlib.closing(open_ledger(settings)) as ledger:
             send(ledger, settings, job.place, stop, once=options.once, again=options.again)
     except SerenoError as error:
@@ -349,4 +356,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a channel that hangs has threads, for which the interpreter would wait

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from sereno.exceptions import SerenoError
 from sereno.interfaces import RunLedger
-from sereno.ledger import Entry, open_ledger
+from sereno.ledger import Entry, Notice, open_ledger
 from sereno.operate.notices import add_outcome, addresses, is_anyone_told, is_pending, told_of
 from sereno.operate.sender import LEASE, job_of
 from sereno.operate.tied import tied
@@ -110,6 +112,34 @@ def start_sender(
     with contextlib.suppress(BrokenPipeError), process.stdin:  # its exit code will tell
         process.stdin.write(job_of(settings, files))
     return process
+
+
+def test_everyone(settings: Settings) -> list[tuple[str, str]]:
+    """Send a test to every address: what it is called, and what went wrong, or nothing. Raises MissingExtraError, OSError.
+
+    In a process of its own: what hangs there keeps nobody here from ending.
+    """
+    from sereno.adapters.channels import import_apprise
+
+    import_apprise()
+    command = tied([sys.executable, "-P", "-m", "sereno.operate.sender", "--test"])
+    done = subprocess.run(command, input=job_of(settings), stdout=subprocess.PIPE, check=True)
+    return msgspec.json.decode(done.stdout, type=list[tuple[str, str]])
+
+
+def tell_again(ledger: RunLedger, settings: Settings) -> tuple[int, list[Notice]]:
+    """Try all that is untold, also what was given up: how many were told, and what is left.
+
+    Raises LedgerError, MissingExtraError, OSError.
+    """
+    from sereno.adapters.channels import import_apprise
+
+    import_apprise()
+    before = {one.number for one in ledger.untold() if addresses(settings, one.model)}
+    if before:
+        start_sender(settings, None, "--once", "--again").wait()
+    left = [one for one in ledger.untold() if addresses(settings, one.model)]
+    return len(before - {one.number for one in left}), left
 
 
 def end(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_END) -> None:
