@@ -384,7 +384,9 @@ class UpSettings:
     """The settings of `sereno up`: what its runs may take from the machine, and from the API beside them."""
 
     max_runs: int = _setting(1, _whole(1), "How many runs may go on at once; of one model it is always one.")
-    run_nice: int = _setting(10, _whole(0, 19), "How far a run gives way to other processes: 19 is the most.")
+    run_nice: int = _setting(
+        19, _whole(0, 19), "How far a run gives way to other processes: with 19 it gets what nobody else wants."
+    )
     run_cores: int | None = _setting(None, _whole(1), "How many cores a run may use; else all.")
     run_memory_bytes: int | None = _setting(
         None, _whole(1 << 20), "How much memory each process of a run may take; else all there is."

@@ -123,10 +123,11 @@ def what_it_may(limits: UpSettings, log: Callable[[], str]) -> dict[str, object]
 def test_it_gives_way(log: Callable[[], str]) -> None:
     ours = sorted(os.sched_getaffinity(0))
     told = what_it_may(UpSettings(), log)
-    assert told == {"nice": os.nice(0) + 10, "policy": os.SCHED_BATCH, "cores": ours, "memory": -1, "first": 500}
+    assert told == {"nice": 19, "policy": os.SCHED_IDLE, "cores": ours, "memory": -1, "first": 500}
     told = what_it_may(UpSettings(run_nice=0), log)
     assert (told["nice"], told["policy"]) == (os.nice(0), os.SCHED_OTHER)
-    assert what_it_may(UpSettings(run_nice=19), log)["nice"] == 19
+    told = what_it_may(UpSettings(run_nice=10), log)
+    assert (told["nice"], told["policy"]) == (os.nice(0) + 10, os.SCHED_BATCH)
 
 
 def test_it_gets_as_many_cores_as_are_said(log: Callable[[], str]) -> None:
