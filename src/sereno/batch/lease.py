@@ -36,24 +36,37 @@ class HeldLease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LeaseLostError where somebody else may work on the run by now. Asks nobody."""
+        """Raise LeaseLostError where somebody else may work on the run by now. Asks only where nothing was heard for long."""
+        if self._age > LEASE_SECONDS:
+            self._renew()  # it stood still, and perhaps nobody missed it
         if self._lost:
             raise LeaseLostError(
                 "Another process has taken this run over, because this one did not move for too long. Nothing was published "
-                "by this run; see `sereno runs` for what became of the other."
+                "by this one; see `sereno runs` for what became of the other."
             )
-        age = _now() - self._renewed_at
-        if age > LEASE_SECONDS:
-            why = f" ({self._error})" if self._error else ""
+        if self._age > LEASE_SECONDS:
             raise LeaseLostError(
-                f"The lease of this run could not be renewed for {age:.0f} seconds{why}, so that another process may have "
-                "taken the run over. Nothing was published by this run. Start it again: it goes on where it was."
+                f"The lease of this run could not be renewed for {self._age:.0f} seconds, so that another process may have "
+                f"taken the run over: {self._error} Nothing was published by this run. Start it again: it goes on where it was."
             )
+
+    @property
+    def _age(self) -> float:
+        return _now() - self._renewed_at
 
     def confirm(self) -> None:
         """Renew it now, and raise LeaseLostError as `check` does. A ledger that fails is no harm for a while."""
         self._renew()
         self.check()
+
+    def lost(self) -> LeaseLostError | None:
+        """Ask whether somebody else has it by now."""
+        self._renew()
+        try:
+            self.check()
+        except LeaseLostError as error:
+            return error if self._lost else None
+        return None
 
     def end(self) -> None:
         """Give it back. A ledger that cannot be told finds out when the time is over."""

@@ -154,13 +154,16 @@ class _Run:
         try:
             with told("The run stopped"):
                 self._go(state)
-        except SerenoError as error:
+        except SerenoError as failed:
+            error = self._or_lost(failed) if self.report.version is None else failed
             if self.report.version is None:  # else it is published, and an export failed
                 self.report.state = "failed"
             self.report.says = str(error)
             with contextlib.suppress(OSError):  # the first error is the one to tell, say that the disk is full
                 self._end()
             self._tell_failure(error, state, behind)
+            if error is not failed:
+                raise error from failed
             raise
         except BaseException as error:  # a mistake of ours, or Ctrl-C: the report is that of an interrupted attempt
             self._tell_failure(error, state, behind)
@@ -173,6 +176,10 @@ class _Run:
         if self.report.state == "nothing" and behind:
             raise behind
         return self.report
+
+    def _or_lost(self, error: SerenoError) -> SerenoError:
+        """Whoever took the run over has removed what this one worked on: then that is what there is to tell."""
+        return self.held.lost() or error
 
     def _tell_failure(self, error: BaseException, state: State, behind: SerenoError | None) -> None:
         with contextlib.suppress(LedgerError):  # the first error is the one to tell; the next run tells the ledger
@@ -423,6 +430,8 @@ class _Run:
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        if self.snapshot is None:
+            self.held.check()
         self.watcher.stage(name)
         start = perf_counter()
         try:
