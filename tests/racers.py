@@ -14,10 +14,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from sereno import failpoints, home, snapshots, storage
 from sereno.adapters.local import LocalExecutor
@@ -70,14 +71,17 @@ def new_home(folder: Path, ledger: str | None = None) -> Path:
 
 
 def run_here(folder: Path, day: str, *, watcher: Watcher | None = None, **options: Any) -> dict[str, Any]:
-    """One run in this process, as `sereno run --json` tells of it. The working folder becomes the home."""
-    os.chdir(folder)
-    model, settings = load_model(folder / "total.py"), load_settings(folder)
-    executor = LocalExecutor(1, lambda: open_scorer(model, settings))
-    try:
-        report = run(model, settings, executor, when=day, watcher=watcher, who=socket.gethostname(), **options)
-    except SerenoError as error:
-        return {"state": "failed", "error": type(error).__name__, "says": str(error)}
+    """One run in this process, as `sereno run --json` tells of it."""
+    with ExitStack() as stack:
+        stack.enter_context(chdir(folder))
+        stack.enter_context(mock.patch.object(sys, "path", [*sys.path]))
+        stack.callback(sys.modules.pop, "total", None)  # the model file is read anew each time
+        model, settings = load_model(folder / "total.py"), load_settings(folder)
+        executor = LocalExecutor(1, lambda: open_scorer(model, settings))
+        try:
+            report = run(model, settings, executor, when=day, watcher=watcher, who=socket.gethostname(), **options)
+        except SerenoError as error:
+            return {"state": "failed", "error": type(error).__name__, "says": str(error)}
     found: dict[str, Any] = json.loads(report.to_json())
     return found
 
