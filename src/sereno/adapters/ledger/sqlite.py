@@ -37,7 +37,9 @@ _DAMAGES = {
     sqlite3.SQLITE_MISMATCH: "it has values of another kind",
     sqlite3.SQLITE_FORMAT: "it is of another kind",
 }
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _READ_ONLY = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+_UNWRITABLE = (*_READ_ONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 
 
 class _Transaction:
@@ -74,31 +76,46 @@ class SqliteDatabase:
         self._turn = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, ...] = ()  # process, device and inode that the connection is of
+        self._for_once = False  # this connection can only read
         self._copy: tempfile.TemporaryDirectory[str] | None = None
 
     def read(self, work: Callable[[Cursor], T]) -> T:
-        return self._do(work, "BEGIN")
+        return self._do(work, reads=True)
 
     def write(self, work: Callable[[Cursor], T]) -> T:
-        return self._do(work, "BEGIN IMMEDIATE")
+        return self._do(work, reads=False)
 
-    def _do(self, work: Callable[[Cursor], T], begin: str) -> T:
+    def _do(self, work: Callable[[Cursor], T], *, reads: bool) -> T:
         with self._turn, self._translated():
-            connection = self._ready()
-            connection.execute(begin)
-            try:
-                done = work(_Transaction(connection))
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # some errors have rolled back already
-                    connection.execute("ROLLBACK")
-                raise
-            return done
+            for last in (False, False, True):
+                is_old = self._connection is not None
+                try:
+                    return self._once(work, reads)
+                except sqlite3.Error as error:
+                    if _code(error) in _BUSY:
+                        raise
+                    self.close()  # what is mended is found when it is opened again
+                    may_be_mended = is_old and _code(error) == sqlite3.SQLITE_READONLY
+                    if last or not (may_be_mended or self._this() != self._opened):
+                        raise
+            raise AssertionError
+
+    def _once(self, work: Callable[[Cursor], T], reads: bool) -> T:
+        connection = self._ready(reads)
+        connection.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
+        try:
+            done = work(_Transaction(connection))
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # some errors have rolled back already
+                connection.execute("ROLLBACK")
+            raise
+        return done
 
     def close(self) -> None:
         with self._turn:
             connection, self._connection = self._connection, None
-            if connection is not None and self._opened[0] == os.getpid():
+            if connection is not None and self._opened[:1] == (os.getpid(),):
                 # the last to close it writes it back, and may find the disk full: the next one does it
                 with contextlib.suppress(sqlite3.Error):
                     connection.close()
@@ -106,33 +123,33 @@ class SqliteDatabase:
                 self._copy.cleanup()
                 self._copy = None
 
-    def _ready(self) -> sqlite3.Connection:
+    def _ready(self, reads: bool) -> sqlite3.Connection:
         """The connection, to the file that is there now: somebody may have removed or replaced it.
 
         A fork must not use its parent's, and must not close it either.
         """
         this = self._this()
-        if self._connection is not None and this == self._opened:
+        if self._connection is not None and this == self._opened and not self._for_once:
             return self._connection
         self.close()
         if not this:
             _make(self._file)
+        self._opened, self._for_once = self._this(), False
         with _in_place(self._file):
-            connection = self._connect()
+            try:
+                connection = _connected(self._file, "mode=rw")
+            except sqlite3.OperationalError as error:
+                if not reads or _code(error) not in _UNWRITABLE:
+                    raise
+                connection = self._connected_to_read()
+                self._for_once = True  # next time this process may be able to write
         try:
             check(_Transaction(connection), self.shown)
         except BaseException:
             connection.close()
             raise
-        self._connection, self._opened = connection, self._this()
+        self._connection = connection
         return connection
-
-    def verify(self) -> None:
-        """Read every page. Raises LedgerError where one is damaged."""
-        with self._turn, self._translated():
-            for (said,) in self._ready().execute("PRAGMA integrity_check(1)"):
-                if said != "ok":
-                    raise damaged(self.shown, said.partition("\n")[0])
 
     def _this(self) -> tuple[int, ...]:
         """This process and the file that is there; nothing: there is none."""
@@ -142,13 +159,8 @@ class SqliteDatabase:
             return ()
         return (os.getpid(), there.st_dev, there.st_ino)
 
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            return _connected(self._file, "mode=rw")
-        except sqlite3.OperationalError as error:
-            if _code(error) not in _READ_ONLY or not os.access(self._file, os.R_OK):
-                raise
-        # Who may only read finds all the same what is there.
+    def _connected_to_read(self) -> sqlite3.Connection:
+        """Who cannot write, not even what SQLite needs beside the file to read, finds all the same what is there."""
         with contextlib.suppress(sqlite3.OperationalError):
             return _connected(self._file, "mode=ro")  # somebody else has it open
         # Nobody has. What the last one could not write back, if it was killed, lies beside it.
@@ -156,9 +168,13 @@ class SqliteDatabase:
         for path in (self._file, beside(self._file, "-wal")):
             if path.exists():
                 shutil.copyfile(path, Path(self._copy.name) / path.name)
-        connection = _connected(Path(self._copy.name) / self._file.name, "mode=rw")
-        connection.execute("PRAGMA query_only = ON")
-        return connection
+        return _connected(Path(self._copy.name) / self._file.name, "mode=rw")
+
+    def verify(self) -> None:
+        """Read every page. Raises LedgerError where one is damaged."""
+        for (said,) in self.read(lambda cursor: cursor.rows("PRAGMA integrity_check(1)")):
+            if said != "ok":
+                raise damaged(self.shown, str(said).partition("\n")[0])
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -174,13 +190,13 @@ class SqliteDatabase:
 
     def _told(self, error: sqlite3.Error) -> LedgerError:
         code = _code(error)
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if code in _BUSY:
             return LedgerError(
                 f"The ledger {self.shown} is locked: another process has kept it for {BUSY_SECONDS:g} seconds. "
                 "Try again; if that goes on, end whatever has it open, such as a shell of sqlite3."
             )
         full = code == sqlite3.SQLITE_FULL
-        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not full:
+        if code in _UNWRITABLE and not full:
             with contextlib.suppress(OSError):
                 full = shutil.disk_usage(self._file.parent).free <= _LITTLE
         if full:
