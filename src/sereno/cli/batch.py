@@ -49,6 +49,7 @@ def add(commands: Commands) -> None:
     )
     one.add_argument("--workers", type=positive, metavar="N", help="processes; as many as cores if not given")
     one.add_argument("--source", metavar="S", help="read from here instead")
+    one.add_argument("--who", metavar="NAME", help="who starts it, for the ledger; the user if not given")
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -97,7 +98,15 @@ def _run_one(options: argparse.Namespace, at_the_end: contextlib.ExitStack) -> i
         at_the_end.callback(lambda: tell_people(settings, model.name, began, file=model.file, run_key=run_key))
         executor = LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
         with Shown() as watcher:
-            report = run(model, settings, executor, when=options.date, force=options.force, watcher=watcher, who=who())
+            report = run(
+                model,
+                settings,
+                executor,
+                when=options.date,
+                force=options.force,
+                watcher=watcher,
+                who=options.who or who(),
+            )
     run_key = report.run_key
     if options.json:
         write(options, report.to_json().decode())

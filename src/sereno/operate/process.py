@@ -1,0 +1,345 @@
+"""The scheduler's process: `python -P -m sereno.operate.process`, as `sereno up` starts it. Not for people.
+
+It prints one line of JSON once it schedules. SIGTERM ends it, with its runs, which go on when the next one starts; SIGHUP
+has it read settings and model files again. One thread does all of it; another one waits for what takes long: model files
+that are read, a ledger that is repaired. Light: nothing heavy is imported, as it is there for months.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sereno.adapters.ledger import ledger_file
+from sereno.exceptions import LedgerError, SerenoError
+from sereno.interfaces import RunLedger
+from sereno.ledger import BEAT_SECONDS, open_ledger
+from sereno.operate.arrival import Arrivals
+from sereno.operate.daily import Daily
+from sereno.operate.deciding import WHO
+from sereno.operate.declared import Declarations, Declared, declared
+from sereno.operate.notices import Teller
+from sereno.operate.runs import Runs
+from sereno.operate.scheduler import Scheduler
+from sereno.operate.telling import Sending
+from sereno.operate.tied import tied
+from sereno.serve.options import Options
+from sereno.settings import Settings
+from sereno.signals import Signals
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+WRONG_SETTINGS = 2
+_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 2 where the settings are wrong, 1 where another one is to start in its place."""
+    parser = argparse.ArgumentParser(prog="python -m sereno.operate.process", description=__doc__)
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--env")
+    parser.add_argument("--set", action="append", default=[])
+    given = parser.parse_args(arguments)
+    overrides = dict(one.split("=", 1) for one in given.set)
+    options = Options(files=[], home=given.home, env=given.env, overrides=overrides)
+    try:
+        return Process(options, options.settings()).run()
+    except SerenoError as error:
+        _note(str(error))
+        return WRONG_SETTINGS
+
+
+class Errands:
+    """A thread that does what takes long, one after the other, and says when it is done.
+
+    It lives as long as its process: so the processes that it starts may be tied to it.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._todo: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="errands", daemon=True).start()
+
+    def do(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Have it done; `then` is called with the result, or with the SerenoError or OSError, by `finish`."""
+        self._todo.put((work, then))
+
+    def finish(self) -> None:
+        """In the main thread: hear of those that are done."""
+        while True:
+            try:
+                done = self._done.get_nowait()
+            except queue.Empty:
+                return
+            done()
+
+    def _run(self) -> None:
+        while True:
+            work, then = self._todo.get()
+            result: Any
+            try:
+                result = work()
+            except (SerenoError, OSError, subprocess.SubprocessError) as error:
+                result = error
+            self._done.put(lambda result=result, then=then: then(result))  # type: ignore[misc]
+            self._wake()
+
+
+@dataclass(kw_only=True)
+class _Working:
+    """What there is once the model files were read."""
+
+    scheduler: Scheduler
+    arrivals: Arrivals
+
+
+class Process:
+    """See the module."""
+
+    def __init__(self, options: Options, settings: Settings) -> None:
+        self._options, self._settings = options, settings
+        self._command = [sys.executable, "-P", *(f"-W{one}" for one in sys.warnoptions), "-m", "sereno"]
+        self._given = [
+            *(["--home", str(options.home)] if options.home else []),
+            *(["--env", options.env] if options.env else []),
+            *(f"--set={key}={value}" for key, value in options.overrides.items()),
+        ]
+        self._signals = Signals()
+        self._errands = Errands(self._signals.wake)
+        self._ledger: RunLedger = open_ledger(settings)
+        self._file: tuple[int, int] | None = None  # the ledger's, as it was when it was last known to be whole
+        self._repairing = False
+        self._was_repaired = False  # and nothing went well since
+        self._models: dict[str, Declared] = {}  # file → what it declares
+        self._idle: set[str] = set()  # files that are not scheduled, and of which that was said
+        self._runs = Runs(settings.up, [*self._given, "--who", WHO])
+        self._teller = Teller(self._ledger, settings)
+        self._sending = Sending(settings, self._ledger, _note)
+        self._daily = Daily(self._ledger, [*self._command, "prune", "--json", *self._given], _note)
+        self._working: _Working | None = None
+        self._trouble = ""  # what the ledger said last
+        self._code: int | None = None  # how to end
+
+    def run(self) -> int:
+        """Until a signal ends it; the exit code."""
+        with self._signals.caught(SIGNALS):
+            self._look_at_ledger()
+            self._read_models()
+            while self._code is None:
+                self._turn()
+            self._end()
+        return self._code
+
+    def _turn(self) -> None:
+        self._wait()
+        self._heed_signals()
+        self._errands.finish()
+        if self._working is not None and self._code is None and not self._repairing:
+            self._tick(self._working.scheduler)
+
+    def _wait(self) -> None:
+        """Until something happens, or is due; the clock may have been set meanwhile."""
+        pause = BEAT_SECONDS
+        if self._working is not None and not self._repairing and not self._trouble:
+            wake = self._working.scheduler.next_wake()
+            pause = min(pause, max(0.0, (wake - _now()).total_seconds()))
+        select.select([self._signals], [], [], pause)
+
+    def _heed_signals(self) -> None:
+        try:
+            numbers = self._signals.read()
+        except BlockingIOError:
+            return
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self._code = 0
+        elif signal.SIGHUP in numbers:
+            self._reload()
+
+    # Settings and model files
+
+    def _reload(self) -> None:
+        try:
+            settings = self._options.settings()
+        except SerenoError as error:
+            _note(f"the settings were read again and refused; those before stay: {error}")
+            return
+        if (settings.home, settings.ledger) != (self._settings.home, self._settings.ledger):
+            _note("the home or the ledger is another one now: the scheduler starts again.")
+            self._code = 1
+            return
+        self._settings = self._teller.settings = self._sending.settings = settings
+        self._runs.limits = settings.up
+        self._read_models()
+
+    def _read_models(self) -> None:
+        files = [model.file for model in self._settings.models.values() if model.file is not None]
+        options = self._options
+        self._errands.do(
+            lambda: declared(files, home=options.home, env=options.env, overrides=options.overrides),
+            lambda found: self._take_up(found, [os.path.abspath(file) for file in files]),
+        )
+
+    def _take_up(self, found: Declarations | Exception, files: Sequence[str]) -> None:
+        """From now on these models are scheduled; what a file that fails declared before stays."""
+        if isinstance(found, Exception):
+            _note(f"the model files could not be read: {found}")
+            found = Declarations()
+        models = {one.file: one for one in found.models}
+        for one in found.failed:
+            stays = one.file in self._models
+            _note(
+                f"{one.file} is not scheduled{' as it is now: what it declared before stays' if stays else ''}. {one.says}"
+            )
+        kept = {file: self._models[file] for file in files if file in self._models and file not in models}
+        self._models = kept | models
+        for idle in self._models.values():
+            if not idle.has_input and idle.file not in self._idle:
+                self._idle.add(idle.file)
+                _note(f"{idle.name} is not scheduled: it has no source and no `read`.")
+        chosen = [one for one in self._models.values() if one.scheduled and one.has_input]
+        self._sending.files = {one.name: Path(one.file) for one in chosen}
+        if self._working is None:
+            self._begin(chosen)
+        else:
+            self._working.arrivals.update(chosen)
+            self._working.scheduler.reload(chosen)
+            self._working.scheduler.most_runs = self._settings.up.max_runs
+
+    def _begin(self, chosen: Sequence[Declared]) -> None:
+        options = self._options
+        arrivals = Arrivals(chosen, home=options.home, env=options.env, overrides=options.overrides, tell=_note)
+        threading.Thread(target=self._pass_on, args=[arrivals], name="woken", daemon=True).start()
+        scheduler = Scheduler(
+            self._ledger,
+            chosen,
+            home=self._settings.home.resolve(),
+            starter=self._runs,
+            arrivals=arrivals,
+            teller=self._teller,
+            clock=_now,
+            random=random.random,
+            most_runs=self._settings.up.max_runs,
+            log=_note,
+        )
+        self._working = _Working(scheduler=scheduler, arrivals=arrivals)
+        names = [one.name for one in chosen]
+        says = f"Schedules {', '.join(names)}." if names else "Schedules nothing: see the log."
+        sys.stdout.write(json.dumps({"pid": os.getpid(), "models": names, "says": says}) + "\n")
+        sys.stdout.flush()
+
+    def _pass_on(self, arrivals: Arrivals) -> None:
+        """What wakes those who wait for an event, for one who waits for a signal."""
+        while arrivals.woken.wait():
+            arrivals.woken.clear()
+            self._signals.wake()
+
+    # The ledger
+
+    def _tick(self, scheduler: Scheduler) -> None:
+        if self._is_another():
+            self._repair()
+            return
+        try:
+            scheduler.tick()
+            self._sending.look()
+            if scheduler.leads:
+                self._daily.look(quiet=not self._runs.busy)
+        except LedgerError as error:
+            self._stumble(error)
+        else:
+            if self._trouble:
+                _note("the ledger can be used again.")
+            self._trouble, self._was_repaired = "", False
+
+    def _stumble(self, error: LedgerError) -> None:
+        """Said once; the next beat tries again, and goes on where this one was."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            _note(self._trouble)
+        if error.damaged and not self._was_repaired:
+            self._repair()
+
+    def _look_at_ledger(self) -> None:
+        """At the start: one that knows nothing of what is published, or is damaged, is made whole first."""
+        try:
+            if not self._ledger.newest(_EVER) and any(self._settings.home.glob("predictions/*/_delta_log")):
+                self._repair()
+        except LedgerError as error:
+            self._stumble(error)
+        self._file = _identity(ledger_file(self._settings.home))
+
+    def _is_another(self) -> bool:
+        """Whether the ledger's file is not the one it was: somebody has removed or replaced it."""
+        return self._settings.ledger is None and _identity(ledger_file(self._settings.home)) != self._file
+
+    def _repair(self) -> None:
+        """Have the ledger made, or made whole; then the ticks go on."""
+        self._repairing = True
+        command = tied([*self._command, "repair", "--json", *self._given])
+        self._errands.do(
+            lambda: subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False),
+            self._is_repaired,
+        )
+
+    def _is_repaired(self, done: subprocess.CompletedProcess[bytes] | Exception) -> None:
+        self._repairing, self._was_repaired = False, True
+        self._file = _identity(ledger_file(self._settings.home))
+        if isinstance(done, Exception):
+            _note(f"the ledger could not be repaired: {done}.")
+        elif done.returncode:
+            _note("the ledger could not be repaired.")
+        else:
+            told = json.loads(done.stdout)
+            aside = f" What was damaged is at {told['aside']}." if told["aside"] else ""
+            _note(f"the ledger was made whole from what is published ({sum(told['added'].values())} runs).{aside}")
+
+    # The end
+
+    def _end(self) -> None:
+        ended = self._runs.stop(self._settings.up.stop_seconds)
+        if self._working is not None:
+            self._working.arrivals.close()
+            try:
+                self._working.scheduler.stop(ended)
+            except LedgerError as error:
+                _note(f"what was going on is found out by the next scheduler: {error}")
+        self._sending.stop()
+        self._daily.stop()
+        self._ledger.close()
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        known = os.stat(file)
+    except OSError:
+        return None
+    return known.st_dev, known.st_ino
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _note(text: str) -> None:
+    """A line of the log."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"sereno: {text}\n")
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
