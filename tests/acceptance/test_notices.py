@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.project import DAY, NEXT_DAY, Project
+from tests.acceptance.test_up import Up
 from tests.channels import MailServer, Webhook
 
 SECRET = "s3cr3t-t0ken"
@@ -128,3 +129,26 @@ def test_a_test_of_the_addresses(project: Project, webhook: Webhook) -> None:
     done = project.sereno("notify", "--test", code=1)
     assert SECRET not in done.stdout + done.stderr
     assert "apprise knows no such address" in done.stdout
+
+
+def test_beside_sereno_up(project: Project, webhook: Webhook) -> None:
+    """The scheduler has people told, also what somebody's own run has found; and health knows that it is at work."""
+    told_by(project, webhook.address(f"/{SECRET}"))
+    project.write("sereno.toml", 'workers = 1\n[models.total]\nfile = "total.py"\nready = "off"\n')
+    with Up(project.folder, "--no-api", **project.variables) as up:
+        (title,) = webhook.wait_for(1)
+        day = title.removeprefix("total failed for ")
+        assert webhook.told[0]["type"] == "failure"
+        assert f"sereno run total --date {day}" in webhook.told[0]["message"]
+        told = project.json("health", code=1)
+        assert [one["what"] for one in told["wrong"]] == ["failed"]
+        assert told["scheduler"]
+        project.rows(day, 50)
+        project.run(day)
+        assert webhook.wait_for(2)[1:] == [f"total has recovered: {day} is published"]
+        assert project.json("health")["ok"]
+        assert up.stop() == 0
+        log = up.log
+    assert SECRET not in log
+    assert [one["what"] for one in project.json("health", code=1)["wrong"]] == ["scheduler"]
+    no_secret_is_kept(project.folder)
