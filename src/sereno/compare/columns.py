@@ -164,7 +164,7 @@ def median_size(column: ColumnProfile | None) -> float:
         return 0.0
     low, high, counts = column.ends()
     sizes = np.abs(low / 2 + high / 2)
-    some = sizes > 0
+    some = (low > 0) | (high < 0)  # the bin around 0 has the zeros
     if not some.any():
         return 0.0
     order = np.argsort(sizes[some])
