@@ -16,6 +16,7 @@ import pytest
 from tests.acceptance.project import DAY, NEXT_DAY, Project
 
 PAGE = 4096
+USUAL_PAGES = {0, 4, 18, 22, 26, 30, 34}
 GOES_ON = "Nothing was published by this run. Mend that, then start it again: it goes on where it was."
 
 
@@ -78,7 +79,7 @@ def test_a_task_that_fills_the_disk(on_disk: Project, small_disk: Path) -> None:
     assert on_disk.orphans() == set()
 
 
-@pytest.mark.parametrize("pages", some(0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, usual={0, 2, 4, 8, 12, 16}))
+@pytest.mark.parametrize("pages", some(0, 1, 2, 4, 8, 12, *range(15, 46), usual=USUAL_PAGES))
 def test_a_disk_that_fills_up_anywhere(on_disk: Project, small_disk: Path, pages: int) -> None:
     old = on_disk.published()
     filler = fill(small_disk, but=pages)
@@ -86,9 +87,9 @@ def test_a_disk_that_fills_up_anywhere(on_disk: Project, small_disk: Path, pages
     filler.unlink()
     seen = on_disk.published()
     if "error" in said:
-        assert said["error"] in ("StorageError", "ExportError")
+        assert said["error"] in ("StorageError", "ExportError", "LedgerError")
         assert "the disk is full" in said["says"], said["says"]
-        if said["says"].endswith(GOES_ON):
+        if said["says"].endswith((GOES_ON, "Nothing was published by this run.")):
             assert seen == old
         else:
             assert "Version 2 is in service" in said["says"] or "Version 2 is published" in said["says"]

@@ -285,7 +285,9 @@ class _Run:
 
     def _begin(self) -> None:
         """There is something to do: the ledger is told, once."""
-        if self.record.running(self.report.attempt):
+        with _nothing_published():
+            begins = self.record.running(self.report.attempt)
+        if begins:
             failpoint("ledger_running")
 
     def _publish(self, state: State) -> None:
