@@ -108,7 +108,7 @@ def test_a_changed_model(project: Project) -> None:
 def test_a_difference_within_the_tolerance_is_none(project: Project) -> None:
     change = (PRODUCT, 'pc.multiply(rows["x"], weight * (1 + 1e-7))')
     challenger(project, change)
-    assert compare(project)["differ"] == 1_990  # all but those near 0, where the median size counts
+    assert 1_980 < compare(project)["differ"] < 1_999  # all but those near 0, where the median size counts
     challenger(project, change, ('source="input', 'tolerance=1e-6, source="input'), name="total3.py")
     found = compare(project, "total3.py")
     assert (found["differ"], found["same"], found["tolerance"]) == (0, True, 1e-6)
