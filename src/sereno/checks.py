@@ -6,6 +6,8 @@ the vector only finds it; the reason comes from `values.py`, the reference.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -36,6 +38,8 @@ class Checked:
     table: pa.Table  # the rows that fit, in canonical types
     kept: npt.NDArray[np.int64] | None  # their positions in the batch; None: all of them
     refused: list[tuple[int, str]]  # position and reason of each other row
+    # the least and the greatest number of columns, of those where checking found them anyway
+    extremes: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 def check_table(
@@ -56,6 +60,7 @@ def check_table(
     arrays: list[pa.Array] = []
     originals: list[pa.Array | None] = []
     masks: list[Mask | None] = []
+    extremes: dict[str, tuple[float, float]] = {}
     for column in chosen:
         if column.name not in given:
             arrays.append(default_array(column, table.num_rows))
@@ -63,14 +68,14 @@ def check_table(
             masks.append(ALL_FINE)
             continue
         original = one_array(column_of(table, column.name))
-        array, bad = check_column(column, original, door)
+        array, bad = check_column(column, original, door, extremes)
         arrays.append(array)
         originals.append(original)
         masks.append(bad)
     canonical = pa.Table.from_arrays(arrays, schema=row.arrow_schema(chosen))
     found = [m for m in masks if m is not None]
     if not found:
-        return Checked(table=canonical, kept=None, refused=[])
+        return Checked(table=canonical, kept=None, refused=[], extremes=extremes)
     bad_rows = np.logical_or.reduce(found)
     refused = []
     for position in np.flatnonzero(bad_rows).tolist():
@@ -107,9 +112,12 @@ def python_value(array: pa.Array, position: int) -> Any:
         return one.to_string()
 
 
-def check_column(column: Column, array: pa.Array, door: Door = "typed") -> tuple[pa.Array, Mask | None]:
+def check_column(
+    column: Column, array: pa.Array, door: Door = "typed", extremes: dict[str, tuple[float, float]] | None = None
+) -> tuple[pa.Array, Mask | None]:
     """The canonical array (null where a value does not fit) and which values do not fit.
 
+    Where it finds out the least and the greatest number anyway, it puts them into `extremes`, under the column's name.
     Raises InputError where the array's type is none that the column's values could have.
     """
     if pa.types.is_dictionary(array.type):
@@ -123,10 +131,28 @@ def check_column(column: Column, array: pa.Array, door: Door = "typed") -> tuple
     elif door == "text":
         converted, bad = _parse(column, array)
     else:
-        converted, bad = _convert(column, array)
+        converted, bad = (_fine_floats(column, array, extremes) if extremes is not None else None) or _convert(
+            column, array
+        )
     if converted.null_count and not column.nullable:
         bad = _or(bad, _mask(pc.is_null(converted)))
-    return converted, _or(bad, _broken_rules(column, converted))
+    return converted, _or(
+        bad, _broken_rules(column, converted, None if extremes is None else extremes.get(column.name))
+    )
+
+
+def _fine_floats(
+    column: Column, array: pa.Array, extremes: dict[str, tuple[float, float]]
+) -> tuple[pa.Array, Mask | None] | None:
+    """What `_convert` gives for numbers without a null, NaN or infinity: at the same price, it tells the extremes."""
+    if column.kind != "float" or not pa.types.is_float64(array.type) or array.null_count or not len(array):
+        return None
+    x = array.to_numpy()
+    least, greatest = float(x.min()), float(x.max())  # NaN, should there be one
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        return None
+    extremes[column.name] = (least, greatest)
+    return array, ALL_FINE
 
 
 def mistyped(column: Column, found: pa.DataType) -> InputError:
@@ -360,11 +386,11 @@ def _one_by_one(column: Column, array: pa.Array, door: Door) -> tuple[pa.Array, 
     return pa.array(values, column.arrow_type), _any(bad)
 
 
-def _broken_rules(column: Column, array: pa.Array) -> Mask | None:
+def _broken_rules(column: Column, array: pa.Array, extremes: tuple[float, float] | None) -> Mask | None:
     """Bounds, choices, lengths and patterns; nulls break none."""
     bad = ALL_FINE
     if any(getattr(column, name) is not None for name in ("ge", "gt", "le", "lt")):
-        bad = _or(bad, _out_of_bounds(column, array))
+        bad = _or(bad, _out_of_bounds(column, array, extremes))
     if column.choices:
         known = pc.is_in(array, value_set=pa.array(column.choices, column.arrow_type))
         bad = _or(bad, _any(~_mask(pc.or_(known, array.is_null()))))
@@ -381,9 +407,8 @@ def _broken_rules(column: Column, array: pa.Array) -> Mask | None:
     return bad
 
 
-def _out_of_bounds(column: Column, array: pa.Array) -> Mask | None:
-    extremes = pc.min_max(array)
-    low, high = extremes["min"].as_py(), extremes["max"].as_py()
+def _out_of_bounds(column: Column, array: pa.Array, extremes: tuple[float, float] | None) -> Mask | None:
+    low, high = extremes or (pc.min_max(array)[name].as_py() for name in ("min", "max"))
     if low is None:
         return ALL_FINE
     # whole columns first: two comparisons tell whether any value is out, and mostly none is

@@ -33,7 +33,7 @@ Bins = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]  # places and counts
 
 @dataclass(kw_only=True)
 class ColumnProfile:
-    """One column. Rows, nulls, least, greatest and total are exact.
+    """One column. Rows, nulls, least and greatest are exact.
 
     The rest is counted over `looked_at` rows: all of them, or a sample that stands for them, whose counts are scaled up.
     """

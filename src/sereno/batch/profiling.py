@@ -1,15 +1,16 @@
 """Counting: the profile of a task's rows, in the pass that scores them.
 
-Outputs are counted whole. Of inputs, rows, nulls, least, greatest and total are exact; bins, categories and different
-values are counted over a sample: at most SAMPLE rows of each batch, one at random from each of as many equal stretches.
-The same rows are always the same sample.
+Outputs are counted whole. Of inputs, rows, nulls, least and greatest are exact; the total, bins and categories are counted
+over a sample: at most SAMPLE rows of each batch, one at random from each of as many equal stretches, which stands for its
+stretch. The same rows are always the same sample. Different values, which are dear to count, are counted over fewer yet.
 """
 
 from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,12 @@ import pyarrow.compute as pc
 
 from sereno.batch.profile import (
     FINEST,
+    MOST_BINS,
     MOST_CATEGORIES,
     NUMBERS,
     SKETCH_BITS,
     Bins,
     ColumnProfile,
-    Floats,
     Profile,
     as_dict,
     coarsened,
@@ -39,11 +40,11 @@ from sereno.schema import Column
 if TYPE_CHECKING:
     from datasketches import hll_sketch
 
-SAMPLE = 2_048  # rows of a batch
-FEW = 256  # of them, whose different values are counted; of a task's first batch, all
-AT_ONCE = 262_144  # numbers that are waiting to be put into bins
-
-Positions = npt.NDArray[np.int64]
+SAMPLE = 1_024  # rows of a batch
+AT_ONCE = 32_768  # rows (of samples) that are counted at once, which costs little more than counting a few
+FEW = 256  # of them, whose different values are counted; of a task's first ones, SAMPLE
+WIDEST = 65_536  # apart: whole numbers that are counted without being sorted
+NOT_KNOWN: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
 
 class ProfileBuilder:
@@ -51,35 +52,47 @@ class ProfileBuilder:
 
     def __init__(self, columns: Sequence[Column], *, sampled: bool = False) -> None:
         self._columns = [_counter(c) for c in columns]
+        self._names = [c.name for c in columns]
         self._sampled = sampled
-        self._random = np.random.default_rng(0)
-        self._is_first = True
+        self._spread = np.empty(0, np.int64)  # positions of the sample in the largest batch so far
+        self._largest = 0
+        self._weight = 1  # how many rows one of the sample stands for
+        self._few = SAMPLE
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
 
-    def add(self, table: pa.Table) -> None:
-        """Count a batch of rows, which has the columns among others."""
+    def add(self, table: pa.Table, extremes: Mapping[str, tuple[float, float]] = NOT_KNOWN) -> None:
+        """Count a batch of rows, which has the columns among others. `extremes`: the least and the greatest number of some."""
         rows = table.num_rows
         if not rows:
             return
-        stride = max(1, -(-rows // SAMPLE))
-        spread = self._spread(rows, stride)  # of a whole profile, too: different values are dear to count
-        few = spread if self._is_first else spread[:: max(1, -(-len(spread) // FEW))]
-        self._is_first = False
-        sample, weight = (spread, stride) if self._sampled and stride > 1 else (None, 1)
-        for counter in self._columns:
-            array = one_array(table.column(counter.column.name))
-            counter.add(array, sample, weight, few if len(few) < rows else None)
+        if self._sampled and rows > self._largest:
+            self._flush()
+            self._largest, self._weight = rows, -(-rows // SAMPLE)
+            self._spread = _spread(rows, self._weight)
+        if self._waiting_rows + rows // self._weight > AT_ONCE:
+            self._flush()
+        table = table.select(self._names)
+        for counter, column in zip(self._columns, table.columns, strict=True):
+            counter.add(column, extremes.get(counter.column.name))
+        if self._weight > 1:
+            table = table.take(pa.array(self._spread[: np.searchsorted(self._spread, rows)]))
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
 
     def build(self) -> Profile:
+        self._flush()
         return {c.column.name: c.build() for c in self._columns}
 
-    def _spread(self, rows: int, stride: int) -> Positions:
-        """A position from each stretch of so many rows."""
-        starts: Positions = np.arange(0, rows, stride)
-        if stride == 1:
-            return starts
-        # at random, as rows may well come in turns: every second one a guarantor, say
-        starts += self._random.integers(0, stride, len(starts))
-        return np.minimum(starts, rows - 1, out=starts)
+    def _flush(self) -> None:
+        if not self._waiting_rows:
+            return
+        table = pa.concat_tables(self._waiting)
+        few, self._few = slice(None, None, -(-table.num_rows // self._few)), FEW
+        self._waiting, self._waiting_rows = [], 0
+        for counter, column in zip(self._columns, table.columns, strict=True):
+            counter.profile.looked_at += table.num_rows
+            counter.count(one_array(column), self._weight, few)
 
 
 class _Counter:
@@ -88,119 +101,90 @@ class _Counter:
     def __init__(self, column: Column) -> None:
         self.column = column
         self.profile = ColumnProfile(kind=column.kind, choices=len(column.choices))
+        self._sketch: hll_sketch | None = None
 
-    def add(self, array: pa.Array, sample: Positions | None, weight: int, few: Positions | None) -> None:
-        """Count a batch. `sample` and `few` are positions in it; None: all."""
-        self.profile.rows += len(array)
-        self.profile.nulls += array.null_count
-        self.profile.looked_at += len(array) if sample is None else len(sample)
-        self.count(array, sample, weight, few)
+    def add(self, batch: pa.ChunkedArray, extremes: tuple[Any, Any] | None) -> None:
+        """What is exact, of all rows."""
+        self.profile.rows += len(batch)
+        self.profile.nulls += batch.null_count
 
-    def count(self, array: pa.Array, sample: Positions | None, weight: int, few: Positions | None) -> None:
+    def count(self, array: pa.Array, weight: int, few: slice) -> None:
+        """The rest, of all rows or a sample, each of which stands for `weight` rows."""
         self.profile.uncounted = True
 
     def build(self) -> ColumnProfile:
+        if self._sketch is not None:
+            self.profile.sketch = base64.b64encode(self._sketch.serialize_compact()).decode()
         return self.profile
 
-    def widen(self, least: Any, greatest: Any) -> None:
-        p = self.profile
-        p.least = least if p.least is None else min(p.least, least)
-        p.greatest = greatest if p.greatest is None else max(p.greatest, greatest)
+    def widen(self, extremes: tuple[Any, Any] | None) -> None:
+        """Take account of a least and a greatest value."""
+        if extremes is None:
+            return
+        profile, (least, greatest) = self.profile, extremes
+        profile.least = least if profile.least is None or least < profile.least else profile.least
+        profile.greatest = greatest if profile.greatest is None or greatest > profile.greatest else profile.greatest
 
-
-class _Sketch:
-    """An estimate of how many different values there are."""
-
-    def __init__(self) -> None:
-        self._sketch: hll_sketch | None = None
-        self.rows = 0
-
-    def add(self, values: list[Any], rows: int) -> None:
+    def tell_apart(self, values: list[Any], rows: int) -> None:
+        """Count different values of so many rows."""
         if self._sketch is None:
             from datasketches import hll_sketch
 
             self._sketch = hll_sketch(SKETCH_BITS)
         deque(map(self._sketch.update, values), maxlen=0)  # the fastest loop that there is
-        self.rows += rows
-
-    def put_into(self, profile: ColumnProfile) -> None:
-        if self._sketch is not None:
-            profile.sketch = base64.b64encode(self._sketch.serialize_compact()).decode()
-            profile.distinct_of = self.rows
+        self.profile.distinct_of += rows
 
 
 class _Numbers(_Counter):
     def __init__(self, column: Column) -> None:
         super().__init__(column)
-        self._waiting: list[Floats] = []
-        self._waiting_rows, self._weight = 0, 1
-        self._bins: Bins = (np.empty(0, np.uint64), np.empty(0, np.int64))
-        self._shift = FINEST
-        self._sketch = _Sketch()
+        self._bins: list[Bins] = []
+        self._shift = -1
 
-    def count(self, array: pa.Array, sample: Positions | None, weight: int, few: Positions | None) -> None:
-        profile = self.profile
-        numbers = pc.cast(array, pa.float64(), safe=False) if self.column.kind != "float" else array
-        missing: Any = None
+    def add(self, batch: pa.ChunkedArray, extremes: tuple[Any, Any] | None) -> None:
+        super().add(batch, extremes)
+        self.widen(extremes or _extremes(one_array(batch)))
+
+    def count(self, array: pa.Array, weight: int, few: slice) -> None:
+        if self.column.kind == "decimal":
+            array = pc.cast(array, pa.float64(), safe=False)
+        some = array[few]
+        self.tell_apart(some.drop_null().to_numpy().tolist(), len(some))
+        x = array.to_numpy(zero_copy_only=False)  # nulls become NaN
         if array.null_count:
-            missing = array.is_null().to_numpy(zero_copy_only=False)
-            numbers = numbers.fill_null(0.0)
-        x: Floats = numbers.to_numpy(zero_copy_only=False)
-        known = x if missing is None else x[~missing]
-        if len(known):
-            if self.column.kind == "int":  # exact: above 2**53 two values may be one float
-                self.widen(*(pc.min_max(array)[k].as_py() for k in ("min", "max")))
-            else:
-                self.widen(float(known.min()), float(known.max()))
-            with np.errstate(over="ignore", invalid="ignore"):
-                profile.total = finite(profile.total + float(known.sum()))
-        self._wait(known if sample is None else _without(x, sample, missing), weight)
-        exact = array if self.column.kind == "int" and array.null_count == 0 else None
-        seen = _without(x if exact is None else exact.to_numpy(), few, missing)
-        self._sketch.add(seen.tolist(), len(array) if few is None else len(few))
+            x = x[~np.isnan(x)]
+        if not len(x):
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.profile.total = finite(self.profile.total + float(x.sum(dtype=np.float64)) * weight)
+        if self._shift < 0:  # a few tell how fine bins can be: at the finest, all would have to be sorted
+            self._shift = coarsened(counted(place_of(x[:SAMPLE].astype(np.float64), FINEST)), FINEST)[1]
+        if x.dtype.kind == "i":
+            numbers, counts = _counted(x)
+            new = counted(place_of(numbers.astype(np.float64), self._shift), counts)
+        else:
+            new = _counted(place_of(x, self._shift))
+        self._bins.append((new[0], new[1] * weight))
+        if sum(len(places) for places, _ in self._bins) > 16 * MOST_BINS:
+            self._join()
 
     def build(self) -> ColumnProfile:
-        self._flush()
-        if len(self._bins[0]):
-            self.profile.bins, self.profile.shift = as_dict(self._bins), self._shift
-        self._sketch.put_into(self.profile)
-        return self.profile
+        if self._bins:
+            self._join()
+            self.profile.bins, self.profile.shift = as_dict(self._bins[0]), self._shift
+        return super().build()
 
-    def _wait(self, x: Floats, weight: int) -> None:
-        """Many batches are put into bins at once: that costs as much as one."""
-        if weight != self._weight or self._waiting_rows + len(x) > AT_ONCE:
-            self._flush()
-        self._weight = weight
-        self._waiting.append(x)
-        self._waiting_rows += len(x)
-
-    def _flush(self) -> None:
-        if not self._waiting_rows:
-            return
-        places = place_of(np.concatenate(self._waiting), self._shift)
-        self._waiting, self._waiting_rows = [], 0
-        least = places.min()
-        if places.max() - least < 4 * len(places):  # else it would be mostly counts of nothing
-            counts = np.bincount((places - least).astype(np.int64))
-            found = np.flatnonzero(counts)
-            new = (found.astype(np.uint64) + least, counts[found] * self._weight)
-        else:
-            new = counted(places)
-            new = (new[0], new[1] * self._weight)
-        both = (np.concatenate([a, b]) for a, b in zip(self._bins, new, strict=True))
-        self._bins, self._shift = coarsened(counted(*both), self._shift)
+    def _join(self) -> None:
+        places, counts = (np.concatenate(some) for some in zip(*self._bins, strict=True))
+        joined, self._shift = coarsened(counted(places, counts), self._shift)
+        self._bins = [joined]
 
 
 class _Texts(_Counter):
     """Texts and booleans."""
 
-    def __init__(self, column: Column) -> None:
-        super().__init__(column)
-        self._sketch = _Sketch()
-
-    def count(self, array: pa.Array, sample: Positions | None, weight: int, few: Positions | None) -> None:
-        looked = array if sample is None else array.take(pa.array(sample))
-        values = pc.value_counts(looked.drop_null())
+    def count(self, array: pa.Array, weight: int, few: slice) -> None:
+        values = pc.value_counts(array.drop_null())
         names, amounts = values.field("values"), values.field("counts").to_numpy() * weight
         most = max(MOST_CATEGORIES, len(self.column.choices))
         part = ColumnProfile(choices=self.profile.choices)
@@ -212,19 +196,18 @@ class _Texts(_Counter):
         part.categories = dict(zip(texts, amounts.tolist(), strict=True))
         self.profile.categories, self.profile.others = most_frequent([self.profile, part])
         if self.column.kind == "str":
-            seen = array if few is None else array.take(pa.array(few))
-            self._sketch.add(pc.unique(seen.drop_null()).to_pylist(), len(seen))
-
-    def build(self) -> ColumnProfile:
-        self._sketch.put_into(self.profile)
-        return self.profile
+            some = array[few]
+            self.tell_apart(pc.unique(some.drop_null()).to_pylist(), len(some))
 
 
 class _Dates(_Counter):
-    def count(self, array: pa.Array, sample: Positions | None, weight: int, few: Positions | None) -> None:
-        extremes = pc.min_max(array)
-        if extremes["min"].as_py() is not None:
-            self.widen(*(extremes[k].as_py().isoformat() for k in ("min", "max")))
+    def add(self, batch: pa.ChunkedArray, extremes: tuple[Any, Any] | None) -> None:
+        super().add(batch, extremes)
+        found = _extremes(batch)
+        self.widen(found and (found[0].isoformat(), found[1].isoformat()))
+
+    def count(self, array: pa.Array, weight: int, few: slice) -> None:
+        pass  # their distribution moves with every data date
 
 
 def _counter(column: Column) -> _Counter:
@@ -235,8 +218,31 @@ def _counter(column: Column) -> _Counter:
     return _Dates(column) if column.kind in ("date", "datetime") else _Counter(column)
 
 
-def _without(x: Any, positions: Positions | None, missing: Any) -> Any:
-    """Those of the values at the positions (None: of all) that are not missing."""
-    if positions is None:
-        return x if missing is None else x[~missing]
-    return x[positions] if missing is None else x[positions][~missing[positions]]
+def _spread(rows: int, stride: int) -> npt.NDArray[np.int64]:
+    """A position from each stretch of so many rows."""
+    starts: npt.NDArray[np.int64] = np.arange(0, rows, stride)
+    # at random, as rows may well come in turns: every second one a guarantor, say
+    starts += np.random.default_rng(0).integers(0, stride, len(starts))
+    return np.minimum(starts, rows - 1, out=starts)
+
+
+def _extremes(array: pa.Array | pa.ChunkedArray) -> tuple[Any, Any] | None:
+    """The least and the greatest value; None: there are only nulls."""
+    if isinstance(array, pa.DoubleArray | pa.Int64Array) and array.null_count == 0:  # numpy is ten times as fast
+        x = array.to_numpy()
+        return x.min().item(), x.max().item()
+    found = pc.min_max(array)
+    least, greatest = found["min"].as_py(), found["max"].as_py()
+    if least is None:
+        return None
+    return (float(least), float(greatest)) if pa.types.is_decimal(array.type) else (least, greatest)
+
+
+def _counted(x: Any) -> tuple[Any, npt.NDArray[np.int64]]:
+    """Each of some whole numbers, and how often it is there."""
+    least = x.min()
+    if int(x.max()) - int(least) >= WIDEST:
+        return counted(x)
+    counts = np.bincount((x - least).view(np.int64))
+    found = np.flatnonzero(counts)
+    return found.view(x.dtype) + least, counts[found]

@@ -116,6 +116,8 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
                     checked = json_rows.decode(batch)
                 else:
                     checked = check_table(model.inputs, batch, "text" if piece.kind == "text" else "typed")
+            with clock("profile"):  # now, while the rows are still in the processor's cache
+                inputs_profile.add(checked.table, checked.extremes)
             with clock("predict"):
                 scored = scorer.score(checked.table)
             with clock("write"):
@@ -123,8 +125,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
                     data, row_key = row_as_json(batch, position, key_names)
                     rejects.add(rows_in + position, row_key, reason, data)
                 writer.write(scored.table)
-            with clock("profile"):
-                inputs_profile.add(checked.table)
+            with clock("profile2"):
                 profile.add(scored.table)
             rows_in += len(batch)
             progress(len(batch))
