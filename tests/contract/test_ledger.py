@@ -98,6 +98,20 @@ def test_each_change_of_state_is_kept(ledger: RunLedger) -> None:
     assert ledger.transitions("churn", entry(2).run_key) == []
 
 
+def test_what_becomes_of_a_published_run_is_kept_too(ledger: RunLedger) -> None:
+    published = entry(state="published", version=1)
+    later = [published.since + timedelta(seconds=n) for n in range(4)]
+    behind = replace(published, since=later[1], reason="ExportError: no room", not_before=later[3])
+    rolled_back = replace(behind, since=later[3], reason="Version 1 was rolled back.", who="ana", not_before=None)
+    moved(ledger, published, behind, replace(behind, since=later[2], tries=2), rolled_back)
+    found = ledger.transitions("churn", published.run_key)
+    assert [(t.at, t.before, t.after, t.reason, t.who) for t in found] == [
+        (published.since, None, "published", "", published.who),
+        (later[1], "published", "published", "ExportError: no room", published.who),
+        (later[3], "published", "published", "Version 1 was rolled back.", "ana"),
+    ]
+
+
 @pytest.mark.parametrize("before", [None, *STATES])
 def test_a_move_from_another_state_than_expected_changes_nothing(ledger: RunLedger, before: RunState | None) -> None:
     given = entry(state=before or "due")
