@@ -133,7 +133,9 @@ def is_late(entry: Entry, model: Scheduled, now: datetime) -> bool:
 
 
 def late_at(entry: Entry, model: Scheduled, now: datetime) -> datetime:
-    return max(entry.data_time + timedelta(seconds=model.deadline_seconds), min(entry.since, now) + GRACE)
+    deadline = entry.data_time + timedelta(seconds=model.deadline_seconds)
+    since = entry.since if entry.since <= now else entry.data_time  # a clock that was ahead wrote it down
+    return max(deadline, since + GRACE)
 
 
 def without_data(entry: Entry, model: Scheduled, says: str, now: datetime) -> Entry:
