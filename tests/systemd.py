@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +27,16 @@ mount -t tmpfs tmpfs "$PLACE/memory"
 mkdir "$PLACE"/memory/{upper,work,root}
 R="$PLACE/memory/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$PLACE/memory/upper,workdir=$PLACE/memory/work" "$R"
-for folder in $SHOWN; do mkdir -p "$R$folder"; mount --bind "$folder" "$R$folder"; done
+for pair in $SHOWN; do mkdir -p "$R${pair#*:}"; mount --bind "${pair%:*}" "$R${pair#*:}"; done
+for folder in $OPEN; do chmod o+rx "$R$folder"; done
 mount -t proc proc "$R/proc"
 mount -t tmpfs tmpfs "$R/run"
 mount -t tmpfs tmpfs "$R/dev"
 mkdir "$R"/dev/{pts,shm}
 for device in null zero full random urandom tty; do touch "$R/dev/$device"; mount --bind "/dev/$device" "$R/dev/$device"; done
 ln -s /proc/self/fd "$R/dev/fd"
+mount -t devpts devpts "$R/dev/pts" -o newinstance,ptmxmode=0666
+ln -s pts/ptmx "$R/dev/ptmx"
 mount --rbind /sys "$R/sys"
 mount -t tmpfs tmpfs "$R/sys/fs/cgroup"
 mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup"
@@ -97,10 +100,13 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def booted(place: Path, units: dict[str, str], *, shown: list[Path]) -> Iterator[Systemd]:
-    """A systemd that has started the units (name → text); `shown`: folders that are the same within and outside.
+def booted(
+    place: Path, units: dict[str, str], *, shown: Mapping[Path, str], readable: Sequence[Path] = ()
+) -> Iterator[Systemd]:
+    """A systemd that has started the units (name → text).
 
-    `place` is an empty folder outside of every folder that is shown.
+    `shown`: folders that are the same within, with what they are called there. `readable`: what everybody within may read,
+    as far as the folders above it go. `place` is a folder of the test's own.
     """
     (place / "memory").mkdir(parents=True)
     (place / "units").mkdir()
@@ -114,7 +120,8 @@ def booted(place: Path, units: dict[str, str], *, shown: list[Path]) -> Iterator
         "PATH": os.environ["PATH"],
         "PLACE": str(place),
         "GROUP": str(group),
-        "SHOWN": " ".join(map(str, shown)),
+        "SHOWN": " ".join(f"{outside}:{inside}" for outside, inside in shown.items()),
+        "OPEN": " ".join(str(folder) for path in readable for folder in (path, *path.parents)),
     }
     with (place / "log").open("wb") as log:
         outer = subprocess.Popen(

@@ -1,0 +1,151 @@
+"""`sereno deploy server`: its units run under a real systemd, with all that they are not allowed to."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import systemd
+from tests.acceptance.project import Project
+
+ROOT = Path(__file__).parents[2]
+WHY_NOT = systemd.missing()
+NEEDS_SYSTEMD = pytest.mark.skipif(bool(WHY_NOT), reason=f"units cannot be run here: {WHY_NOT}")
+INSIDE = "/srv/bank"
+PYTHON = sys.executable
+SPY = """
+from pathlib import Path
+for place in ("predictions/x", ".sereno/x", "total.py", "/etc/x", "/root/x", "/usr/x"):
+    try:
+        Path(place).write_text("x")
+        print(place, "written")
+    except OSError as error:
+        print(place, error.strerror)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project whose model reads what does not depend on the date."""
+    project = Project.new(tmp_path / "bank")
+    text = project.folder.joinpath("total.py").read_text()
+    project.write("total.py", text.replace("input/{data_date}/*.parquet", "input/2024-05-01/*.parquet"))
+    project.write("sereno.toml", '[serve]\nport = 8017\n[models.total]\nfile = "total.py"\n')
+    project.rows("2024-05-01", 100)
+    return project
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def units_of(project: Project, *options: str) -> dict[str, str]:
+    """What the command writes, as of a project that lies in /srv."""
+    project.sereno("deploy", "server", "--to", "units", "--user", "daemon", "--memory", "2G", *options)
+    found = (project.folder / "units").iterdir()
+    return {unit.name: unit.read_text().replace(str(project.folder), INSIDE) for unit in found}
+
+
+def give_away(project: Project) -> None:
+    """As the steps say that are printed: what the service writes is its user's."""
+    for name in ("predictions", "exports", ".sereno"):
+        shutil.rmtree(project.folder / name, ignore_errors=True)
+        (project.folder / name).mkdir()
+        shutil.chown(project.folder / name, "daemon", "daemon")
+
+
+@NEEDS_SYSTEMD
+def test_the_service_runs_and_may_do_nothing_else(project: Project, tmp_path: Path) -> None:
+    units = units_of(project)
+    assert [*units] == ["bank.service"]
+    unit = units["bank.service"]
+    spy = unit.replace("Type=notify\n", "Type=oneshot\n").replace("Restart=always\n", "Restart=no\n")
+    spy = spy.replace("-P -m sereno up", "spy.py").replace("SyslogIdentifier=bank", "SyslogIdentifier=spy")
+    project.write("spy.py", SPY)
+    give_away(project)
+    with systemd.booted(
+        tmp_path / "systemd",
+        {**units, "spy.service": spy},
+        shown={project.folder: INSIDE},
+        readable=[ROOT, Path(PYTHON).resolve()],
+    ) as booted:
+        until(lambda: booted.state("bank.service") != "activating")
+        assert booted.state("bank.service") == "active", booted.journal("bank.service")
+        versions = project.folder / "predictions" / "total" / "_delta_log"
+        until(lambda: versions.is_dir() and len(list(versions.glob("*.json"))) == 1)
+        until(lambda: '"version":1' in booted.run("curl", "-sm3", "http://localhost:8017/predictions/8", check=False))
+        assert (project.folder / ".sereno").owner() == "daemon"
+        assert "Schedules total." in booted.journal("bank.service")
+
+        # killed, it is back
+        before = booted.run("systemctl", "show", "--value", "--property=MainPID", "bank.service").strip()
+        booted.run("kill", "-9", before)
+        until(lambda: before not in booted.run("systemctl", "show", "--property=MainPID", "bank.service"))
+        until(lambda: booted.state("bank.service") == "active")
+        until(lambda: '"version":1' in booted.run("curl", "-sm3", "http://localhost:8017/predictions/8", check=False))
+
+        until(lambda: booted.state("spy.service") in ("inactive", "failed"))
+        said = dict(
+            line.split(" ", 1)
+            for line in booted.journal("spy.service").splitlines()
+            if line.startswith(("/", ".", "p", "t"))
+        )
+        denied = "Read-only file system"
+        assert {name: said[name] for name in ("predictions/x", ".sereno/x", "total.py", "/etc/x", "/usr/x")} == {
+            "predictions/x": "written",
+            ".sereno/x": "written",
+            "total.py": denied,
+            "/etc/x": denied,
+            "/usr/x": denied,
+        }
+        assert said["/root/x"] in (denied, "Permission denied")
+
+        booted.run("systemctl", "stop", "bank.service")
+        result = booted.run("systemctl", "show", "--property=Result,ExecMainStatus", "bank.service")
+        assert result.split() == ["Result=success", "ExecMainStatus=0"]
+
+
+@NEEDS_SYSTEMD
+def test_a_timer_starts_a_run(project: Project, tmp_path: Path) -> None:
+    units = units_of(project, "--timers")
+    assert sorted(units) == ["bank-api.service", "bank-run-total.service", "bank-run-total.timer"]
+    # due at once, in place of midnight
+    lines = units["bank-run-total.timer"].splitlines()
+    timer = ["OnActiveSec=1" if line.startswith("OnCalendar=") else line for line in lines]
+    units["bank-run-total.timer"] = "\n".join(line for line in timer if not line.startswith("Persistent="))
+    give_away(project)
+    with systemd.booted(
+        tmp_path / "systemd", units, shown={project.folder: INSIDE}, readable=[ROOT, Path(PYTHON).resolve()]
+    ) as booted:
+        log = project.folder / "predictions" / "total" / "_delta_log"
+        until(lambda: log.is_dir() and len(list(log.glob("*.json"))) == 1)
+        until(lambda: booted.state("bank-run-total.service") == "inactive")
+        shown = booted.run("systemctl", "show", "--property=Result", "bank-run-total.service")
+        assert shown.strip() == "Result=success", booted.journal("bank-run-total.service")
+        until(lambda: '"version":1' in booted.run("curl", "-sm3", "http://localhost:8017/predictions/8", check=False))
+
+
+def test_what_is_written_and_said(project: Project) -> None:
+    said = project.sereno("deploy", "server", "--user", "daemon").stdout
+    assert said.startswith(f"Wrote {project.folder}/deploy/bank.service\nRead them, then as root:\n")
+    assert "systemctl enable --now bank.service" in said
+    done = project.json("deploy", "server", "--user", "daemon", "--to", "elsewhere", "--timers")
+    names = ["bank-api.service", "bank-run-total.service", "bank-run-total.timer"]
+    assert done == {"written": [f"{project.folder}/elsewhere/{name}" for name in names]}
+
+
+def test_a_project_without_settings_is_refused(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")}
+    command = [PYTHON, "-m", "sereno", "deploy", "server", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["says"].startswith("There is no sereno.toml in")
