@@ -108,5 +108,17 @@ def test_the_ledger_forgets_old_runs_but_the_newest(project: Project) -> None:
     assert done["runs in the ledger"] == 2
 
 
+def test_what_a_killed_comparison_left_goes(project: Project) -> None:
+    left = project.folder / ".sereno" / "compare" / "0123456789ab" / "part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x" * 1000)
+    assert project.json("prune") == {
+        "dry_run": False,
+        "bytes": 1000,
+        "pruned": [{"model": "", "what": "comparisons that were killed", "count": 1, "size": 1000}],
+    }
+    assert not left.exists()
+
+
 def test_an_unknown_model_is_named(project: Project) -> None:
     assert "There is no model 'nobody'" in project.json("prune", "nobody", code=1)["says"]

@@ -24,7 +24,8 @@ TRIES = 100  # a thread that scores may be writing its last batch into the folde
 def temporary_folder(home: Path) -> Iterator[Path]:
     """An empty folder of this process alone."""
     place, locks = home / ".sereno" / "compare", home / ".sereno" / "locks"
-    _remove_leftovers(place, locks)
+    for folder in leftovers(home):
+        remove(home, folder)
     name = secrets.token_hex(6)
     lock = _lock(locks, name)
     with exclusive(lock, "Two comparisons chose one name. Start this again."):
@@ -60,12 +61,17 @@ def _lock(locks: Path, name: str) -> Path:
     return locks / f"compare.{name}"
 
 
-def _remove_leftovers(place: Path, locks: Path) -> None:
+def leftovers(home: Path) -> list[Path]:
+    """Folders of comparisons that were killed."""
     # a lock is taken before its folder is made, so a folder without one is nobody's
-    for folder in place.glob("*"):
-        if not is_held(_lock(locks, folder.name)):
-            _remove(folder)
-            _lock(locks, folder.name).unlink(missing_ok=True)
+    locks = home / ".sereno" / "locks"
+    return [folder for folder in (home / ".sereno" / "compare").glob("*") if not is_held(_lock(locks, folder.name))]
+
+
+def remove(home: Path, folder: Path) -> None:
+    """Remove what a comparison left."""
+    _remove(folder)
+    _lock(home / ".sereno" / "locks", folder.name).unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sereno.compare.temporary import leftovers, remove
 from sereno.config import Settings
 from sereno.home import AS_IT_WAS, Home
 from sereno.ledger import open_ledger
@@ -41,6 +42,7 @@ def prune(settings: Settings, models: Sequence[str], *, dry_run: bool = False) -
     with told(f"The home {settings.home} cannot be pruned", AS_IT_WAS):
         for name in models:
             found += _of_model(Home(settings, name), dry_run)
+        found.append(_of_comparisons(settings.home, dry_run))
     longest = max((_kept_days(settings, name) for name in models), default=None)
     if longest is not None:
         ledger = open_ledger(settings)
@@ -65,6 +67,15 @@ def _of_model(home: Home, dry_run: bool) -> Iterator[Pruned]:
             shutil.rmtree(folder)
         for lock in locks:
             lock.unlink(missing_ok=True)
+
+
+def _of_comparisons(home: Path, dry_run: bool) -> Pruned:
+    folders = leftovers(home)
+    pruned = Pruned(model="", what="comparisons that were killed", count=len(folders), size=sum(map(_size, folders)))
+    if not dry_run:
+        for folder in folders:
+            remove(home, folder)
+    return pruned
 
 
 def _old_reports(home: Home, before: datetime) -> list[Path]:
