@@ -186,6 +186,36 @@ def _holding(schedule: str, zone: ZoneInfo, moment: datetime) -> Interval:
     return Interval(start=start, end=end, alone=_alone(before, start, end))
 
 
+class _Cron(CronSim):
+    """CronSim goes from hour to hour by 3,600 seconds. Where a zone turns its clock by half an hour (Lord Howe), that would
+    leave out times that are due: here it goes to the beginning of the next hour, and to the end of the one before."""
+
+    def advance_hour(self) -> bool:
+        if self.dt.hour in self.hours:
+            return False
+        self.dt = self.dt.replace(minute=0, second=0)
+        while self.dt.hour not in self.hours:
+            self.tick(3600 - 60 * self.dt.minute)
+            if self.dt.hour == 0:
+                break  # another day: it has to match, too
+        return True
+
+    def reverse_hour(self) -> bool:
+        if self.dt.hour in self.hours:
+            return False
+        self.dt = self.dt.replace(minute=59, second=59)
+        while self.dt.hour not in self.hours:
+            self.tick(3600)
+            if self.dt.hour == 23:
+                break
+        while self.dt.minute != 59 and self.dt.tzinfo is not None:
+            later = (self.dt.astimezone(UTC) + timedelta(minutes=1)).astimezone(self.dt.tzinfo)
+            if later.hour != self.dt.hour:
+                break
+            self.dt = later
+        return True
+
+
 def _alone(before: datetime, start: datetime, end: datetime) -> bool:
     return before.date() != start.date() != end.date()
 
@@ -193,12 +223,12 @@ def _alone(before: datetime, start: datetime, end: datetime) -> bool:
 def _due_until(schedule: str, zone: ZoneInfo, moment: datetime) -> Iterator[datetime]:
     """Due times at or before a moment, latest first."""
     moment = moment.astimezone(UTC)
-    ticks = CronSim(schedule, (moment + _MARGIN).astimezone(zone), reverse=True)
+    ticks = _Cron(schedule, (moment + _MARGIN).astimezone(zone), reverse=True)
     return (tick for tick in ticks if tick.astimezone(UTC) <= moment)
 
 
 def _due_after(schedule: str, zone: ZoneInfo, moment: datetime) -> Iterator[datetime]:
     """Due times after a moment, earliest first."""
     moment = moment.astimezone(UTC)
-    ticks = CronSim(schedule, (moment - _MARGIN).astimezone(zone))
+    ticks = _Cron(schedule, (moment - _MARGIN).astimezone(zone))
     return (tick for tick in ticks if tick.astimezone(UTC) > moment)

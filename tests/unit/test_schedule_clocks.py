@@ -28,6 +28,7 @@ SCHEDULES = {
     "15,45 0,1,2,3 * * *": ([15, 45], [0, 1, 2, 3], False),
     "0 * * * *": ([0], range(24), True),
     "*/20 1 * * *": ([0, 20, 40], [1], True),
+    "*/20 2 * * *": ([0, 20, 40], [2], True),
 }
 
 
@@ -97,6 +98,12 @@ def test_intervals_about_the_changes_of_the_clock(zone: str) -> None:
     for number, change in enumerate(times[-4:]):
         schedule = [*SCHEDULES][number % len(SCHEDULES)] if number else "30 2 * * *"
         check(schedule, zone, change - timedelta(hours=30), change + timedelta(hours=30))
+
+
+@pytest.mark.parametrize("schedule", ["*/20 1 * * *", "*/20 2 * * *"])
+def test_half_an_hour_is_no_hour(schedule: str) -> None:
+    for change in [*changes(ZoneInfo("Australia/Lord_Howe"))][:4]:
+        check(schedule, "Australia/Lord_Howe", change - timedelta(hours=30), change + timedelta(hours=30))
 
 
 @pytest.mark.soak
