@@ -9,11 +9,11 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pytest
 
-from sereno.batch.gates import Baseline, Gate, Judged, judge
-from sereno.batch.profile import Profile
+from sereno.batch.gates import Baseline, Gate, Judged, judge, settings_of
+from sereno.batch.profile import ColumnProfile, Profile, StoredProfile
 from sereno.batch.profiling import ProfileBuilder
 from sereno.schema import row_type
-from sereno.settings import GateSettings
+from sereno.settings import ColumnSettings, GateSettings
 from sereno.snapshots import Snapshot
 
 
@@ -119,3 +119,129 @@ def test_constant(scores: list[float | None], bands: list[str | None], answered:
 def test_what_is_said_of_a_constant() -> None:
     assert verdicts(profile=profile([0.5] * 10, ["A"] * 10))["constant"].says == "every row got the same prediction"
     assert verdicts(profile=profile([0.5, 0.6] * 5, ["A"] * 10))["constant"].says == "predictions differ"
+
+
+# Columns by themselves
+
+
+def test_limits_of_one_column() -> None:
+    some = profile([1.0, 2.0, None, 4.0], ["A", None, None, None])
+    found = verdicts(profile=some, columns={"score": ColumnSettings(max_null_share=0.2)})
+    assert not found["nulls of score"].passed
+    assert found["nulls of score"].says == "25.0% of score are null; at most 20%"
+    assert (found["nulls of score"].column, found["nulls of score"].side) == ("score", "output")
+    assert (found["nulls of score"].value, found["nulls of score"].limit) == (0.25, 0.2)
+    assert verdicts(profile=some, columns={"band": ColumnSettings(max_null_share=0.75)})["nulls of band"].passed
+    # features are judged where they are named only, and an input may have the name of an output
+    assert "nulls of input score" not in verdicts(inputs=some)
+    both = verdicts(profile=some, inputs=some, columns={"score": ColumnSettings(max_null_share=0.001)})
+    assert both["nulls of input score"].says == "25.0% of score are null; at most 0.1%"
+    assert (both["nulls of score"].level, both["nulls of input score"].side) == ("held", "input")
+
+
+def test_settings_are_found_whatever_the_capitals_of_a_variable() -> None:
+    own = {"income": ColumnSettings(max_null_share=0.1)}
+    assert settings_of(own, "Income") is own["income"]
+    assert settings_of(own, "other") == ColumnSettings()
+
+
+def test_constant_columns() -> None:
+    some = profile([0.5] * 10, ["A", "B"] * 5)
+    assert verdicts(profile=some)["constant"].passed
+    held = verdicts(profile=some, columns={"score": ColumnSettings(constant="hold")})
+    assert (held["constant score"].passed, held["constant score"].says) == (False, "every row has the same score")
+    assert verdicts(profile=some, columns={"band": ColumnSettings(constant="hold")})["constant band"].passed
+    # a column that may be constant is not asked
+    assert not verdicts(profile=some, columns={"band": ColumnSettings(constant="allow")})["constant"].passed
+    allowed = {name: ColumnSettings(constant="allow") for name in ("score", "band")}
+    assert verdicts(profile=profile([0.5] * 10, ["A"] * 10), columns=allowed)["constant"].passed
+    assert not verdicts(inputs=some, columns={"score": ColumnSettings(constant="hold")})["constant input score"].passed
+
+
+# Drift
+
+
+SCORES: list[float | None] = [i / 1_000 for i in range(1_000)]
+OTHER: list[float | None] = [0.1 + i / 1_000 for i in range(1_000)]
+BANDS: list[str | None] = ["A", "B"] * 500
+
+
+def baseline(outputs: Profile, inputs: Profile | None = None, **given: Any) -> Baseline:
+    stored = StoredProfile(attempt="a", inputs=inputs or {}, outputs=outputs)
+    return Baseline(snapshot=last(1_000), **{"profile": stored} | given)
+
+
+def drift(
+    before: list[float | None] = SCORES, now: list[float | None] = OTHER, side: str = "output", **given: Any
+) -> dict[str, Gate]:
+    a, b = profile(before, BANDS[: len(before)]), profile(now, BANDS[: len(now)])
+    if side == "output":
+        return verdicts(profile=b, baseline=baseline(a), **given)
+    return verdicts(inputs=b, baseline=baseline({}, a), **given)
+
+
+def test_drift_of_an_output() -> None:
+    found = drift()["drift of score"]
+    value = found.value or 0
+    assert 0.25 < value < 2
+    assert (found.level, found.passed, found.column, found.side, found.limit) == (
+        "held",
+        False,
+        "score",
+        "output",
+        0.25,
+    )
+    assert found.says == f"PSI {value:.3f} against version 7 (2026-05-01); at most 0.25"
+    assert drift()["drift of band"].level == "passed"
+    assert (drift(now=SCORES)["drift of score"].value, drift(now=SCORES)["drift of score"].limit) == (0, 0.1)
+    warned = drift(settings={"hold_output_psi": 5})["drift of score"]
+    assert (warned.level, warned.passed, warned.limit) == ("warned", True, 0.1)
+    assert drift(settings={"hold_output_psi": 5, "warn_output_psi": 5})["drift of score"].level == "passed"
+
+
+def test_a_limit_is_what_is_still_fine() -> None:
+    value = drift()["drift of score"].value
+    assert drift(settings={"hold_output_psi": value})["drift of score"].level == "warned"
+    assert drift(settings={"hold_output_psi": value, "warn_output_psi": value})["drift of score"].level == "passed"
+
+
+def test_drift_of_an_input() -> None:
+    found = drift(side="input")
+    assert (found["drift of input score"].level, found["drift of input score"].side) == ("warned", "input")
+    assert found["drift of inputs"].says == "PSI at most 0.000, of band; 1 features against version 7 (2026-05-01)"
+    assert "drift of input band" not in found  # told together
+    assert drift(side="input", settings={"hold_input_psi": 0.2})["drift of input score"].level == "held"
+    assert "drift of input score" not in drift(side="input", settings={"warn_input_psi": 5})
+
+
+def test_drift_of_a_column_with_limits_of_its_own() -> None:
+    for side, name in (("output", "score"), ("input", "input score")):
+        assert drift(side=side, columns={"score": ColumnSettings(hold_psi=0.2)})[f"drift of {name}"].level == "held"
+        lenient = {"score": ColumnSettings(hold_psi=5, warn_psi=5)}
+        assert drift(side=side, columns=lenient).get(f"drift of {name}", found_fine).level == "passed"
+
+
+found_fine = Gate(name="drift", passed=True, says="")
+
+
+def test_what_drift_is_not_judged() -> None:
+    assert not [name for name in verdicts(profile=profile(SCORES, BANDS)) if "drift" in name]  # the first night
+    few = drift(SCORES[:999], OTHER, answered=1_000)
+    assert "drift of score" not in few
+    assert few["drift"].says.startswith("not judged: ")
+    assert drift(SCORES, OTHER[:999], answered=999)["drift"].says == (
+        "not judged: it takes 1,000 rows here and in version 7 (2026-05-01)"
+    )
+    old = verdicts(profile=profile(SCORES, BANDS), baseline=baseline({}, profile=None))["drift"]
+    assert (old.level, old.says) == (
+        "passed",
+        "not judged, as version 7 (2026-05-01) has no profile: it was published before profiles were kept",
+    )
+    other = verdicts(profile=profile(SCORES, BANDS), baseline=baseline({"another": ColumnProfile()}))["drift"]
+    assert other.says == "not judged: no column can be compared with those of version 7 (2026-05-01)"
+
+
+def test_a_profile_that_is_gone_holds() -> None:
+    gone = baseline({}, profile=None, trouble="drift could not be judged: it is missing.")
+    found = verdicts(profile=profile(SCORES, BANDS), baseline=gone)["drift"]
+    assert (found.level, found.says) == ("held", "drift could not be judged: it is missing.")

@@ -153,7 +153,7 @@ def _drift(settings: GateSettings, columns: Columns, run: Judged) -> Iterator[Ga
     yield from told
     if others:
         most = max(others, key=lambda gate: gate.value or 0.0)
-        says = f"{len(others):,} are much as before: the greatest PSI is {most.value:.3f}, of {most.column}"
+        says = f"PSI at most {most.value:.3f}, of {most.column}; {len(others):,} features against {base.name}"
         yield Gate(name="drift of inputs", passed=True, says=says, column=most.column, side="input", value=most.value)
     if not told and not others:
         few = run.answered < ENOUGH or base.snapshot.rows < ENOUGH

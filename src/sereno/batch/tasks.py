@@ -125,7 +125,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
                     data, row_key = row_as_json(batch, position, key_names)
                     rejects.add(rows_in + position, row_key, reason, data)
                 writer.write(scored.table)
-            with clock("profile2"):
+            with clock("profile"):
                 profile.add(scored.table)
             rows_in += len(batch)
             progress(len(batch))
