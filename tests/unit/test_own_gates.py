@@ -1,0 +1,150 @@
+"""Gates that a model file declares: what they are given, and what becomes of each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sereno import Key, Model, Profile, Secret, Warn
+from sereno.batch.gates import Gate
+from sereno.batch.own_gates import judge_own, own_gates
+from sereno.batch.parts import WrittenPart
+from sereno.batch.profiling import ProfileBuilder
+from sereno.config import load_settings
+from sereno.exceptions import PredictError, SettingsError
+
+
+class Row(TypedDict):
+    id: Key[int]
+    age: float
+
+
+class Score(TypedDict):
+    score: float
+    note: str | None
+
+
+OUTPUT = pa.table({"id": [1, 2, 3], "score": [0.5, 0.25, 0.75], "note": ["a", None, "b"]})
+
+
+def part(folder: Path, name: str, table: pa.Table) -> WrittenPart:
+    path = folder / "k=v" / f"{name}.parquet"  # which is no partition
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path)
+    return WrittenPart(path=str(path), rows=table.num_rows, size=0, sha256="", stats="")
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Callable[..., list[Gate]]:
+    """Judge functions as a model's gates, over two parts."""
+
+    def judge(*functions: Callable[..., Any], values: Mapping[str, str] | None = None) -> list[Gate]:
+        model = Model("m", inputs=Row, outputs=Score)
+        for function in functions:
+            model.gate(function)
+        (tmp_path / "sereno.toml").write_text("[values]\nmost = 0.6\n")
+        settings = load_settings(tmp_path, overrides=values or {}, environ={})
+        builder = ProfileBuilder(model.outputs.columns)
+        builder.add(OUTPUT)
+        profile = Profile(inputs={}, outputs=builder.build())
+        parts = [part(tmp_path, "0", OUTPUT.slice(0, 2)), part(tmp_path, "1", OUTPUT.slice(2))]
+        return judge_own(model, settings, profile, parts)
+
+    return judge
+
+
+def test_what_a_gate_may_answer(judged: Callable[..., list[Gate]]) -> None:
+    answers: dict[str, Any] = {
+        "none": None, "true": True, "numpy_true": np.bool_(True), "false": False, "numpy_false": np.bool_(False),
+        "text": "too few adults", "warning": Warn("few adults"),
+    }  # fmt: skip
+
+    def gate_that(answer: Any, name: str) -> Callable[..., Any]:
+        def gate(profile: Profile) -> Any:
+            return answer
+
+        gate.__name__ = name
+        return gate
+
+    found = judged(*(gate_that(answer, name) for name, answer in answers.items()))
+    assert [(g.name, g.level, g.passed, g.says) for g in found] == [
+        ("gate none", "passed", True, "passed"),
+        ("gate true", "passed", True, "passed"),
+        ("gate numpy_true", "passed", True, "passed"),
+        ("gate false", "held", False, "false returned False"),
+        ("gate numpy_false", "held", False, "numpy_false returned False"),
+        ("gate text", "held", False, "too few adults"),
+        ("gate warning", "warned", True, "few adults"),
+    ]
+    assert own_gates([Gate(name="rejects", passed=True, says=""), *found]) == found
+
+
+@pytest.mark.parametrize("answer", [0, 1.0, "", "  ", Warn(""), [], pd.Series([True])], ids=repr)
+def test_what_is_no_verdict_fails_the_run(judged: Callable[..., list[Gate]], answer: Any) -> None:
+    def fine(profile: Profile) -> Any:
+        return answer
+
+    with pytest.raises(PredictError, match=r"test_own_gates\.py:\d+: gate fine returned (.|\n)*Valid are None or True"):
+        judged(fine)
+
+
+def test_what_a_gate_is_given(judged: Callable[..., list[Gate]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERENO_SECRET_TOKEN", "s3cret")
+    seen: dict[str, Any] = {}
+
+    def only_profile(profile: Profile, most: float, token: Secret, least: int = 1) -> bool:
+        column = profile.outputs["score"]
+        seen["profile"] = (column.rows, column.nulls, column.least, column.greatest, column.mean, column.distinct)
+        seen["values"] = (most, str(token), least)
+        return (column.quantile(0.5) or 0) < most and profile.outputs["note"].categories == {"a": 1, "b": 1}
+
+    def as_pandas(profile: Profile, predictions: pd.DataFrame) -> bool:
+        seen["pandas"] = predictions.to_dict("list")
+        return True
+
+    def as_polars(profile: Profile, predictions: pl.DataFrame, *, most: float) -> bool:
+        seen["polars"] = predictions.rows()
+        return True
+
+    def as_arrow(profile: Profile, predictions: pa.Table) -> bool:
+        seen["arrow"] = predictions
+        return True
+
+    assert all(g.passed for g in judged(only_profile, as_pandas, as_polars, as_arrow))
+    assert seen["profile"] == (3, 0, 0.25, 0.75, 0.5, 3)
+    assert seen["values"] == (0.6, "s3cret", 1)
+    assert list(seen["pandas"]) == ["id", "score", "note"]
+    assert seen["pandas"]["id"] == [1, 2, 3]
+    assert seen["polars"] == [(1, 0.5, "a"), (2, 0.25, None), (3, 0.75, "b")]
+    assert seen["arrow"].column_names == ["id", "score", "note"]
+
+
+def test_a_gate_that_raises_is_named_by_its_line(judged: Callable[..., list[Gate]]) -> None:
+    def broken(profile: Profile) -> bool:
+        return len(profile.outputs["scroe"].bins) > 1  # this line
+
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# this line"))
+    with pytest.raises(
+        PredictError, match=rf"test_own_gates\.py:{line}: gate broken raised KeyError: 'scroe'\. Nothing was"
+    ):
+        judged(broken)
+
+
+def test_a_value_that_nothing_gives_is_told(judged: Callable[..., list[Gate]]) -> None:
+    def strict(profile: Profile, unknown: float) -> bool:
+        return True
+
+    with pytest.raises(SettingsError, match="nothing gives strict its parameter 'unknown'"):
+        judged(strict)
+
+
+def test_without_gates_nothing_is_read(judged: Callable[..., list[Gate]]) -> None:
+    assert judged() == []
