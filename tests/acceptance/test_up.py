@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from tests.acceptance.project import Project
+from tests.acceptance.project import MODEL, Project
 from tests.acceptance.server import PATIENCE, Server
 
 SETTINGS = """
@@ -24,6 +31,7 @@ workers = 1
 [models.total]
 file = "total.py"
 log = "off"
+ready = "off"
 """
 
 
@@ -183,6 +191,7 @@ def test_the_api_is_started_again(shop: Project) -> None:
         up.wait_for("sereno: the API was ended by signal 9. Another one starts now.")
         up.wait_for(r"sereno: the API is back \(pid \d+\)")
         assert up.api() != pid
+        assert ask(up) == 6  # on the port that it had, though any would do
 
 
 def test_nobody_outlives_it_and_the_next_one_starts_at_once(shop: Project) -> None:
@@ -194,3 +203,153 @@ def test_nobody_outlives_it_and_the_next_one_starts_at_once(shop: Project) -> No
         with Up(shop.folder, "--no-schedule", "--port", str(port)) as following:
             assert ask(following) == 6
             following.until(lambda: not any(one.is_running() and one.status() != "zombie" for one in left), "be alone")
+
+
+# Runs
+
+
+def published(shop: Project, model: str = "total") -> list[Any]:
+    """The versions of a model, once there is one."""
+    if not (shop.folder / "predictions" / model / "_delta_log").exists():
+        return []
+    return list(shop.look("versions", model))
+
+
+def test_a_fresh_project_publishes_last_night_by_itself(shop: Project) -> None:
+    with Up(shop.folder) as up:
+        assert up.told["scheduler"]["models"] == ["total"]
+        up.wait_for(r"^total \d{4}-\d\d-\d\d: published as version 1: 1,000 predictions, 0 rejects\.$")
+        assert published(shop)[0]["data_date"] in nights()
+        found = f"{up.url}/predictions/7"
+        up.until(lambda: httpx.get(found, timeout=PATIENCE).status_code == 200, "answer from it")
+        assert httpx.get(found).json()["prediction"]["y"] == 7 / 8 * 2
+        assert up.stop() == 0
+    assert len(published(shop)) == 1
+
+
+SAYS_WHAT_IT_MAY = """
+    if Path(__file__).with_name("ask").exists():
+        import json, resource
+        print(json.dumps([os.nice(0), os.sched_getscheduler(0), len(os.sched_getaffinity(0)),
+                          resource.getrlimit(resource.RLIMIT_DATA)[0]]))
+"""
+
+
+def test_runs_keep_to_their_limits_and_write_to_one_log(shop: Project) -> None:
+    shop.write("total.py", MODEL.replace("    return pa.table", SAYS_WHAT_IT_MAY + "    return pa.table"))
+    shop.write("ask", "")
+    shop.write("sereno.toml", f"{SETTINGS}\n[up]\nrun_nice = 7\nrun_cores = 1\nrun_memory_bytes = 4_000_000_000\n")
+    with Up(shop.folder) as up:
+        (line,) = up.wait_for(r"^total \d{4}-\d\d-\d\d: \[")
+        assert json.loads(line.partition(": ")[2]) == [os.nice(0) + 7, os.SCHED_BATCH, 1, 4_000_000_000]
+        assert psutil.Process(up.api() or 0).nice() == os.nice(0)
+        up.until(lambda: published(shop), "publish")
+
+
+def test_a_run_that_wants_more_memory_than_it_may_fails_alone(shop: Project) -> None:
+    shop.write("total.py", MODEL.replace("    return pa.table", "    bytearray(8_000_000_000)\n    return pa.table"))
+    shop.write("sereno.toml", f"{SETTINGS}\n[up]\nrun_memory_bytes = 4_000_000_000\n")
+    with Up(shop.folder) as up:
+        up.wait_for(r"^total \d{4}-\d\d-\d\d: sereno: .*MemoryError")
+        up.until(lambda: shop.look("runs", "total")[-1]["state"] == "failed", "tell that it failed")
+    assert published(shop) == []
+
+
+WAITS = """
+    Path(__file__).with_name("began").touch()
+    while Path(__file__).with_name("wait").exists():
+        import time
+        time.sleep(0.01)
+"""
+
+
+def test_a_run_that_is_cut_off_goes_on_with_the_next_one(shop: Project) -> None:
+    shop.write("total.py", MODEL.replace("    return pa.table", WAITS + "    return pa.table"))
+    shop.write("wait", "")
+    with Up(shop.folder, "--set", "up.stop_seconds=0.5") as up:
+        up.until(lambda: (shop.folder / "began").exists(), "begin")
+        runs = up.runs()
+        assert len(runs) == 1
+        assert up.stop() == 0
+        assert not psutil.pid_exists(runs[0])
+    assert published(shop) == []
+    (shop.folder / "wait").unlink()
+    with Up(shop.folder) as up:
+        up.until(lambda: published(shop), "publish")
+    assert len(published(shop)) == 1
+
+
+def test_a_schedule_that_is_changed_counts_from_then_on(shop: Project) -> None:
+    with Up(shop.folder) as up:
+        up.until(lambda: published(shop), "publish")
+        shop.write("other.py", MODEL.replace('"total"', '"other"'))
+        shop.write("sereno.toml", SETTINGS + '[models.other]\nfile = "other.py"\nlog = "off"\n')
+        up.until(lambda: published(shop, "other"), "publish the new model, too")
+        up.until(lambda: httpx.get(f"{up.url}/models/other/predict").status_code == 405, "serve it")
+
+
+# Whatever is killed
+
+TARGETS: dict[str, Callable[[Up], list[int]]] = {
+    "up": lambda up: [up.pid],
+    "the API": lambda up: up.below("serve"),
+    "a worker of the API": lambda up: up.workers(),
+    "the scheduler": lambda up: up.below("sereno.operate.process"),
+    "a run": lambda up: up.runs(),
+    "any": lambda up: up.below(),  # workers of a run, the compactor, what reads model files
+}
+# Of 20; a run that is killed is tried again after some seconds, so of those there are few
+OFTEN = {"up": 2, "the API": 3, "a worker of the API": 4, "the scheduler": 4, "a run": 1, "any": 6}
+SLOW = MODEL.replace("    return pa.table", "    import time\n    time.sleep(0.2)\n    return pa.table")
+
+
+@pytest.mark.parametrize(
+    ("twenties", "days", "names"),
+    [(1, 3, 2), pytest.param(10, 25, 4, marks=[pytest.mark.soak, pytest.mark.timeout(0)])],
+)
+def test_whatever_is_killed_comes_back_and_each_night_is_published_once(
+    shop: Project, twenties: int, days: int, names: int
+) -> None:
+    chance = random.Random(5)
+    models = [f"total{number}" for number in range(names)]
+    today = datetime.now(UTC).date()
+    nights = [(today - timedelta(days=back)).isoformat() for back in range(days + 1, -1, -1)]
+    settings = "[up]\nmax_runs = 2\n"
+    for model in models:
+        shop.write(f"{model}.py", SLOW.replace('"total"', f'"{model}"'))
+        settings += f'[models.{model}]\nfile = "{model}.py"\nlog = "off"\nready = "off"\ndisposition = "partition"\n'
+        settings += "retries = 1000\nretry_seconds = 100000\n"
+    shop.write("sereno.toml", settings)
+    for night in nights:
+        shop.rows(night, 1_000)
+    shop.within = True
+    for model in models:  # with this one known, all those after it are due
+        shop.sereno("run", f"{model}.py", "--date", nights[0])
+    deck = [name for name, often in OFTEN.items() for _ in range(often * twenties)]
+    chance.shuffle(deck)
+    took, killed, port = [0.0], Counter[str](), "0"
+    while deck:
+        with Up(shop.folder, "--port", port) as up:
+            port = str(up.port)
+            while deck and up.process.poll() is None:
+                threading.Event().wait(chance.uniform(0, 0.3))
+                name = deck.pop()
+                pids = TARGETS[name](up) or up.below()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(pids), signal.SIGKILL)
+                    killed[name] += 1
+                if name == "up":
+                    up.process.wait()
+                    break
+                started = monotonic()
+                up.until(lambda: answers(up) and up.scheduler() is not None, "be back")
+                took.append(monotonic() - started)
+    print(f"{dict(killed)}; back within {max(took):.1f} s, mostly {sorted(took)[len(took) // 2]:.1f} s")
+    with Up(shop.folder, "--port", port) as up:
+        for model in models:
+            up.until(lambda: len(published(shop, model)) > days, f"publish all of {model}")  # noqa: B023
+        assert up.stop() == 0
+    for model in models:
+        dates = [version["data_date"] for version in published(shop, model)]
+        assert sorted(dates)[: days + 1] == nights[: days + 1]
+        assert len(set(dates)) == len(dates)

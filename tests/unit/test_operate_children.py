@@ -246,7 +246,10 @@ def test_the_same_signal_twice_is_the_end_at_once(tmp_path: Path) -> None:
     with host(tmp_path, one=DEAF) as up:
         up.announced()
         up.process.send_signal(signal.SIGTERM)
+        up.process.send_signal(signal.SIGTERM)
         up.wait_for("no")
+        threading.Event().wait(module.ONE_WORD)  # what comes at once says nothing new
+        assert up.process.poll() is None
         assert up.stop() == 1
 
 

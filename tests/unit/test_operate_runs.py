@@ -82,7 +82,7 @@ def test_it_is_the_command_that_a_person_would_type(log: Callable[[], str]) -> N
         "import sys; print('a report'); print(sys.argv[1:], file=sys.stderr)", options=["--home", "here", "--set=a=b"]
     )
     assert runs.busy == {"churn"}
-    assert end(runs) == [("churn", "2026-05-01T00:00Z", 0)]
+    assert end(runs) == [("churn", "2026-05-01T00:00Z", 0)]  # what is no report is nobody's business
     given = ["churn.py", "--date", "2026-05-01", "--json", "--home", "here", "--set=a=b"]
     assert log() == f"churn 2026-05-01: {given}\n"
     assert Runs(UpSettings())._command[-3:] == ["-m", "sereno", "run"]
@@ -103,6 +103,23 @@ def test_how_they_ended(log: Callable[[], str]) -> None:
     runs.start(entry("b"), Scheduled("b"))
     assert {(model, code) for model, _, code in end(runs)} == {("a", -9), ("b", 3)}
     assert runs.ended() == []
+
+
+@pytest.mark.parametrize(
+    ("report", "line"),
+    [
+        (
+            {"state": "published", "version": 3, "predictions": 1998, "rejects": 2, "says": ""},
+            "churn 2026-05-01: published as version 3: 1,998 predictions, 2 rejects.\n",
+        ),
+        ({"state": "held", "version": None, "says": "row count: …"}, "churn 2026-05-01: held: row count: …\n"),
+        ({"state": "nothing", "version": 2, "says": "Published already."}, "churn 2026-05-01: Published already.\n"),
+        ({"error": "SourceError", "says": "It said so itself."}, ""),
+    ],
+)
+def test_what_came_of_it_is_a_line(log: Callable[[], str], report: dict[str, object], line: str) -> None:
+    end(started(f"print({json.dumps(json.dumps(report))})"))
+    assert log() == line
 
 
 WHAT_IT_MAY = """

@@ -28,6 +28,7 @@ from sereno.signals import OTHER, Signals, has_terminal
 LONGEST_PAUSE = 30.0  # seconds, before a child that fails again and again is started once more
 QUICK = 10.0  # a child that ends within so many seconds after it was ready counts as failing …
 LIGHT = 0.25  # … but for little: it did get ready
+ONE_WORD = 0.5  # seconds: what wraps us may tell us the same twice, alone and with all of its group
 GRACE = 5.0  # seconds that a child may take longer to end than what it waits for itself
 WRONG_SETTINGS = 2  # the exit code of a child that cannot start as it is set up: it has said why
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -41,6 +42,9 @@ class Child:
     command: list[str]
     seconds_to_end: Callable[[Settings], float]  # what it waits for, once it was told to end
     reads_changes: bool = False  # it sees by itself that files have changed
+    again: Callable[[Mapping[str, Any]], list[str]] = (
+        lambda _: []
+    )  # more arguments of the next, from what the first told
     process: subprocess.Popen[bytes] | None = None
     told: Mapping[str, Any] | None = None  # the line of JSON that the one that runs has printed: it is ready
     was_told: Mapping[str, Any] | None = None  # that of the first one
@@ -95,7 +99,7 @@ class Children:
         self._announce, self._note = announce, note
         self._is_announced = False
         self._is_ending = False
-        self._told_to_end: set[int] = set()
+        self._told_to_end: dict[int, float] = {}  # signal → when it came first
         self._code = 0
         self._orphans_due: float | None = None  # when those that a child has left behind are killed
         self._selector = selectors.DefaultSelector()
@@ -130,7 +134,7 @@ class Children:
         child.heard.clear()
         try:
             process = child.process = subprocess.Popen(
-                tied(child.command),
+                tied([*child.command, *(child.again(child.was_told) if child.was_told is not None else [])]),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 process_group=0,  # Ctrl-C at a terminal is our affair
@@ -274,9 +278,9 @@ class Children:
             self._bury()
         for number in numbers:
             if number in (signal.SIGTERM, signal.SIGINT):
-                if number in self._told_to_end:
+                told = self._told_to_end.setdefault(number, time.monotonic())
+                if time.monotonic() - told > ONE_WORD:
                     self._kill()
-                self._told_to_end.add(number)
                 self._stop(number)
         if signal.SIGHUP in numbers and self._has_terminal and not has_terminal():
             self._stop(signal.SIGTERM)  # whoever started it has closed the window

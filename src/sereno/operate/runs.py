@@ -6,6 +6,7 @@ A run gives way to the API beside it: it has a lower priority, and where memory 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -39,8 +40,10 @@ class HasFile(Protocol):
 class _Run:
     model: str
     run_key: str
+    prefix: str  # of its lines in the log
     process: subprocess.Popen[bytes]
     reader: threading.Thread
+    printed: int  # the descriptor of a file that has its report
 
     def kill(self) -> None:
         """It and whatever it has started."""
@@ -82,9 +85,11 @@ class Runs:
     def start(self, entry: Entry, scheduled: HasFile) -> None:
         """Start the run of an entry. Raises WorkerError where the system has no room for another process."""
         label = entry.label or entry.data_date.isoformat()
-        # --json: what it prints for people is its report, which the ledger keeps; the log gets what goes wrong
+        # --json: the report itself is kept with the attempt; of it the log gets a line
         command = [*self._command, str(scheduled.file), "--date", label, "--json", *self._options]
+        prefix = f"{entry.model} {label}: "
         ours, theirs = os.pipe()
+        printed = os.memfd_create(label)
         try:
             process = subprocess.Popen(
                 tied(
@@ -95,19 +100,20 @@ class Runs:
                     dies_first=True,
                 ),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=printed,
                 stderr=theirs,
                 process_group=0,
                 env={**os.environ, "SERENO_WHO": WHO},
             )
         except OSError as error:
             os.close(ours)
+            os.close(printed)
             raise WorkerError(f"The run of {entry.model} {label} cannot be started: {error.strerror}.") from error
         finally:
             os.close(theirs)
-        reader = threading.Thread(target=_relay, args=[ours, f"{entry.model} {label}: "], daemon=True)
+        reader = threading.Thread(target=_relay, args=[ours, prefix], daemon=True)
         reader.start()
-        self._runs.append(_Run(entry.model, entry.run_key, process, reader))
+        self._runs.append(_Run(entry.model, entry.run_key, prefix, process, reader, printed))
 
     def ended(self) -> list[tuple[str, str, int]]:
         """Those that have ended since this was asked last: model, run key, exit code (below 0: ended by that signal).
@@ -118,6 +124,10 @@ class Runs:
         for run in gone:
             self._runs.remove(run)
             run.reader.join(LAST_WORDS)  # a process that it left in a group of its own may keep the pipe open for ever
+            with open(run.printed, "rb") as printed:
+                printed.seek(0)
+                if says := said(printed.read()):
+                    _write(f"{run.prefix}{says}\n".encode())
         return [(run.model, run.run_key, run.process.returncode) for run in gone]
 
     def stop(self, seconds: float) -> list[tuple[str, str, int]]:
@@ -141,6 +151,21 @@ class Runs:
 def cores_of_runs(count: int | None) -> list[int] | None:
     """The numbers of the cores that a run may use: the last ones of those that this process may."""
     return None if count is None else sorted(os.sched_getaffinity(0))[-count:]
+
+
+def said(printed: bytes) -> str:
+    """What came of a run, in a line, from its report; nothing where it failed: it has said why."""
+    try:
+        report = json.loads(printed)
+    except ValueError:  # it was killed, or something in the model prints where only we do
+        return ""
+    if not isinstance(report, dict) or "state" not in report:
+        return ""
+    if report["state"] != "published":
+        says = report["says"]
+        return f"held: {says}" if report["state"] == "held" else str(says)
+    counts = f"{report['predictions']:,} predictions, {report['rejects']:,} rejects"
+    return f"published as version {report['version']}: {counts}."
 
 
 def _relay(descriptor: int, prefix: str) -> None:

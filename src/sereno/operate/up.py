@@ -60,7 +60,9 @@ def up(
     if api:
         serve = ["serve", "--json", "--watch", *common, *(["--workers", str(workers)] if workers else [])]
         command = [*COMMAND[:2], *given, COMMAND[2], "sereno", *serve, *(["-v"] if verbose else [])]
-        children.append(Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True))
+        takes_any = not settings.serve.port and settings.serve.unix is None
+        again = _same_port if takes_any else lambda _: []
+        children.append(Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True, again=again))
     if schedule:
         command = [*COMMAND[:2], *given, COMMAND[2], *scheduler, *common]
         children.append(Child(SCHEDULER, command, lambda now: now.up.stop_seconds))
@@ -92,6 +94,11 @@ def _again(options: Options) -> list[str]:
     home = ["--home", str(options.home)] if options.home is not None else []
     env = ["--env", options.env] if options.env is not None else []
     return [*home, *env, *(f"--set={key}={value}" for key, value in options.overrides.items())]
+
+
+def _same_port(said: Mapping[str, Any]) -> list[str]:
+    """Where port 0 was to take a free one, callers know that one now."""
+    return [f"--port={str(said['url']).rpartition(':')[2]}"]
 
 
 def _files(options: Options, settings: Settings) -> Iterable[Path]:
