@@ -209,4 +209,4 @@ def _repair_lines(done: Repaired) -> Iterator[str]:
 
 
 def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    return ", ".join(f"{count:,} {what.removesuffix('s') if count == 1 else what}" for what, count in counts.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from sereno.adapters.ledger import ledger_file, open_at
 from sereno.batch.attempts import Attempts, Report
 from sereno.batch.record import withdrawn
 from sereno.exceptions import LedgerError, SerenoError
-from sereno.ledger import Entry, RunState, lease_name
+from sereno.ledger import INTERRUPTED, Entry, RunState, lease_name
 from sereno.snapshots import Snapshot, SnapshotStore, State
 from sereno.storage import exclusive, is_held, run_lock
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from sereno.config import Settings
 
 WHO = "sereno"
-INTERRUPTED = "WorkerError: the run ended before it could say how; its finished tasks are kept."
 
 
 @dataclass(kw_only=True)
@@ -167,7 +167,9 @@ class _Told:
         """A living process works on it, here or on another host."""
         if is_held(run_lock(self._home, self._model, run_key)):
             return True
-        return self._ledger.holder(lease_name(self._model, run_key)) is not None
+        lease = self._ledger.holder(lease_name(self._model, run_key))
+        # a process of this host would hold the lock
+        return lease is not None and lease.holder.partition(":")[0] != socket.gethostname()
 
     def _goes_on_after(self, report: Report, snapshot: Snapshot) -> bool:
         """What is published is so whatever another try came to, unless that is going on or is to be decided upon."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -305,7 +305,7 @@ def put_aside(file: Path, new: Path) -> Path:
     with _putting(file):
         name = f"{file.name}.damaged-{datetime.now(UTC):%Y-%m-%d}"
         taken = {path.name for path in file.parent.glob(f"{name}*")}
-        name = next(n for n in (name, *(f"{name}-{more}" for more in count(2))) if n not in taken)
+        name = next(n for n in chain([name], (f"{name}-{more}" for more in count(2))) if n not in taken)
         aside = file.with_name(name)
         # What belongs to the damaged one goes first: else it would become part of the new one.
         for end in BESIDE:
