@@ -112,6 +112,26 @@ def holder_here() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
+def is_left(lease: Lease | None) -> bool:
+    """Whether the process that holds it was one of this host, and is gone: nobody will renew it, or give it back."""
+    import os
+    import socket
+
+    if lease is None:
+        return False
+    host, _, rest = lease.holder.partition(":")
+    pid = rest.partition(":")[0]
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is there, and another user's
+        pass
+    return False
+
+
 def open_ledger(settings: Settings) -> RunLedger:
     """The ledger of a home: SQLite in `.sereno/ledger.sqlite`, or PostgreSQL where the setting `ledger` has its address.
 

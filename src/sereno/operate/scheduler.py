@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from sereno.exceptions import WorkerError
 from sereno.interfaces import RunLedger
-from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Entry, Lease, Pause, RunState, holder_here
+from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Entry, Lease, Pause, RunState, holder_here, is_left
 from sereno.operate import deciding
 from sereno.operate.deciding import WHO, Scheduled
 from sereno.operate.endings import ENDED, Ended, Endings, Teller
@@ -142,6 +142,8 @@ class Scheduler:
         self._keep(now)
         if self._lease is None:
             self._lease = self._ledger.acquire(LEASE, self._holder, LEASE_SECONDS)
+            if self._lease is None and is_left(self._ledger.holder(LEASE)):  # it was killed, and started again
+                self._lease = self._ledger.acquire(LEASE, self._holder, LEASE_SECONDS, by_force=True)
             self._renewed = now
             if self._lease is not None:
                 self._seen.clear()

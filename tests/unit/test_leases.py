@@ -1,0 +1,61 @@
+"""Leases whose holder is gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sereno.adapters.ledger import open_at
+from sereno.ledger import Lease, holder_here, is_left
+from sereno.operate.scheduler import LEASE, Scheduler
+
+
+def lease(holder: str) -> Lease:
+    return Lease(name="it", holder=holder, token=1)
+
+
+def of_a_process_that_is_gone() -> str:
+    """As it was written by one that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    host, _, number = holder_here().split(":")
+    return f"{host}:{process.pid}:{number}"
+
+
+def test_a_lease_is_left_when_its_process_was_ours_and_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_left(None)
+    assert not is_left(lease(holder_here()))
+    assert not is_left(lease("elsewhere:999999999:abc"))
+    assert not is_left(lease("what is this"))
+    assert is_left(lease(of_a_process_that_is_gone()))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not is_left(lease(holder_here()))
+
+
+@pytest.mark.parametrize(("is_gone", "leads"), [(True, True), (False, False)])
+def test_a_scheduler_that_was_killed_is_replaced_at_once(tmp_path: Path, is_gone: bool, leads: bool) -> None:
+    ledger = open_at(None, tmp_path)
+    nothing: Any = type("Nothing", (), {"ended": lambda self: []})()
+    ledger.acquire(LEASE, of_a_process_that_is_gone() if is_gone else holder_here(), 1000.0)
+    scheduler = Scheduler(
+        ledger,
+        [],
+        home=tmp_path,
+        starter=nothing,
+        arrivals=nothing,
+        teller=nothing,
+        clock=lambda: datetime.now(UTC),
+        random=lambda: 0.0,
+    )
+    scheduler.tick()
+    assert scheduler.leads == leads
+    ledger.close()
