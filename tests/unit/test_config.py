@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from sereno.config import SETTINGS, ModelSettings, Settings, find_home, load_settings, redact, secret
+from sereno.config import (
+    SETTINGS,
+    ColumnSettings,
+    GateSettings,
+    ModelSettings,
+    Settings,
+    find_home,
+    load_settings,
+    redact,
+    secret,
+)
 from sereno.exceptions import SettingsError
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -188,6 +198,28 @@ def test_variables_spell_names_in_capitals(project: Path) -> None:
     assert settings.model("a__b", {}).batch_rows == 32
 
 
+def test_columns_have_settings_of_their_own(project: Path) -> None:
+    write(
+        project, "[models.m.columns.Income]\nwarn_psi = 0.5\nconstant = 'hold'\n[models.m.columns.'a.b']\nhold_psi = 1"
+    )
+    environ = {
+        "SERENO_MODELS__M__COLUMNS__INCOME__MAX_NULL_SHARE": "0.2",
+        "SERENO_MODELS__M__COLUMNS__A__B__MAX_NULL_SHARE": "0.3",
+        "SERENO_MODELS__COLUMNS__COLUMNS__COLUMNS__HOLD_PSI": "0.4",
+    }
+    settings = load_settings(project, environ=environ, overrides={"models.m.columns.Age.warn_psi": "0.3"})
+    model = settings.model("m", {})
+    assert model.columns == {
+        "Income": ColumnSettings(warn_psi=0.5, constant="hold", max_null_share=0.2),
+        "a.b": ColumnSettings(hold_psi=1),
+        "a__b": ColumnSettings(max_null_share=0.3),
+        "Age": ColumnSettings(warn_psi=0.3),
+    }
+    assert settings.model("columns", {}).columns == {"columns": ColumnSettings(hold_psi=0.4)}
+    assert model.gates == GateSettings()
+    assert settings.origin("m", "columns.Age.warn_psi") == "the command line"
+
+
 @pytest.mark.parametrize(
     ("text", "exports"),
     [
@@ -228,6 +260,9 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
             "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', ",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
+        ("[models.m.columns.x]\nwarn_ps = 1", "There is no setting 'models.m.columns.x.warn_ps', which {file} sets. Did you mean 'warn_psi'?"),
+        ("[models.m.columns]\nx = 1", "'models.m.columns.x' in {file} is 1; it is a table. Write [models.m.columns.x]."),
+        ("[models.m.columns.x]\nmax_null_share = 2", "'models.m.columns.x.max_null_share' is 2, from {file}. Valid: a number from 0 to 1."),
         ("[models.churn.gates]\nnulls = 1", "Valid there: 'max_reject_rows', 'max_reject_share', 'max_row_change', 'max_null_share', 'constant', 'warn_output_psi', 'hold_output_psi', 'warn_input_psi', 'hold_input_psi'."),
         ("[env.prod]\nworkerz = 1", "There is no setting 'workerz', which [env.prod] of {file} sets. Did you mean 'workers'?"),
         ("[env.prod.env.dev]\nworkers = 1", "There is no setting 'env', which [env.prod] of {file} sets."),
