@@ -67,7 +67,7 @@ class Endings:
             failed = deciding.has_failed(
                 entry, f"WorkerError: The run {how}. The log has what it said.", now, began=True
             )
-        elif ended.code and started is not None and (entry.state, entry.since) == (started.state, started.since):
+        elif ended.code and started is not None and _mark(entry) == _mark(started):
             reason = f"WorkerError: The run {how} before it began. The log has what it said."
             failed = deciding.has_failed(entry, reason, now, began=False)
         if failed is not None and self._move(failed, entry.state):
@@ -147,6 +147,10 @@ class Endings:
             self._log(f"{entry.model} {entry.label or entry.data_date}: {kind}: {says}")
             self._said[entry.model] = (entry.run_key, kind)
         self._teller.tell(entry, kind, says, now)
+
+
+def _mark(entry: Entry) -> tuple[RunState, datetime, int]:
+    return entry.state, entry.since, entry.tries
 
 
 ENDED: tuple[RunState, ...] = ("published", "failed", "skipped", "held", "discarded")

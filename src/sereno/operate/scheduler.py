@@ -201,6 +201,8 @@ class Scheduler:
     ) -> int | None:
         """Write the missed intervals of a model down; how many. None: there are too many, and it is paused."""
         known = newest.get(model.name)
+        if known is None and self._ledger.entries(model=model.name, limit=1):
+            return 0  # the clock was put back to before all that is known
         intervals = deciding.missed(model, known, now, most=deciding.most_missed(model))
         if deciding.too_many(model, intervals):
             why = deciding.why_paused(model, intervals)
