@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import pytest
 from sereno.adapters.ledger import ledger_file, open_at, sqlite
 from sereno.adapters.ledger.salvage import salvage
 from sereno.exceptions import LedgerError
-from sereno.ledger import Pause
+from sereno.ledger import Entry, Notice, Pause
 from tests.contract.ledgers import START, Place, entry, labels, moved
 
 DAYS = 300
@@ -61,6 +61,23 @@ def refused(place: Place) -> LedgerError:
         said.append(error.value)
     assert len({str(error).partition("(")[0] for error in said}) == 1
     return said[0]
+
+
+@dataclass
+class Found:
+    entries: list[Entry]
+    pauses: list[Pause]
+    notices: list[Notice]
+    token: int
+    unread: list[str]
+
+
+def salvaged(file: Path) -> Found:
+    with salvage(file) as found:
+        transitions = list(found.transitions())
+        assert [t.at for t in transitions] == sorted(t.at for t in transitions)
+        values = [*found.entries()], [*found.pauses()], [*found.notices()], found.token()
+        return Found(*values, [what for what in found.unread if "transitions" not in what])
 
 
 # The file
@@ -367,9 +384,9 @@ def damaged(place: Place) -> str:
 def test_garbage_in_place_of_the_file(place: Place, file: Path) -> None:
     file.write_bytes(random.Random(1).randbytes(file.stat().st_size))
     assert "it is no SQLite file any more" in damaged(place)
-    found = salvage(file)
+    found = salvaged(file)
     assert (found.entries, found.pauses) == ([], [])
-    assert len(found.unread) == 6
+    assert len(found.unread) == 5
 
 
 @pytest.mark.parametrize("size", [0, 1, 50, 100, 512, 3000])
@@ -387,7 +404,7 @@ def test_a_truncated_file(place: Place, file: Path, share: float) -> None:
     assert error.value.damaged
     assert "`sereno repair`" in str(error.value)
     ledger.close()
-    found = salvage(file)
+    found = salvaged(file)
     assert found.unread
     assert len(found.entries) <= DAYS
 
@@ -403,7 +420,7 @@ def test_some_pages_of_garbage(place: Place, file: Path) -> None:
         ledger.verify()
     assert error.value.damaged
     ledger.close()
-    found = salvage(file)
+    found = salvaged(file)
     assert DAYS // 2 < len(found.entries) <= DAYS
     assert all(one == entry(int((one.data_time - START).days), reason="some words " * 20) for one in found.entries)
     assert [pause.who for pause in found.pauses] == ["ana"]
@@ -436,7 +453,7 @@ def test_bytes_that_changed_anywhere(place: Place, file: Path, seed: int) -> Non
             said = "" if error.damaged else str(error)
         assert said == ""
         ledger.close()
-    salvage(file)
+    salvaged(file)
 
 
 def test_values_of_another_kind(place: Place, file: Path) -> None:
@@ -448,6 +465,6 @@ def test_values_of_another_kind(place: Place, file: Path) -> None:
         with pytest.raises(LedgerError, match="is damaged: it has a value of another kind") as error:
             ledger.entries()
         assert error.value.damaged
-        found = salvage(file)
+        found = salvaged(file)
         assert len(found.entries) == DAYS - 1
         assert found.unread == [f"the table of runs: {DAYS - 1} of its rows could be read"]

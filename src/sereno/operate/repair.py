@@ -28,7 +28,6 @@ from sereno.snapshots import Snapshot, SnapshotStore, State
 from sereno.storage import exclusive, is_held, run_lock
 
 if TYPE_CHECKING:
-    from sereno.adapters.ledger.salvage import Salvaged
     from sereno.adapters.ledger.statements import SqlLedger
     from sereno.config import Settings
 
@@ -77,28 +76,23 @@ def _replace(home: Path, done: Repaired) -> None:
     file = ledger_file(home)
     scratch = file.with_name("ledger.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    found = salvage(file)
     try:
-        with contextlib.closing(open_at(None, scratch)) as ledger:
-            ledger.add_kept(found.notices, found.token)
-            ledger.add(found.entries, found.transitions)
-            for pause in found.pauses:
+        with salvage(file) as found, contextlib.closing(open_at(None, scratch)) as ledger:
+            notices, pauses = list(found.notices()), list(found.pauses())
+            ledger.add_kept(notices, found.token())
+            for pause in pauses:
                 ledger.pause(pause)
+            done.salvaged = {
+                "runs": ledger.add(found.entries(), are_new=False),
+                "transitions": ledger.add_transitions(found.transitions()),
+                "pauses": len(pauses),
+                "notices": len(notices),
+            }
+            done.unread += found.unread
             _complete(ledger, home, done)
         done.aside = str(put_aside(file, ledger_file(scratch)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    done.salvaged = _counts(found)
-    done.unread += found.unread
-
-
-def _counts(found: Salvaged) -> dict[str, int]:
-    return {
-        "runs": len(found.entries),
-        "transitions": len(found.transitions),
-        "pauses": len(found.pauses),
-        "notices": len(found.notices),
-    }
 
 
 def _complete(ledger: SqlLedger, home: Path, done: Repaired) -> None:

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,75 +17,77 @@ from sereno.ledger import Entry, Notice, Pause, RunState, Transition
 T = TypeVar("T")
 
 
-@dataclass(kw_only=True)
-class Salvaged:
-    """What was read, and which tables were not read whole."""
-
-    entries: list[Entry] = field(default_factory=list)
-    transitions: list[Transition] = field(default_factory=list)
-    pauses: list[Pause] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    token: int = 0  # the greatest that was given
-    unread: list[str] = field(default_factory=list)
-
-
-def salvage(file: Path) -> Salvaged:
+@contextlib.contextmanager
+def salvage(file: Path) -> Iterator[Salvage]:
     """Read a copy: the file itself stays as it is. Raises OSError where the copy does not fit on the disk."""
-    found = Salvaged()
     with tempfile.TemporaryDirectory(prefix="sereno-ledger-") as folder:
         copy = Path(folder) / file.name
         for end in ("", "-wal"):
             if beside(file, end).exists():
                 shutil.copyfile(beside(file, end), beside(copy, end))
         with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-            tables = _Tables(connection, found.unread)
-            found.entries = _with_known_states(tables.all("runs", ENTRY, entry_of))
-            found.transitions = tables.all("transitions", TRANSITION, transition_of)
-            found.pauses = tables.all("pauses", PAUSE, pause_of)
-            found.notices = sorted(tables.all("notices", NOTICE, notice_of), key=lambda n: n.number)
-            tokens = tables.all("leases", "token", lambda row: int(row[0]))
-            tokens += tables.all("ledger", "value", lambda row: int(row[0]))
-            found.token = max(tokens, default=0)
-    return found
+            yield Salvage(connection)
 
 
-def _with_known_states(entries: list[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.state in get_args(RunState)]
+class Salvage:
+    """A damaged file that is read. Each method yields rows in their order, and notes in `unread` what it could not."""
 
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.unread: list[str] = []
 
-@dataclass
-class _Tables:
-    connection: sqlite3.Connection
-    unread: list[str]
+    def entries(self) -> Iterator[Entry]:
+        known = get_args(RunState)
+        return (entry for entry in self._values("runs", ENTRY, entry_of) if entry.state in known)
 
-    def all(self, table: str, columns: str, made: Callable[[Sequence[Any]], T]) -> list[T]:
-        """The rows of a table, as far as they can be read, in their order."""
-        rows, whole = self._from(table, columns, "")
-        if not whole:
-            others, _ = self._from(table, columns, "DESC")
-            rows |= dict(reversed([*others.items()]))
-        values = []
-        for _, row in sorted(rows.items()):
+    def transitions(self) -> Iterator[Transition]:
+        return self._values("transitions", TRANSITION, transition_of)
+
+    def pauses(self) -> Iterator[Pause]:
+        return self._values("pauses", PAUSE, pause_of)
+
+    def notices(self) -> Iterator[Notice]:
+        return self._values("notices", NOTICE, notice_of)
+
+    def token(self) -> int:
+        """The greatest that was given."""
+        given = self._values("leases", "token", _whole)
+        counted = self._values("ledger", "value", _whole)
+        return max([*given, *counted], default=0)
+
+    def _values(self, table: str, columns: str, made: Callable[[Sequence[Any]], T]) -> Iterator[T]:
+        read, self._is_whole = 0, True
+        for row in self._rows(table, columns):
             try:
-                values.append(made(row))
+                value = made(row)
             except (ValueError, TypeError, OverflowError):
-                whole = False
-        if not whole:
-            self.unread.append(f"the table of {table}: {len(values):,} of its rows could be read")
-        return values
+                self._is_whole = False
+                continue
+            read += 1
+            yield value
+        if not self._is_whole:
+            self.unread.append(f"the table of {table}: {read:,} of its rows could be read")
 
-    def _from(self, table: str, columns: str, order: str) -> tuple[dict[int, Sequence[Any]], bool]:
-        """Row numbers and rows from one end, up to the first that cannot be read; whether that is all."""
-        rows: dict[int, Sequence[Any]] = {}
+    def _rows(self, table: str, columns: str) -> Iterator[Sequence[Any]]:
+        """Up to the first that cannot be read, and then from the other end up to the last that cannot."""
+        last = None
+        # by the rows themselves: an index may be damaged, too
+        select = f"SELECT rowid, {columns} FROM sereno_{table} NOT INDEXED"
         try:
-            # by the rows themselves: an index may be damaged, too
-            for number, *row in self._read(
-                f"SELECT rowid, {columns} FROM sereno_{table} NOT INDEXED ORDER BY rowid {order}"
-            ):
-                rows[number] = row
+            for number, *row in self._connection.execute(f"{select} ORDER BY rowid"):
+                last = number
+                yield row
+            return
         except (sqlite3.Error, UnicodeDecodeError):
-            return rows, False
-        return rows, True
+            self._is_whole = False
+        others = []
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+            for number, *row in self._connection.execute(f"{select} ORDER BY rowid DESC"):
+                if last is not None and number <= last:
+                    break
+                others.append(row)
+        yield from reversed(others)
 
-    def _read(self, statement: str) -> Iterator[Sequence[Any]]:
-        yield from self.connection.execute(statement)
+
+def _whole(row: Sequence[Any]) -> int:
+    return int(row[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from sereno.adapters.ledger.tables import (
@@ -342,28 +343,30 @@ class SqlLedger:
         statement = "UPDATE sereno_notices SET tries = tries + 1, told_at = ?, error = ? WHERE number = ?"
         self._database.write(lambda cursor: cursor.change(statement, (told, error, number)))
 
-    def add(self, entries: Sequence[Entry], transitions: Iterable[Transition] | None = None) -> int:
-        """Runs that the ledger does not know yet, with what happened to them (None: they came to be as they are now).
+    def add(self, entries: Iterable[Entry], *, are_new: bool = True) -> int:
+        """Runs that the ledger does not know yet; how many it did not know. The others stay as they are.
 
-        How many it did not know; the others stay as they are.
+        `are_new`: nothing else happened to them but that they came to be as they are.
         """
-        happened: dict[tuple[str, str], list[Transition]] = {}
-        for one in transitions or ():
-            happened.setdefault((one.model, one.run_key), []).append(one)
 
-        def work(cursor: Cursor, chosen: Sequence[Entry]) -> int:
-            added = 0
-            for entry in chosen:
-                if _put(cursor, row_of(entry), "NOTHING"):
-                    added += 1
-                    for one in happened.get(
-                        (entry.model, entry.run_key), () if transitions is not None else [_birth(entry)]
-                    ):
-                        _tell(cursor, one)
+        def put(cursor: Cursor, entry: Entry) -> int:
+            added = _put(cursor, row_of(entry), "NOTHING")
+            if added and are_new:
+                _tell(cursor, _birth(entry))
             return added
 
-        chunks = (entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK))
-        return sum(self._database.write(lambda cursor, chosen=chunk: work(cursor, chosen)) for chunk in chunks)  # type: ignore[misc]
+        return self._add(entries, put)
+
+    def add_transitions(self, transitions: Iterable[Transition]) -> int:
+        """What happened to runs, oldest first. How many there were."""
+        return self._add(transitions, _tell)
+
+    def _add(self, things: Iterable[T], put: Callable[[Cursor, T], int]) -> int:
+        """In several transactions, so that others need not wait."""
+        iterator, added = iter(things), 0
+        while chunk := list(islice(iterator, CHUNK)):
+            added += self._database.write(lambda cursor, chunk=chunk: sum(put(cursor, one) for one in chunk))  # type: ignore[misc]
+        return added
 
     def add_kept(self, notices: Iterable[Notice], token: int) -> None:
         """Notices of another ledger, told or not; and tokens are greater than those that it gave."""
@@ -405,8 +408,8 @@ def _birth(entry: Entry) -> Transition:
     )
 
 
-def _tell(cursor: Cursor, one: Transition) -> None:
-    cursor.change(
+def _tell(cursor: Cursor, one: Transition) -> int:
+    return cursor.change(
         f"INSERT INTO sereno_transitions ({TRANSITION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (one.model, one.run_key, micros(one.at), one.before, one.after, one.reason, one.who, one.attempt),
     )
