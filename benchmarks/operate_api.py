@@ -1,4 +1,4 @@
-"""How long callers of the API wait while a run beside it takes all that it may: python -m benchmarks.operate_api
+"""How long callers of the API wait while a run beside it takes all that it may.
 
 Idle and busy alternate, as the machine's own mood changes within minutes. The API is that of `sereno up`, the run is
 started as the scheduler starts it: in the same session, as Linux may share cores among sessions before it looks at
@@ -34,10 +34,10 @@ from sereno.settings import UpSettings
 CONNECTIONS = (1, 16)
 VARIANTS = {
     "default": UpSettings(),
-    "nice 0": UpSettings(run_nice=0),
-    "nice 10": UpSettings(run_nice=10),
-    "nice 18": UpSettings(run_nice=18),
-    "1 core": UpSettings(run_cores=1),
+    "nice-0": UpSettings(run_nice=0),
+    "nice-10": UpSettings(run_nice=10),
+    "nice-18": UpSettings(run_nice=18),
+    "one-core": UpSettings(run_cores=1),
 }
 MOST = 3.0  # times the p99 of an idle machine
 
@@ -155,11 +155,3 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the run: enough for it not to end")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["default"])
     parser.set_defaults(command=api)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options(parser)
-    given = parser.parse_args()
-    del given.command
-    api(given)
