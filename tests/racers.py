@@ -135,6 +135,9 @@ class Racer:
         _, status = os.waitpid(self.process.pid or 0, os.WUNTRACED)
         assert os.WIFSTOPPED(status), status
 
+    def stand_still(self) -> None:
+        os.kill(self.process.pid or 0, signal.SIGSTOP)
+
     def go_on(self) -> None:
         os.kill(self.process.pid or 0, signal.SIGCONT)
 

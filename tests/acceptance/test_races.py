@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -83,6 +84,37 @@ def test_races_of_hosts_without_common_locks(tmp_path: Path, ledger: str | None,
     hosts = [f"host-{number}" for number in range(3 if count < 100 else 8)]
     with racers(hosts, LOOK_SECONDS=0.02) as rivals:
         race(tmp_path, rivals, count, ledger)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(150, marks=pytest.mark.soak)])
+def test_races_of_hosts_that_stand_still_now_and_then(tmp_path: Path, ledger: str | None, count: int) -> None:
+    """Some of them for longer than their lease lasts, at any moment: also while they ask the ledger."""
+    chance = random.Random(7)
+    quick = QUICK | {"LEASE_SECONDS": 0.15, "BEAT_SECONDS": 0.03}
+    with racers(["host-0", "host-1", "host-2"], **quick) as rivals:
+        for number in range(count):
+            if number % DAYS_OF_A_HOME == 0:
+                place = new_home(tmp_path / f"home-{number}", ledger)
+            day = (date(2024, 1, 1) + timedelta(days=number)).isoformat()
+            for rival in rivals:
+                rival.begin(place, day)
+            for _ in range(chance.randint(1, 4)):
+                sleeper = chance.choice(rivals)
+                time.sleep(chance.uniform(0, 0.1))
+                sleeper.stand_still()
+                time.sleep(chance.uniform(0, 0.4))
+                sleeper.go_on()
+            said = [rival.end() for rival in rivals]
+            errors = {one["error"] for one in said if "error" in one}
+            assert errors <= {"BusyError", "LeaseLostError", "LedgerError"}, said
+            last = rivals[0].run(place, day)
+            assert last["state"] in ("published", "nothing"), (last, said)
+            home = Home(load_settings(place), "total")
+            found = [s for s in home.store.state().snapshots.values() if s.data_date.isoformat() == day]
+            assert len(found) == 1, said
+            with home.ledger() as known:
+                (entry,) = [e for e in known.entries(model="total") if e.data_date.isoformat() == day]
+                assert (entry.state, entry.version, entry.attempt) == ("published", found[0].number, found[0].attempt)
 
 
 @pytest.mark.parametrize("place", STANDS)
