@@ -47,7 +47,7 @@ def judge_own(model: Model, settings: Settings, profile: Profile, parts: Sequenc
         except Exception as error:
             raise PredictError(
                 f"{_where(function, error)}: gate {gate_name(function)} raised {type(error).__name__}: {_first_line(error)}. "
-                "Nothing was published. Mend the gate, then run again: it goes on where it was."
+                "Nothing was published. Mend the gate, then run again."
             ) from error
         gates.append(_verdict(function, answer))
     return gates
