@@ -32,6 +32,7 @@ from sereno.operate.runs import Runs
 from sereno.settings import UpSettings
 
 CONNECTIONS = (1, 16)
+ROUNDS, SECONDS = 7, 3  # with fewer it is but a try
 VARIANTS = {
     "default": UpSettings(),
     "nice-0": UpSettings(run_nice=0),
@@ -50,7 +51,7 @@ class Scheduled:
 def up(folder: Path) -> Iterator[str]:
     """The API of `sereno up`, and where it answers."""
     (folder / "sereno.toml").write_text(f'[models.live]\nfile = "{FOLDER}/models/live.py"\n')
-    command = [sys.executable, "-m", "sereno", "up", "--no-schedule", "--port", "0", "--json"]
+    command = [sys.executable, "-m", "sereno", "up", "--no-schedule", "--port", "0", "--json", "--home", str(folder)]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         Server.others.add(process.pid)
         assert process.stdout is not None
@@ -122,7 +123,9 @@ def api(arguments: argparse.Namespace) -> None:
                             f"  {name}, {connections}: {_told(idle, busy)}; the run had {share:.2f} cores", flush=True
                         )
     tables = {"p99 of the API while a run goes on": table(runs)}
-    report.save("operate-api", vars(arguments), tables, {"conditions": conditions, "left_out": {}, "runs": runs})
+    is_try = arguments.rounds < ROUNDS or arguments.seconds < SECONDS
+    facts = {"conditions": conditions, "left_out": {}, "runs": runs}
+    report.save("operate-api", vars(arguments), tables, facts, DATA / "results" if is_try else report.RESULTS)
 
 
 def _told(idle: dict[str, Any], busy: dict[str, Any]) -> str:
@@ -150,8 +153,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What `api` needs to know."""
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="of each measurement")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the run: enough for it not to end")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["default"])
     parser.set_defaults(command=api)

@@ -127,6 +127,13 @@ def test_what_cannot_be_is_told_before_anything_starts(shop: Project) -> None:
     assert "There is no setting 'up.nice'" in refused(shop.folder, "--set", "up.nice=3", code=2)
     told = refused(shop.folder, "--set", "up.run_nice=20", code=2)
     assert "'up.run_nice' is 20, from the command line. Valid: a whole number from 0 to 19." in told
+    (shop.folder.parent / "total.py").write_text(MODEL)
+    shop.write("sereno.toml", SETTINGS.replace("total.py", "../total.py"))
+    told = refused(shop.folder, code=2)
+    assert (
+        f"is not below the folder of that sereno.toml: its home would be {shop.folder.parent}, not {shop.folder}"
+        in told
+    )
     shop.write("sereno.toml", "")
     assert "There is nothing to run: no model of sereno.toml" in refused(shop.folder, code=2)
     assert not (shop.folder / ".sereno").exists()

@@ -47,6 +47,12 @@ def up(
                 f"There is nothing to run: no model of sereno.toml in {settings.home} has a file. Add [models.NAME] with "
                 'file = "NAME.py".'
             )
+        for name, model in settings.models.items():
+            if model.file is not None and (home := options.settings(model.file).home) != settings.home:
+                raise SettingsError(
+                    f"The file of model '{name}', {model.file}, is not below the folder of that sereno.toml: its home would be "
+                    f"{home}, not {settings.home}. Move it there, or say --home {settings.home}."
+                )
         if api:
             refuse_openness(settings)
         return settings
