@@ -78,6 +78,7 @@ def _replace(home: Path, done: Repaired) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         with salvage(file) as found, contextlib.closing(open_at(None, scratch)) as ledger:
+            ledger.chunk = 50_000  # nobody waits for this one
             notices, pauses = list(found.notices()), list(found.pauses())
             ledger.add_kept(notices, found.token())
             for pause in pauses:

@@ -1,4 +1,4 @@
-"""What can still be read of a damaged file: each row that is whole, from both ends of each table."""
+"""What can still be read of a damaged file: the rows of each table before, between and after what is damaged."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sereno.adapters.ledger.tables import ENTRY, NOTICE, PAUSE, TRANSITION, entr
 from sereno.ledger import Entry, Notice, Pause, RunState, Transition
 
 T = TypeVar("T")
+_MOST = 1 << 40  # rows
 
 
 @contextlib.contextmanager
@@ -69,24 +70,19 @@ class Salvage:
             self.unread.append(f"the table of {table}: {read:,} of its rows could be read")
 
     def _rows(self, table: str, columns: str) -> Iterator[Sequence[Any]]:
-        """Up to the first that cannot be read, and then from the other end up to the last that cannot."""
-        last = None
+        """Past each place that cannot be read, in steps that grow until rows are found again."""
+        after, step = -1, 1
         # by the rows themselves: an index may be damaged, too
-        select = f"SELECT rowid, {columns} FROM sereno_{table} NOT INDEXED"
-        try:
-            for number, *row in self._connection.execute(f"{select} ORDER BY rowid"):
-                last = number
-                yield row
-            return
-        except (sqlite3.Error, UnicodeDecodeError):
-            self._is_whole = False
-        others = []
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-            for number, *row in self._connection.execute(f"{select} ORDER BY rowid DESC"):
-                if last is not None and number <= last:
-                    break
-                others.append(row)
-        yield from reversed(others)
+        select = f"SELECT rowid, {columns} FROM sereno_{table} NOT INDEXED WHERE rowid > ? ORDER BY rowid"
+        while after < _MOST:
+            try:
+                for number, *row in self._connection.execute(select, (after,)):
+                    after, step = number, 1
+                    yield row
+                return
+            except (sqlite3.Error, UnicodeDecodeError):
+                self._is_whole = False
+            after, step = after + step, step * 2
 
 
 def _whole(row: Sequence[Any]) -> int:

@@ -174,7 +174,7 @@ class SqliteDatabase:
         """Read every page. Raises LedgerError where one is damaged."""
         for (said,) in self.read(lambda cursor: cursor.rows("PRAGMA integrity_check(1)")):
             if said != "ok":
-                raise damaged(self.shown, str(said).partition("\n")[0])
+                raise damaged(self.shown, str(said).splitlines()[-1])
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -132,6 +132,7 @@ class SqlLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.shown = database.shown  # where it is kept, without any password
+        self.chunk = CHUNK
 
     def verify(self) -> None:
         """Raises LedgerError where something in it is damaged, or it cannot be used at all."""
@@ -364,7 +365,7 @@ class SqlLedger:
     def _add(self, things: Iterable[T], put: Callable[[Cursor, T], int]) -> int:
         """In several transactions, so that others need not wait."""
         iterator, added = iter(things), 0
-        while chunk := list(islice(iterator, CHUNK)):
+        while chunk := list(islice(iterator, self.chunk)):
             added += self._database.write(lambda cursor, chunk=chunk: sum(put(cursor, one) for one in chunk))  # type: ignore[misc]
         return added
 
