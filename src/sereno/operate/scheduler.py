@@ -24,7 +24,7 @@ from sereno.operate.endings import ENDED, Ended, Endings, Teller
 from sereno.schedule import next_end
 
 LEASE = "scheduler"
-MOST_MOVES = 500  # new entries in one tick; what is left comes in the next, so that runs begin meanwhile
+MOST_MOVES = 50  # into due and waiting in one tick: each waits for the disk. What is left comes in the next
 _AT_ONCE, _NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _BEAT = timedelta(seconds=BEAT_SECONDS)
 
@@ -81,6 +81,7 @@ class Scheduler:
         self._lease: Lease | None = None
         self._renewed = _AT_ONCE
         self._last = _AT_ONCE  # when the last tick was
+        self._moves = 0  # in this tick
         self._wake = _AT_ONCE
         self._models: dict[str, Scheduled] = {}
         self._ends: list[tuple[datetime, str]] = []  # a heap: when a model's next interval ends
@@ -114,6 +115,7 @@ class Scheduler:
         """Do what is to be done now."""
         now = self._clock()
         self._wake = _NEVER
+        self._moves = 0
         self._hear(now)
         if not self._lead(now):
             return
@@ -181,8 +183,7 @@ class Scheduler:
     def _let_fall_due(self, newest: dict[str, Entry], paused: dict[str, Pause], now: datetime) -> None:
         """What falls due is written down, and stands in `newest`; a model for which it is too much is paused, in `paused`."""
         later: list[tuple[datetime, str]] = []  # those of paused models, for when they are resumed
-        moves = 0
-        while self._ends and self._ends[0][0] <= now and moves < MOST_MOVES and self._lease is not None:
+        while self._ends and self._ends[0][0] <= now and self._moves < MOST_MOVES and self._lease is not None:
             model = self._models[self._ends[0][1]]
             made = None if model.name in paused else self._fall_due(model, newest, paused, now)
             if made is None:
@@ -190,7 +191,7 @@ class Scheduler:
             else:
                 # only now: had the ledger failed, the next tick would look again
                 heapq.heapreplace(self._ends, (next_end(model.schedule, model.time_zone, now), model.name))
-                moves += made
+                self._moves += made
             self._keep(self._clock())
         self._wake_at(self._ends[0][0] if self._ends else None)
         for one in later:
@@ -315,10 +316,13 @@ class Scheduler:
                 self._look_no_more(entry)
             return False
         self._wake_at(deciding.late_at(entry, model, now))
-        if entry.state == "due":
-            self._move(replace(entry, state="waiting", since=now, reason=says, who=WHO), "due")
-        elif entry.reason != says:
-            self._move(replace(entry, reason=says), "waiting")
+        if entry.state == "waiting":
+            if entry.reason != says:
+                self._move(replace(entry, reason=says), "waiting")
+        elif self._moves < MOST_MOVES:
+            self._moves += self._move(replace(entry, state="waiting", since=now, reason=says, who=WHO), "due")
+        else:
+            self._wake_at(now)
         return False
 
     def _start(self, entry: Entry, now: datetime) -> None:
