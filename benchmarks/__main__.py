@@ -7,6 +7,7 @@ python -m benchmarks live      Sereno, its peers and the limit over HTTP
 python -m benchmarks lookup    Sereno, its peers and the limit, one key a request; building an index, and swapping it
 python -m benchmarks load      campaigns against the server: too much to do, slow callers, killed workers, hostile requests
 python -m benchmarks operate   how long callers of the API wait while a run of `sereno up` takes all that it may
+python -m benchmarks ledger    what the ledger of 1,000 models and a year of nights costs
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import operate_api, prepare, report
+from benchmarks import operate_api, operate_ledger, prepare, report
 from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, ROUNDS, SECONDS, live
 from benchmarks.load import CAMPAIGNS, load
@@ -215,6 +216,7 @@ def main() -> None:
     options.add_argument("campaigns", nargs="*", choices=[*CAMPAIGNS, []], metavar="CAMPAIGN", help=f"of {every} (all)")
     options.add_argument("--seconds", type=int, help="shorter than the campaign is meant to be, for a try")
     options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
+    operate_ledger.options(commands.add_parser("ledger", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_api.options(commands.add_parser("operate", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     given = sys.argv[1:]
     if not given or given[0] not in (*commands.choices, "-h", "--help"):
