@@ -60,7 +60,12 @@ class Home:
     @property
     def keep(self) -> Keep:
         """What retention keeps of the table and its exports. Indexes of lookups: of those, the default's."""
-        return Keep(snapshots=self.chosen.keep_snapshots, young=timedelta(hours=self.chosen.keep_hours))
+        chosen = self.chosen
+        return Keep(
+            snapshots=chosen.keep_snapshots,
+            young=timedelta(hours=chosen.keep_hours),
+            profiles=timedelta(days=chosen.keep_run_days),
+        )
 
     @property
     def is_looked_up(self) -> bool:

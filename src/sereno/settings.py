@@ -338,7 +338,7 @@ class ModelSettings:
     )
     keep_hours: float = _setting(24.0, _number(None), "Snapshots that are younger than this are kept, however many.")
     keep_run_days: int = _setting(
-        400, _whole(1), "How many days reports of runs are kept, and what the ledger knows of them."
+        400, _whole(1), "How many days reports and profiles of runs are kept, and what the ledger knows of them."
     )
     gates: GateSettings = field(default_factory=GateSettings)
     columns: Mapping[str, ColumnSettings] = field(default_factory=dict)  # by name, of outputs and features

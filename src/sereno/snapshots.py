@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEPT = 7  # snapshots whose parts and exports are kept, and any that is
 KEPT_FOR = timedelta(hours=24)  # younger than this
+PROFILES_KEPT_FOR = timedelta(days=400)
 PATIENCE = 60.0  # seconds to wait for another process that publishes to the table, which takes it well under one
 PARTITION = "data_date"
 
@@ -98,6 +99,7 @@ class Keep:
 
     snapshots: int = KEPT
     young: timedelta = KEPT_FOR
+    profiles: timedelta = PROFILES_KEPT_FOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,14 @@ class State:
         numbers = sorted(self.snapshots)
         young = {n for n in numbers if now - self.snapshots[n].published_at < keep.young}
         return frozenset(numbers[-keep.snapshots :]) | young | {s.number for s in self.served}
+
+    def profiled(self, now: datetime, keep: Keep | None = None) -> frozenset[int]:
+        """Numbers of the snapshots whose profiles retention keeps: of the latter, and of what runs will be compared with."""
+        keep = keep or Keep()
+        young = {n for n, s in self.snapshots.items() if now - s.published_at < keep.profiles}
+        days = [date.max, *(s.data_date for s in self.served[-2:])]
+        baselines = {s.number for day in days if (s := self.baseline(day))}
+        return self.kept(now, keep) | young | baselines
 
 
 class SnapshotStore:
@@ -489,10 +499,10 @@ class SnapshotStore:
     ) -> dict[Path, int]:
         """Remove the files that neither a kept snapshot nor an attempt needs; which, and how large they were.
 
-        `needed` gives attempts, and files, to keep. The rejects of a snapshot go with its parts; its profile stays, as
-        later runs are compared with it. Only files that a run wrote are touched. Other runs may begin, write and publish
-        meanwhile, hence the order: what there is, then who is at work, then what is published. A file of theirs is either
-        not listed yet, or found needed at one of the two.
+        `needed` gives attempts, and files, to keep. The rejects of a snapshot go with its parts; its profile stays
+        longer, as later runs are compared with it. Only files that a run wrote are touched. Other runs may begin, write and
+        publish meanwhile, hence the order: what there is, then who is at work, then what is published. A file of theirs is
+        either not listed yet, or found needed at one of the two.
         """
         if not self.folder.is_dir():
             return {}
@@ -508,7 +518,8 @@ class SnapshotStore:
             kept = [state.snapshots[n] for n in state.kept(_now(), keep)]
             files |= {p.path for s in kept for p in s.parts}
             files |= {self.folder / s.rejects_file for s in kept if s.rejects_file}
-            files |= {self.folder / s.profile_file for s in state.snapshots.values() if s.profile_file}
+            profiled = [state.snapshots[n] for n in state.profiled(_now(), keep)]
+            files |= {self.folder / s.profile_file for s in profiled if s.profile_file}
             gone = [f for f in there if f not in files and not {f.stem, f.parent.name} & attempts]
             sizes = {file: file.stat().st_size for file in gone}
             if dry_run:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sereno.batch.gates import Baseline
+from sereno.batch.judging import baseline_of
+from sereno.config import load_settings
+from sereno.home import Home
+from sereno.snapshots import Keep, State
 from tests.acceptance.project import DAY, NEXT_DAY, THIRD_DAY, Project
 
 ROWS = 3_000
@@ -249,6 +257,30 @@ def test_profiles_stay_when_parts_go_and_of_failed_runs_nothing_stays(project: P
     project.write("total.py", MODEL)
     run(project, FOURTH_DAY)
     assert len([*(project.predictions / "_profiles").iterdir()]) == 4
+
+
+def test_profiles_go_after_their_days(project: Project) -> None:
+    """But not those that runs will be compared with; without a baseline of its own a backfill is not judged."""
+    project.settings(exports=[], disposition="partition")
+    files = [run(project, day)["profile_file"] for day in (DAY, NEXT_DAY, THIRD_DAY)]
+    home = Home(load_settings(project.folder, environ={}), "total")
+    state = home.store.state()
+    later = datetime.now(UTC) + timedelta(days=401)
+    assert state.profiled(datetime.now(UTC), home.keep) == {1, 2, 3}
+    only = Keep(snapshots=1, young=timedelta(0), profiles=timedelta(days=400))
+    assert replace(state, served=state.served[-1:]).profiled(later, only) == {2, 3}
+    (project.predictions / files[0]).unlink()
+    judged = judge_as_if(home, replace(state, served=state.served[-1:]), only, NEXT_DAY, later)
+    assert judged is not None
+    assert (judged.snapshot.number, judged.profile, judged.trouble) == (1, None, "")
+
+
+def judge_as_if(home: Home, state: State, keep: Keep, day: str, now: datetime) -> Baseline | None:
+    with (
+        mock.patch("sereno.batch.judging.datetime", mock.Mock(now=lambda zone: now)),
+        mock.patch.object(Home, "keep", keep),
+    ):
+        return baseline_of(home, state, home.attempts.find(day))
 
 
 OWN = '''

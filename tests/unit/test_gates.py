@@ -235,7 +235,7 @@ def test_what_drift_is_not_judged() -> None:
     old = verdicts(profile=profile(SCORES, BANDS), baseline=baseline({}, profile=None))["drift"]
     assert (old.level, old.says) == (
         "passed",
-        "not judged, as version 7 (2026-05-01) has no profile: it was published before profiles were kept",
+        "not judged, as version 7 (2026-05-01) has no profile: it is of before profiles were kept, or older than keep_run_days",
     )
     other = verdicts(profile=profile(SCORES, BANDS), baseline=baseline({"another": ColumnProfile()}))["drift"]
     assert other.says == "not judged: no column can be compared with those of version 7 (2026-05-01)"

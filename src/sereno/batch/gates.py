@@ -139,7 +139,10 @@ def _drift(settings: GateSettings, columns: Columns, run: Judged) -> Iterator[Ga
     if base.profile is None:
         # what was published before there were profiles is no reason to hold a run. A profile that is gone or was changed
         # is: else whoever removes a file would switch the gate off
-        says = base.trouble or f"not judged, as {base.name} has no profile: it was published before profiles were kept"
+        says = (
+            base.trouble
+            or f"not judged, as {base.name} has no profile: it is of before profiles were kept, or older than keep_run_days"
+        )
         yield Gate(name="drift", passed=not base.trouble, says=says)
         return
     told: list[Gate] = []

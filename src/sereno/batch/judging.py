@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import UTC, datetime
 
 from sereno.batch.attempts import Report
 from sereno.batch.gates import Baseline, Gate, Judged, judge
@@ -24,7 +24,7 @@ def judge_report(report: Report, home: Home, state: State, own: Sequence[Gate]) 
     # what is in service; where each date is, the date before (or this one's, which it would replace)
     by_date = report.disposition == "partition"
     others = [s for s in state.served if not by_date or s.data_date <= report.data_date]
-    baseline = baseline_of(home.store.folder, state, report)
+    baseline = baseline_of(home, state, report)
     report.baseline = baseline.snapshot.number if baseline else None
     run = Judged(
         rows_in=report.rows_in,
@@ -38,14 +38,16 @@ def judge_report(report: Report, home: Home, state: State, own: Sequence[Gate]) 
     return [*judge(home.chosen.gates, home.chosen.columns, run), *own]
 
 
-def baseline_of(folder: Path, state: State, report: Report) -> Baseline | None:
+def baseline_of(home: Home, state: State, report: Report) -> Baseline | None:
     """What a report is compared with; None: nothing is published of an earlier data date."""
     snapshot = state.baseline(report.data_date)
     if snapshot is None:
         return None
     try:
-        return Baseline(snapshot=snapshot, profile=stored_profile(folder, snapshot))
+        return Baseline(snapshot=snapshot, profile=stored_profile(home.store.folder, snapshot))
     except StorageError as error:
+        if snapshot.number not in state.profiled(datetime.now(UTC), home.keep):  # of a backfill of dates long ago
+            return Baseline(snapshot=snapshot)
         trouble = (
             f"drift could not be judged: {error} The next data date is compared with this one, once this one is released; "
             "or put the file back from a backup and run again."

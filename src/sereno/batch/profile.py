@@ -44,7 +44,7 @@ class ColumnProfile:
     choices: int = 0  # how many it declares; 0: it declares none
     least: Any = None  # numbers and dates (ISO text)
     greatest: Any = None
-    total: float = 0.0  # of numbers, so that the mean is total / (rows − nulls)
+    total: float = 0.0  # of numbers
     looked_at: int = 0
     bins: dict[int, int] = field(default_factory=dict)  # numbers: see `place_of`
     shift: int = 48  # of the bins: how many bits of a number they leave out
@@ -78,8 +78,8 @@ class ColumnProfile:
     @property
     def mean(self) -> float | None:
         """Of numbers; None: there are none."""
-        count = self.rows - self.nulls
-        return self.total / count if self.bins and count else None
+        count = sum(self.bins.values())  # rows − nulls; of a sample, those that it stands for
+        return self.total / count if count else None
 
     @property
     def distinct(self) -> int | None:

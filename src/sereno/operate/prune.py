@@ -1,7 +1,7 @@
 """Retention: what is kept, and what goes. Each run cleans up after itself; this looks at everything, also between runs.
 
-Parts, rejects and profiles go with their snapshots (`keep_snapshots`, `keep_hours`); reports of runs and what the ledger
-knows of them after `keep_run_days`. What is served, held or may be resumed stays, whatever its age.
+Parts and rejects go with their snapshots (`keep_snapshots`, `keep_hours`); profiles, reports of runs and what the ledger
+knows of them after `keep_run_days`. What is served, held, may be resumed or is to be compared with stays, whatever its age.
 """
 
 from __future__ import annotations
