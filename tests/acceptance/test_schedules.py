@@ -235,6 +235,7 @@ def scheduling(folder: Path) -> Iterator[Scheduling]:
 
 def test_the_scheduler_runs_what_is_due_once_its_data_is_there(folder: Path) -> None:
     project(folder)
+    project(folder, "mine", "scheduled = false\n")
     yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
     with scheduling(folder) as one:
         assert one.told == {"pid": one.process.pid, "models": ["scores"], "says": "Schedules scores."}
@@ -265,6 +266,15 @@ def test_the_scheduler_runs_what_is_due_once_its_data_is_there(folder: Path) -> 
         one.end()
     with contextlib.closing(open_at(None, folder)) as ledger:
         assert ledger.holder("scheduler") is None
+    assert states(folder, "mine") == {}
+
+    (folder / "scores.py").unlink()  # of this model nothing but what is published is known
+    ledger_file(folder).write_bytes(b"no ledger" * 1000)
+    with scheduling(folder) as one:
+        one.wait(lambda: "What was damaged is at" in one.log.read_text())
+        one.wait(lambda: states(folder) == states(folder, "others") == {yesterday: "published"})
+        assert one.told["models"] == ["others"]
+        one.end()
 
 
 def test_settings_that_cannot_be_end_it(folder: Path) -> None:
