@@ -57,6 +57,18 @@ def test_an_entry_comes_back_as_it_was(place: Place) -> None:
     assert place.open().entry("other", given.run_key) is None
 
 
+def test_texts_that_a_database_does_not_take_are_told_all_the_same(ledger: RunLedger) -> None:
+    odd = "input/caf\udce9\0.csv is 🦔"  # a file's name in Latin-1, as Python has it
+    moved(ledger, entry(reason=odd, who=odd))
+    ledger.pause(Pause(model="churn", since=START, who=odd, why=odd))
+    ledger.add_notice("churn", "k", "held", odd, START)
+    ledger.tried(ledger.untold()[0].number, told_at=None, error=odd)
+    shown = "input/caf\\udce9\\0.csv is 🦔"
+    (found,) = ledger.entries()
+    (notice,) = ledger.untold()
+    assert {found.reason, found.who, ledger.pauses()["churn"].why, notice.says, notice.error} == {shown}
+
+
 def test_times_of_any_zone_are_the_same_moments(ledger: RunLedger) -> None:
     madrid, india = ZoneInfo("Europe/Madrid"), timezone(timedelta(hours=5, minutes=30))
     given = entry(data_time=START.astimezone(madrid), since=START.astimezone(india), not_before=START.astimezone(india))
@@ -70,6 +82,8 @@ def test_times_of_any_zone_are_the_same_moments(ledger: RunLedger) -> None:
     assert ledger.newest(START.astimezone(madrid)) == {"churn": given}
     with pytest.raises(TypeError):
         ledger.move(entry(since=START.replace(tzinfo=None)))
+    with pytest.raises(TypeError):
+        ledger.add_notice("churn", "k", "held", "It is held.", START.replace(tzinfo=None))
 
 
 @pytest.mark.parametrize("year", [1, 1970, 2037, 2039, 9999])

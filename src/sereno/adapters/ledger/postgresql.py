@@ -13,6 +13,7 @@ import psycopg
 from psycopg import errors, sql
 
 from sereno.adapters.ledger.statements import Cursor, Now, check, create
+from sereno.adapters.ledger.tables import storable
 from sereno.adapters.postgresql.address import Address
 from sereno.exceptions import LedgerError
 
@@ -50,7 +51,7 @@ class _Transaction:
         return self._execute(statement, parameters).rowcount
 
     def _execute(self, statement: str, parameters: Sequence[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
-        return self._connection.execute(_spelled(statement).encode(), list(parameters))
+        return self._connection.execute(_spelled(statement).encode(), storable(parameters))
 
     def now(self) -> Now:
         ((ticks,),) = self.rows(_NOW)

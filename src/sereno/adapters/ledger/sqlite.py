@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sereno.adapters.ledger.statements import Cursor, Now, check, create, damaged
+from sereno.adapters.ledger.tables import storable
 from sereno.exceptions import BusyError, LedgerError
 from sereno.storage import CAUSES, exclusive, fsync
 
@@ -49,10 +50,10 @@ class _Transaction:
         self._connection = connection
 
     def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._connection.execute(statement, parameters).fetchall()
+        return self._connection.execute(statement, storable(parameters)).fetchall()
 
     def change(self, statement: str, parameters: Sequence[Any] = ()) -> int:
-        return self._connection.execute(statement, parameters).rowcount
+        return self._connection.execute(statement, storable(parameters)).rowcount
 
     def now(self) -> Now:
         ticks = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
@@ -203,7 +204,8 @@ class SqliteDatabase:
             return LedgerError(
                 f"The ledger {self.shown} cannot be written: the disk is full. Free space, then try again."
             )
-        if code in _DAMAGES or _extended(error) == sqlite3.SQLITE_IOERR_SHORT_READ or code is None:
+        is_unread = code is None and isinstance(error, sqlite3.OperationalError)  # Python found no text in it
+        if code in _DAMAGES or _extended(error) == sqlite3.SQLITE_IOERR_SHORT_READ or is_unread:
             return damaged(self.shown, f"{_DAMAGES.get(code or 0, 'it cannot be read')} ({error})")
         if code in _READ_ONLY:
             why = "it is read-only, or this user may not write there"
@@ -232,6 +234,7 @@ def _connected(file: Path, mode: str) -> sqlite3.Connection:
     )
     try:
         connection.execute("PRAGMA synchronous = FULL")  # what was told lasts, over a power cut, too
+        connection.execute("PRAGMA cache_size = -8000")  # 8 MB: what a scheduler asks all the time is read once
         connection.execute("PRAGMA wal_autocheckpoint = 250")  # 1 MB
         connection.execute("PRAGMA journal_size_limit = 1000000")
         connection.execute("BEGIN")

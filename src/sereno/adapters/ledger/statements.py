@@ -325,9 +325,8 @@ class SqlLedger:
             "INSERT INTO sereno_notices (model, run_key, kind, at, says, tries, error) VALUES (?, ?, ?, ?, ?, 0, '') "
             "ON CONFLICT (model, run_key, kind) DO NOTHING"
         )
-        return self._database.write(
-            lambda cursor: cursor.change(statement, (model, run_key, kind, micros(at), says)) == 1
-        )
+        row = (model, run_key, kind, micros(at), says)
+        return self._database.write(lambda cursor: cursor.change(statement, row) == 1)
 
     def untold(self) -> list[Notice]:
         return self._notices(f"SELECT {NOTICE} FROM sereno_notices WHERE told_at IS NULL ORDER BY number", ())

@@ -51,6 +51,15 @@ def _columns(kind: type[Any]) -> str:
 ENTRY, TRANSITION, PAUSE, NOTICE = (_columns(kind) for kind in (Entry, Transition, Pause, Notice))
 
 
+def storable(parameters: Sequence[Any]) -> list[Any]:
+    """With texts that both databases take: names of files may have bytes that are no UTF-8, and messages anything."""
+    return [_text(one) if isinstance(one, str) else one for one in parameters]
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+
+
 def micros(moment: datetime) -> int:
     """TypeError for a time without a zone."""
     return (moment - _EPOCH) // _MICROSECOND
