@@ -150,9 +150,9 @@ class Home:
         """A file that names the table's version after a rollback, from before its commit until its exports followed."""
         return self.path / ".sereno" / "locks" / f"{self.name}.rolling-back"
 
-    def clean(self, ledger: RunLedger | None = None) -> None:
+    def clean(self, ledger: RunLedger | None = None, *, dry_run: bool = False) -> dict[Path, int]:
         """Remove files that nothing needs any more, neither here nor (as the ledger knows) on another host that works on
-        a run of this model."""
+        a run of this model; which, and how large they were."""
 
         def elsewhere(run_key: str) -> bool:
             try:
@@ -160,7 +160,7 @@ class Home:
             except LedgerError:
                 return True  # nobody knows: they are removed another time
 
-        self.store.clean(partial(self.attempts.needed, elsewhere), self.keep)
+        return self.store.clean(partial(self.attempts.needed, elsewhere), self.keep, dry_run=dry_run)
 
 
 def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = "") -> Rollback:

@@ -6,6 +6,7 @@ knows of them after `keep_run_days`. What is served, held, may be resumed or is 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from sereno.compare.temporary import leftovers, remove
 from sereno.config import Settings
 from sereno.home import AS_IT_WAS, Home
+from sereno.interfaces import RunLedger
 from sereno.ledger import open_ledger
 from sereno.storage import is_held, told
 
@@ -39,25 +41,24 @@ def models_of(home: Path) -> list[str]:
 def prune(settings: Settings, models: Sequence[str], *, dry_run: bool = False) -> list[Pruned]:
     """Remove what retention does not keep; what went. Raises StorageError, BusyError, LedgerError."""
     found: list[Pruned] = []
-    with told(f"The home {settings.home} cannot be pruned", AS_IT_WAS):
+    with (
+        contextlib.closing(open_ledger(settings)) as ledger,
+        told(f"The home {settings.home} cannot be pruned", AS_IT_WAS),
+    ):
         for name in models:
-            found += _of_model(Home(settings, name), dry_run)
+            found += _of_model(Home(settings, name), ledger, dry_run)
         found.append(_of_comparisons(settings.home, dry_run))
-    longest = max((_kept_days(settings, name) for name in models), default=None)
-    if longest is not None:
-        ledger = open_ledger(settings)
-        try:
-            count = ledger.prune(datetime.now(UTC) - timedelta(days=longest), dry_run=dry_run)
-        finally:
-            ledger.close()
-        found.append(Pruned(model="", what="runs in the ledger", count=count, size=0))
+        longest = max((settings.model(name, {}).keep_run_days for name in models), default=None)
+        if longest is not None:
+            count = ledger.prune(_days_ago(longest), dry_run=dry_run)
+            found.append(Pruned(model="", what="runs in the ledger", count=count, size=0))
     return [one for one in found if one.count]
 
 
-def _of_model(home: Home, dry_run: bool) -> Iterator[Pruned]:
-    files = home.store.clean(home.attempts.needed, home.keep, dry_run=dry_run)
+def _of_model(home: Home, ledger: RunLedger, dry_run: bool) -> Iterator[Pruned]:
+    files = home.clean(ledger, dry_run=dry_run)
     yield Pruned(model=home.name, what="files of old snapshots", count=len(files), size=sum(files.values()))
-    before = datetime.now(UTC) - timedelta(days=home.chosen.keep_run_days)
+    before = _days_ago(home.chosen.keep_run_days)
     folders = _old_reports(home, before)
     yield Pruned(model=home.name, what="reports of runs", count=len(folders), size=sum(map(_size, folders)))
     locks = list(_old_locks(home, before))
@@ -94,8 +95,8 @@ def _old_locks(home: Home, before: datetime) -> Iterator[Path]:
             yield lock
 
 
-def _kept_days(settings: Settings, name: str) -> int:
-    return settings.model(name, {}).keep_run_days
+def _days_ago(days: int) -> datetime:
+    return datetime.now(UTC) - timedelta(days=min(days, 700_000))  # the calendar begins a little before
 
 
 def _size(folder: Path) -> int:
