@@ -174,7 +174,7 @@ class RunLedger(Protocol):
         ...
 
     def prune(self, before: datetime, *, dry_run: bool = False) -> int:
-        """Forget runs that ended, and their notices, whose data time is before; how many runs.
+        """Forget runs that ended before, and whose data time is before; and their notices. How many runs.
 
         What is held stays, as somebody is to decide; so does the newest run of each model.
         """

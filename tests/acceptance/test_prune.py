@@ -1,7 +1,9 @@
 """Retention: what `sereno prune` says would go, goes, and nothing else."""
 
+import contextlib
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,9 @@ def test_the_ledger_forgets_old_runs_but_the_newest(project: Project) -> None:
     keep(project, keep_run_days=1)
     before = {run["data_date"] for run in project.json("runs", "total")}
     assert before == {DAY, NEXT_DAY, THIRD_DAY}
+    assert project.json("prune")["pruned"] == []  # old data, but it was run today
+    with contextlib.closing(sqlite3.connect(project.folder / ".sereno" / "ledger.sqlite")) as ledger, ledger:
+        ledger.execute("UPDATE sereno_runs SET since = 0")
     done = {one["what"]: one["count"] for one in project.json("prune")["pruned"]}
     assert done["runs in the ledger"] == 2
 

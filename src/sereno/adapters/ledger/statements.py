@@ -47,7 +47,7 @@ ORDER BY r.model, r.run_key
 """
 # one per model stays: the newest
 _ENDED_BEFORE = f"""
-data_time < ? AND not_before IS NULL AND state IN ({", ".join(f"'{state}'" for state in ENDED)})
+data_time < ? AND since < ? AND not_before IS NULL AND state IN ({", ".join(f"'{state}'" for state in ENDED)})
 AND data_time < (SELECT max(s.data_time) FROM sereno_runs s WHERE s.model = sereno_runs.model)
 """
 
@@ -233,13 +233,13 @@ class SqlLedger:
         until = micros(before)
         if dry_run:
             counted = f"SELECT count(*) FROM sereno_runs WHERE {_ENDED_BEFORE}"
-            return int(self._database.read(lambda cursor: cursor.rows(counted, (until,))[0][0]))
+            return int(self._database.read(lambda cursor: cursor.rows(counted, (until, until))[0][0]))
         chosen = f"SELECT model, run_key FROM sereno_runs WHERE {_ENDED_BEFORE} ORDER BY data_time, model LIMIT {CHUNK}"
 
         def work(cursor: Cursor) -> int:
             for table in ("sereno_transitions", "sereno_notices"):
-                cursor.change(f"DELETE FROM {table} WHERE (model, run_key) IN ({chosen})", (until,))
-            return cursor.change(f"DELETE FROM sereno_runs WHERE (model, run_key) IN ({chosen})", (until,))
+                cursor.change(f"DELETE FROM {table} WHERE (model, run_key) IN ({chosen})", (until, until))
+            return cursor.change(f"DELETE FROM sereno_runs WHERE (model, run_key) IN ({chosen})", (until, until))
 
         pruned = self._database.write(work)
         while pruned and pruned % CHUNK == 0 and (more := self._database.write(work)):
