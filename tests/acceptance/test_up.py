@@ -332,7 +332,7 @@ SLOW = MODEL.replace("    return pa.table", "    import time\n    time.sleep(0.2
 
 @pytest.mark.parametrize(
     ("twenties", "days", "names"),
-    [(1, 3, 2), pytest.param(10, 25, 4, marks=[pytest.mark.soak, pytest.mark.timeout(0)])],
+    [(1, 3, 2), pytest.param(10, 15, 4, marks=[pytest.mark.soak, pytest.mark.timeout(0)])],
 )
 def test_whatever_is_killed_comes_back_and_each_night_is_published_once(
     shop: Project, twenties: int, days: int, names: int
@@ -354,7 +354,7 @@ def test_whatever_is_killed_comes_back_and_each_night_is_published_once(
         shop.sereno("run", f"{model}.py", "--date", nights[0])
     deck = [name for name, often in OFTEN.items() for _ in range(often * twenties)]
     chance.shuffle(deck)
-    took, killed, port = [0.0], Counter[str](), "0"
+    took, killed, port = [(0.0, "")], Counter[str](), "0"
     while deck:
         with Up(shop.folder, "--port", port) as up:
             port = str(up.port)
@@ -370,11 +370,12 @@ def test_whatever_is_killed_comes_back_and_each_night_is_published_once(
                     break
                 started = monotonic()
                 up.until(lambda: answers(up) and up.scheduler() is not None, "be back")
-                took.append(monotonic() - started)
-    print(f"{dict(killed)}; back within {max(took):.1f} s, mostly {sorted(took)[len(took) // 2]:.1f} s")
+                took.append((monotonic() - started, name))
+    print(f"{dict(killed)}; seconds until it was back: {sorted(took)[-5:]}, mostly {sorted(took)[len(took) // 2]}")
     with Up(shop.folder, "--port", port) as up:
         for model in models:
-            up.until(lambda: len(published(shop, model)) > days, f"publish all of {model}")  # noqa: B023
+            for count in range(1, days + 2):
+                up.until(lambda: len(published(shop, model)) >= count, f"publish night {count} of {model}")  # noqa: B023
         assert up.stop() == 0
     for model in models:
         dates = [version["data_date"] for version in published(shop, model)]

@@ -20,7 +20,6 @@ import psutil
 import pytest
 
 from sereno.operate import children as module
-from sereno.operate.children import Child
 
 PATIENCE = 60.0
 
@@ -137,21 +136,6 @@ def host(
         assert one.process.stdout is not None
         one.process.stdout.close()
     assert "Traceback" not in one.log, one.log
-
-
-def test_pauses_grow_and_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    child = Child("it", [], lambda _: 0.0)
-    assert [child.pause_after_end() for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
-    child.told, child.ready_at, now = {}, 0.0, module.QUICK + 1  # one that worked for a while
-    assert child.pause_after_end() == 0
-    child.ready_at = now  # those that are killed as soon as they are ready wait, but not for long
-    pauses = [child.pause_after_end() for _ in range(40)]
-    assert pauses[:3] == [0, 0, 0]
-    assert max(pauses[:8]) <= 2
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == module.LONGEST_PAUSE
 
 
 def test_it_announces_when_all_are_ready(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sereno.backoff import BackOff
 from sereno.exceptions import SerenoError
 from sereno.operate.systemd import Systemd
 from sereno.operate.tied import adopt_orphans, tied
@@ -25,9 +26,6 @@ from sereno.serve.processes.watching import Watcher
 from sereno.settings import Settings
 from sereno.signals import OTHER, Signals, has_terminal
 
-LONGEST_PAUSE = 30.0  # seconds, before a child that fails again and again is started once more
-QUICK = 10.0  # a child that ends within so many seconds after it was ready counts as failing …
-LIGHT = 0.25  # … but for little: it did get ready
 ONE_WORD = 0.5  # seconds: what wraps us may tell us the same twice, alone and with all of its group
 GRACE = 5.0  # seconds that a child may take longer to end than what it waits for itself
 WRONG_SETTINGS = 2  # the exit code of a child that cannot start as it is set up: it has said why
@@ -49,7 +47,7 @@ class Child:
     told: Mapping[str, Any] | None = None  # the line of JSON that the one that runs has printed: it is ready
     was_told: Mapping[str, Any] | None = None  # that of the first one
     ready_at: float = 0.0
-    failures: float = 0.0  # one after the other
+    back_off: BackOff = field(default_factory=BackOff)
     due: float | None = None  # when the next one is started
     kill_at: float | None = None
     heard: bytearray = field(default_factory=bytearray)
@@ -70,14 +68,6 @@ class Child:
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
-
-    def pause_after_end(self) -> float:
-        """How long to wait before the next one, now that this one has ended: 0, 1, 2, 4 … 30 seconds."""
-        if self.told is not None and time.monotonic() - self.ready_at > QUICK:
-            self.failures = 0.0
-        pause = 0.0 if self.failures < 1 else min(LONGEST_PAUSE, 2.0 ** min(10.0, self.failures - 1))
-        self.failures += 1.0 if self.told is None else LIGHT
-        return pause
 
 
 class Children:
@@ -152,7 +142,7 @@ class Children:
         self._selector.register(process.stdout, selectors.EVENT_READ, has_words)
 
     def _start_later(self, child: Child, why: str) -> None:
-        pause = child.pause_after_end()
+        pause = child.back_off.pause(time.monotonic() - child.ready_at if child.told is not None else None)
         child.due = time.monotonic() + pause
         when = f"in {pause:.2g} s" if pause else "now"
         self._note(f"{why} Another one starts {when}.")

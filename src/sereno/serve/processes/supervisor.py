@@ -22,6 +22,7 @@ from dataclasses import replace
 import msgspec
 
 from sereno import exceptions
+from sereno.backoff import BackOff
 from sereno.exceptions import SerenoError, WorkerError
 from sereno.serve.options import Options
 from sereno.serve.processes.board import Board, State
@@ -48,8 +49,6 @@ from sereno.signals import OTHER, Signals, has_terminal
 PATIENCE = 0.5  # seconds between two looks at the heartbeats
 BEAT_GRACE = 2.0  # on top of what predict may take; the loop beats several times a second
 LATE = 60.0  # a worker that takes longer to start is worth a word
-QUICK = 10.0  # a worker that dies within so many seconds after it was ready counts as failing
-LONGEST_PAUSE = 30.0  # before a worker that fails again and again is started once more
 ACCEPTING = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}  # seconds; balancers are slower to learn of it than people
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -86,7 +85,7 @@ class Supervisor:
         self._reload_since = 0.0
         self._models: dict[str, str] = {}  # name → fingerprint, in service
         self._is_announced = False
-        self._failures = [0] * self._count  # of each place, one after the other
+        self._back_offs = [BackOff() for _ in range(self._count)]  # of each place
         self._due: dict[int, float] = {}  # place → when its next worker starts
         self._told_to_end: set[signal.Signals] = set()
         self._ends_at: float | None = None  # when whoever is left is killed
@@ -273,7 +272,7 @@ class Supervisor:
         self._generation, self._next = self._next, None
         before, self._settings = self._settings, self._next_settings
         self._due.clear()
-        self._failures = [0] * self._count
+        self._back_offs = [BackOff() for _ in range(self._count)]
         self._spread()
         for worker in old:
             if worker.phase is Phase.READY:
@@ -352,18 +351,14 @@ class Supervisor:
                 return
             self._spread()
             was_ready = worker.phase is Phase.READY
-            if was_ready and time.monotonic() - worker.ready_at > QUICK:
-                self._failures[worker.place] = 0
-            pause = self._start_later(worker.place, at_once=was_ready)
+            pause = self._start_later(worker.place, time.monotonic() - worker.ready_at if was_ready else None)
             what = f"worker {worker.pid} {how}." if was_ready else why
-            when = f"in {pause:g} s" if pause else "now"
+            when = f"in {pause:.2g} s" if pause else "now"
             self._note(f"{what} Another one starts {when}.")
 
-    def _start_later(self, place: int, *, at_once: bool = False) -> float:
-        """Have a worker started in 1, 2, 4 … seconds, as often as it failed there; the first time perhaps at once."""
-        failures = self._failures[place]
-        pause = 0.0 if at_once and not failures else min(LONGEST_PAUSE, 2.0 ** min(10, failures))
-        self._failures[place] += 1
+    def _start_later(self, place: int, worked: float | None = None) -> float:
+        """Have a worker started, the later the more often it failed there; the pause."""
+        pause = self._back_offs[place].pause(worked)
         self._due[place] = time.monotonic() + pause
         return pause
 
@@ -372,7 +367,7 @@ class Supervisor:
             self._start(place, self._generation)
         except WorkerError as error:
             pause = self._start_later(place)
-            self._note(f"{error} The next try is in {pause:g} s.")
+            self._note(f"{error} The next try is in {pause:.2g} s.")
 
     def _fold(self, worker: Worker) -> None:
         """Keep what it has counted, and free its slot."""
