@@ -173,8 +173,8 @@ class RunLedger(Protocol):
         """The ledger does not know this run any more, nor what happened to it, nor its notices."""
         ...
 
-    def prune(self, before: datetime, *, dry_run: bool = False) -> int:
-        """Forget runs that ended before, and whose data time is before; and their notices. How many runs.
+    def prune(self, before: datetime, *, model: str | None = None, dry_run: bool = False) -> int:
+        """Forget runs (of a model) that ended before, and whose data time is before; and their notices. How many runs.
 
         What is held stays, as somebody is to decide; so does the newest run of each model.
         """

@@ -243,6 +243,8 @@ def test_pruning(ledger: RunLedger) -> None:
     assert ledger.prune(entry(5).data_time, dry_run=True) == 0
     assert ledger.prune(entry(5).data_time + timedelta(seconds=1), dry_run=True) == 1
     assert ledger.prune(before, dry_run=True) == 4
+    assert ledger.prune(before, model="nobody") == 0
+    assert ledger.prune(before, model="churn", dry_run=True) == ledger.prune(before, dry_run=True)
     assert len(ledger.entries()) == len(STATES) + 4
     assert ledger.prune(before) == 4
     left = {(e.model, e.state) for e in ledger.entries()}

@@ -48,22 +48,24 @@ def prune(settings: Settings, models: Sequence[str], *, dry_run: bool = False) -
         for name in models:
             found += _of_model(Home(settings, name), ledger, dry_run)
         found.append(_of_comparisons(settings.home, dry_run))
-        longest = max((settings.model(name, {}).keep_run_days for name in models), default=None)
-        if longest is not None:
-            count = ledger.prune(_days_ago(longest), dry_run=dry_run)
-            found.append(Pruned(model="", what="runs in the ledger", count=count, size=0))
     return [one for one in found if one.count]
 
 
 def _of_model(home: Home, ledger: RunLedger, dry_run: bool) -> Iterator[Pruned]:
+    exports = _old_exports(home)  # before the parts go: of those, an export may be another name
+    yield Pruned(model=home.name, what="folders of exports", count=len(exports), size=sum(map(_size, exports)))
     files = home.clean(ledger, dry_run=dry_run)
     yield Pruned(model=home.name, what="files of old snapshots", count=len(files), size=sum(files.values()))
     before = _days_ago(home.chosen.keep_run_days)
     folders = _old_reports(home, before)
+    count = ledger.prune(before, model=home.name, dry_run=dry_run)
+    yield Pruned(model=home.name, what="runs in the ledger", count=count, size=0)
     yield Pruned(model=home.name, what="reports of runs", count=len(folders), size=sum(map(_size, folders)))
     locks = list(_old_locks(home, before))
     yield Pruned(model=home.name, what="locks of runs", count=len(locks), size=0)
     if not dry_run:
+        if exports:
+            home.follow()
         for folder in folders:
             shutil.rmtree(folder)
         for lock in locks:
@@ -77,6 +79,14 @@ def _of_comparisons(home: Path, dry_run: bool) -> Pruned:
         for folder in folders:
             remove(home, folder)
     return pruned
+
+
+def _old_exports(home: Home) -> list[Path]:
+    """Folders of snapshots that exports have and need not. (What a database has is pruned at each run.)"""
+    state = home.store.state()
+    kept = state.kept(datetime.now(UTC), home.keep)
+    folders = (home.path / "exports" / home.name).glob("*/*/")
+    return [one for one in folders if one.name.isdecimal() and not one.is_symlink() and int(one.name) not in kept]
 
 
 def _old_reports(home: Home, before: datetime) -> list[Path]:
@@ -100,4 +110,6 @@ def _days_ago(days: int) -> datetime:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes that nothing else names: an export of Parquet is links to the parts."""
+    known = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    return sum(one.st_size for one in known if one.st_nlink == 1)

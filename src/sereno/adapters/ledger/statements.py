@@ -229,24 +229,26 @@ class SqlLedger:
 
         self._database.write(work)
 
-    def prune(self, before: datetime, *, dry_run: bool = False) -> int:
+    def prune(self, before: datetime, *, model: str | None = None, dry_run: bool = False) -> int:
         until = micros(before)
+        of_model, named = ("", ()) if model is None else (" AND model = ?", (model,))
+        ended, given = f"{_ENDED_BEFORE}{of_model}", (until, until, *named)
         if dry_run:
-            counted = f"SELECT count(*) FROM sereno_runs WHERE {_ENDED_BEFORE}"
-            return int(self._database.read(lambda cursor: cursor.rows(counted, (until, until))[0][0]))
-        chosen = f"SELECT model, run_key FROM sereno_runs WHERE {_ENDED_BEFORE} ORDER BY data_time, model LIMIT {CHUNK}"
+            counted = f"SELECT count(*) FROM sereno_runs WHERE {ended}"
+            return int(self._database.read(lambda cursor: cursor.rows(counted, given)[0][0]))
+        chosen = f"SELECT model, run_key FROM sereno_runs WHERE {ended} ORDER BY data_time, model LIMIT {CHUNK}"
 
         def work(cursor: Cursor) -> int:
             for table in ("sereno_transitions", "sereno_notices"):
-                cursor.change(f"DELETE FROM {table} WHERE (model, run_key) IN ({chosen})", (until, until))
-            return cursor.change(f"DELETE FROM sereno_runs WHERE (model, run_key) IN ({chosen})", (until, until))
+                cursor.change(f"DELETE FROM {table} WHERE (model, run_key) IN ({chosen})", given)
+            return cursor.change(f"DELETE FROM sereno_runs WHERE (model, run_key) IN ({chosen})", given)
 
         pruned = self._database.write(work)
         while pruned and pruned % CHUNK == 0 and (more := self._database.write(work)):
             pruned += more
         # those of runs that stay, stay: else they would be told again
-        orphans = "at < ? AND (model, run_key) NOT IN (SELECT model, run_key FROM sereno_runs)"
-        self._database.write(lambda cursor: cursor.change(f"DELETE FROM sereno_notices WHERE {orphans}", (until,)))
+        orphans = f"at < ?{of_model} AND (model, run_key) NOT IN (SELECT model, run_key FROM sereno_runs)"
+        self._database.write(lambda cursor: cursor.change(f"DELETE FROM sereno_notices WHERE {orphans}", given[1:]))
         return pruned
 
     def acquire(self, name: str, holder: str, seconds: float, *, by_force: bool = False) -> Lease | None:
