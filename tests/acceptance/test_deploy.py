@@ -136,7 +136,8 @@ def test_a_timer_starts_a_run(project: Project, tmp_path: Path) -> None:
 
 def test_what_is_written_and_said(project: Project) -> None:
     said = project.sereno("deploy", "server", "--user", "daemon").stdout
-    assert said.startswith(f"Wrote {project.folder}/deploy/bank.service\nRead them, then as root:\n")
+    assert said.startswith(f"Wrote {project.folder}/deploy/bank.service\n")
+    assert "Read them, then as root:\n" in said
     assert "systemctl enable --now bank.service" in said
     done = project.json("deploy", "server", "--user", "daemon", "--to", "elsewhere", "--timers")
     names = ["bank-api.service", "bank-run-total.service", "bank-run-total.timer"]

@@ -101,8 +101,20 @@ def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:
     server = Server(project=tmp_path / "a b", home=tmp_path / "a b", name="bank", user="sereno")
     timers = server.units_with_timers([Timed(name="m", schedule="0 0 * * *", time_zone="UTC")])
     steps = list(next_steps(server, tmp_path, timers))
-    assert f"'{tmp_path}/a b/predictions'" in steps[2]
+    assert any(f"'{tmp_path}/a b/predictions'" in step for step in steps)
     assert "  systemctl enable --now bank-api.service bank-run-m.timer" in steps
+
+
+def test_a_dollar_is_doubled_in_commands_alone(tmp_path: Path) -> None:
+    place = tmp_path / "a$b"
+    unit = Server(project=place, home=place, name="bank", user="sereno", python=place / "python").units()["bank.service"]
+    assert f"ReadWritePaths={tmp_path}/a$b/predictions " in unit
+    assert f"ExecStart={tmp_path}/a$$b/python -P" in unit
+
+
+def test_an_interpreter_that_nobody_may_read_is_told(server: Server, tmp_path: Path) -> None:
+    hidden = Server(project=tmp_path, home=tmp_path, name="bank", user="sereno", python=Path("/root/venv/bin/python"))
+    assert any(line.startswith("WARNING: Python lies in /root/") for line in next_steps(hidden, tmp_path, hidden.units()))
 
 
 def test_what_was_changed_by_hand_stays(server: Server, tmp_path: Path) -> None:

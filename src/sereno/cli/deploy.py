@@ -60,6 +60,7 @@ def _deploy(options: argparse.Namespace) -> int:
         name=options.name or project.name.lower(),
         user=options.user,
         memory=options.memory,
+        stop_seconds=max(settings.serve.drain_seconds, settings.up.stop_seconds) + 30,
     )
     units = server.units_with_timers(_timed(options, settings)) if options.timers else server.units()
     folder = options.to.absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -38,6 +39,7 @@ class Server:
     name: str  # of the units
     user: str
     memory: str = "80%"  # MemoryMax of each service
+    stop_seconds: float = 60.0  # what a service is given to end
     python: Path = Path(sys.executable)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,8 @@ class Server:
             user=self.user,
             project=_escaped(self.project),
             project_quoted=_escaped(self.project),  # the one setting that takes the rest of its line as it stands
-            python=_quoted(self.python),
+            python=_quoted(self.python).replace("$", "$$"),  # a command line, in which $ begins a variable
+            stop_seconds=str(math.ceil(self.stop_seconds)),
             memory=self.memory,
             hardening=hardening,
             **more,
@@ -121,6 +124,9 @@ def write(units: dict[str, str], folder: Path) -> list[Path]:
 
 def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[str]:
     """What an operator does with them."""
+    places = {server.python, Path(sys.base_prefix)}
+    if hidden := next((place for place in places if place.is_relative_to("/root")), None):
+        yield f"WARNING: Python lies in {hidden}, which {server.user} may not read. Make the environment with another one."
     started = [name for name in units if not re.search(r"-run-.*\.service$", name)]
     home, user = shlex.quote(str(server.home)), server.user
     there = " ".join(shlex.quote(str(one)) for one in server.written)
@@ -148,5 +154,5 @@ def _escaped(path: Path) -> str:
 
 
 def _quoted(path: Path) -> str:
-    text = _escaped(path).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    text = _escaped(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"' if re.search(r"[\s\"'\\;]", text) else text
