@@ -12,7 +12,7 @@ import pytest
 from sereno.batch.gates import Baseline, Gate, Judged, judge, settings_of
 from sereno.batch.profile import ColumnProfile, Profile, StoredProfile
 from sereno.batch.profiling import ProfileBuilder
-from sereno.schema import row_type
+from sereno.schema import Column, row_type
 from sereno.settings import ColumnSettings, GateSettings
 from sereno.snapshots import Snapshot
 
@@ -114,6 +114,20 @@ def test_constant(scores: list[float | None], bands: list[str | None], answered:
     given: dict[str, Any] = {"profile": profile(scores, bands), "answered": answered}
     assert verdicts(**given)["constant"].passed == passed
     assert verdicts(**given, settings={"constant": "allow"})["constant"].passed
+
+
+def test_the_same_list_for_every_row_is_held() -> None:
+    def items(*lists: list[str]) -> Profile:
+        builder = ProfileBuilder([Column(name="items", kind="list")])
+        builder.add(pa.table({"items": pa.array(lists, pa.list_(pa.string()))}))
+        return builder.build()
+
+    same, other = items(*[["ham", "egg"]] * 20), items(*[["ham", "egg"]] * 19, [])
+    assert not verdicts(profile=same)["constant"].passed
+    assert verdicts(profile=other)["constant"].says == "predictions differ"
+    hold = {"items": ColumnSettings(constant="hold")}
+    assert not verdicts(profile=same, columns=hold)["constant items"].passed
+    assert verdicts(profile=other, columns=hold)["constant items"].passed
 
 
 def test_what_is_said_of_a_constant() -> None:

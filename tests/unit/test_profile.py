@@ -118,11 +118,40 @@ def _of(kind: str, values: list[Any]) -> ColumnProfile:
         ("bool", [False, False], True),
         ("date", [date(2026, 5, 1)] * 2, True),
         ("datetime", [datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 1, 0, 0, 0, 5, UTC)], False),
-        ("list", [[1], [1]], False),
+        ("list", [[1], [1]], True),
+        ("list", [[1], [2]], False),
+        ("list", [[], [], []], True),
+        ("list", [None, None], True),
+        ("list", [None, []], False),
+        ("list", [[1], None], False),
+        ("list", [], False),
     ],
 )
 def test_constant(kind: str, values: list[Any], constant: bool) -> None:
     assert _of(kind, values).constant is constant
+
+
+def test_nested_values_that_are_all_the_same_are_seen_across_tasks() -> None:
+    type_ = pa.list_(pa.struct([("sku", pa.string()), ("score", pa.float64())]))
+
+    def of(*batches: list[Any]) -> ColumnProfile:
+        builder = ProfileBuilder([Column(name="x", kind="list")])
+        for batch in batches:
+            builder.add(pa.table({"x": pa.array(batch, type_)}))
+        return builder.build()["x"]
+
+    ham, zero, egg = ([{"sku": sku, "score": score}] for sku, score in (("ham", 0.0), ("ham", -0.0), ("egg", 0.0)))
+    assert of([ham] * 5, [ham], [zero] * 3).constant
+    assert not of([ham] * 5, [egg] * 5).constant
+    assert not of([ham] * 5 + [egg], [ham]).constant
+    for parts, constant in (
+        ([of([ham]), of([ham, zero]), of()], True),
+        ([of([ham]), of([egg])], False),
+        ([of([ham, egg]), of([ham])], False),
+        # a task that was counted before there was a digest: nobody knows
+        ([of([ham]), ColumnProfile(rows=1, uncounted=True)], False),
+    ):
+        assert merged([{"x": part} for part in parts])["x"].constant is constant
 
 
 def test_categories_beyond_the_most_are_said_to_be_there() -> None:

@@ -50,7 +50,10 @@ class ColumnProfile:
     shift: int = 48  # of the bins: how many bits of a number they leave out
     categories: dict[str, int] = field(default_factory=dict)  # texts and booleans: the most frequent
     others: int = 0  # rows with texts that are not among them
-    uncounted: bool = False  # lists, nested rows and the like: no values are compared
+    uncounted: bool = (
+        False  # lists, nested rows and the like: of their values, it is only known whether they are all the same
+    )
+    same: str = ""  # of those: the digest of the one value that all rows have; "": they differ
     distinct_of: int = 0  # rows that `sketch` has seen
     sketch: str = ""  # of different values: a HyperLogLog sketch of datasketches, as base64
 
@@ -66,8 +69,10 @@ class ColumnProfile:
 
     @property
     def constant(self) -> bool:
-        """Every value of the column is the same (several, and compared)."""
-        if self.uncounted or self.more_categories or not self.rows:
+        """Every value of the column is the same."""
+        if self.uncounted:
+            return self.rows > 0 and self.same != ""
+        if self.more_categories or not self.rows:
             return False
         if self.categories:
             return len(self.categories) == 1 and self.nulls == 0
@@ -264,6 +269,7 @@ def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:
         return first
     kind = next((p.kind for p in parts if p.kind), "")
     bounds = [p for p in parts if p.least is not None]
+    same = {p.same for p in parts if p.rows}
     bins, shift = _merged_bins([p for p in parts if p.bins])
     categories, others = most_frequent(parts)
     return ColumnProfile(
@@ -280,6 +286,7 @@ def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:
         categories=categories,
         others=others,
         uncounted=any(p.uncounted for p in parts),
+        same=same.pop() if len(same) == 1 else "",
         distinct_of=sum(p.distinct_of for p in parts),
         sketch=_merged_sketch([p.sketch for p in parts if p.sketch]),
     )

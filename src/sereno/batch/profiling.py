@@ -8,6 +8,7 @@ stretch. The same rows are always the same sample. Different values, which are d
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -96,7 +97,7 @@ class ProfileBuilder:
 
 
 class _Counter:
-    """What all columns have: rows and nulls. Of lists, nested rows and the like, nothing else."""
+    """What all columns have: rows and nulls."""
 
     def __init__(self, column: Column) -> None:
         self.column = column
@@ -110,7 +111,6 @@ class _Counter:
 
     def count(self, array: pa.Array, weight: int, few: slice) -> None:
         """The rest, of all rows or a sample, each of which stands for `weight` rows."""
-        self.profile.uncounted = True
 
     def build(self) -> ColumnProfile:
         if self._sketch is not None:
@@ -210,12 +210,42 @@ class _Dates(_Counter):
         pass  # their distribution moves with every data date
 
 
+class _Others(_Counter):
+    """Lists, nested rows and the like: whether all of them are the same. Once two differ, nothing is looked at any more."""
+
+    def add(self, batch: pa.ChunkedArray, extremes: tuple[Any, Any] | None) -> None:
+        is_first = not self.profile.rows
+        super().add(batch, extremes)
+        self.profile.uncounted = True
+        if not (is_first or self.profile.same):
+            return
+        array = one_array(batch)
+        is_one = array[:-1].equals(
+            array[1:]
+        )  # each row with the next one: nothing is copied, the first difference ends it
+        digest = _digest(array[0].as_py()) if is_one else ""
+        self.profile.same = digest if is_first or digest == self.profile.same else ""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(_unsigned(value)).encode()).hexdigest()[:16]
+
+
+def _unsigned(value: Any) -> Any:
+    """The value without -0.0, which is 0.0."""
+    if isinstance(value, dict):
+        return {name: _unsigned(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unsigned(one) for one in value]
+    return value + 0.0 if isinstance(value, float) else value
+
+
 def _counter(column: Column) -> _Counter:
     if column.kind in NUMBERS:
         return _Numbers(column)
     if column.kind in ("str", "bool"):
         return _Texts(column)
-    return _Dates(column) if column.kind in ("date", "datetime") else _Counter(column)
+    return _Dates(column) if column.kind in ("date", "datetime") else _Others(column)
 
 
 def _spread(rows: int, stride: int) -> npt.NDArray[np.int64]:
