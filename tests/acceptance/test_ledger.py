@@ -254,6 +254,7 @@ def test_a_run_that_is_held_as_its_input_was_late(nights: Project) -> None:
             ledger.move(an_entry(day, "held", reason="late: it is not there"))
     assert nights.sereno("release", "2024-05-05").stdout == (
         "Run 2024-05-05 of total is due, whatever there is of its input.\n"
+        "No scheduler runs here: start `sereno up`, or `sereno run total --date 2024-05-05`.\n"
     )
     assert (
         nights.sereno("discard", "2024-05-06").stdout
@@ -261,8 +262,23 @@ def test_a_run_that_is_held_as_its_input_was_late(nights: Project) -> None:
     )
     found = entries(nights)
     assert (found["2024-05-05"].state, found["2024-05-06"].state) == ("due", "skipped")
+    assert nights.json("release", "2024-05-05", code=1)["says"] == (
+        "Run 2024-05-05 of total is due, not held (released: the input is not waited for any longer). "
+        "`sereno run total --date 2024-05-05` runs it now, with what there is of its input."
+    )
+    assert nights.json("discard", "2024-05-06", code=1)["says"].startswith(
+        "Run 2024-05-06 of total is skipped, not held ("
+    )
     nights.sereno("release", NEXT_DAY)  # held by a gate: as ever
     assert entries(nights)[NEXT_DAY].state == "published"
+
+
+def test_a_late_date_that_is_older_than_what_is_served_is_refused(nights: Project) -> None:
+    with ledger_of(nights) as ledger:
+        ledger.move(an_entry("2024-04-01", "held", reason="late: it is not there"))
+    says = nights.json("release", "2024-04-01", code=1)["says"]
+    assert says.startswith(f"Data date 2024-04-01 is older than {DAY}, which is in service")
+    assert entries(nights)["2024-04-01"].state == "held"
 
 
 # Repair

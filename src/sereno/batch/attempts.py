@@ -114,7 +114,14 @@ class Attempts:
     def all(self) -> list[Report]:
         """Every attempt, oldest first."""
         found = [r for f in self.folder.glob("*/report.json") if (r := _read(f, Report))]
+        for report in found:
+            report.parts = [self._here(part) for part in report.parts]
         return sorted(found, key=lambda r: r.started_at)
+
+    def _here(self, part: WrittenPart) -> WrittenPart:
+        """A home may have been moved, or restored elsewhere, since a report was written."""
+        path = Path(part.path)
+        return replace(part, path=str(self._table / path.parent.name / path.name))
 
     def find(self, name: str, *, state: RunState | None = None) -> Report:
         """An attempt by its id, or the newest of a data date (if there is one in `state`, that). Raises NotFoundError."""
@@ -130,6 +137,10 @@ class Attempts:
                 return report
         shown = ", ".join(r.attempt for r in reports[-5:]) or "none"
         raise NotFoundError(f"Model {self._model!r} has no run {name!r}. The latest are: {shown}. See `sereno runs`.")
+
+    def has(self, name: str, *, state: RunState) -> bool:
+        """Whether one of that id or data date is in that state."""
+        return any(r.state == state and name in (r.attempt, r.data_date.isoformat()) for r in self.all())
 
     def going_on(self, report: Report) -> bool:
         """A living process works on its run key."""

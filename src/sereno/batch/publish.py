@@ -15,7 +15,7 @@ from sereno.batch.lease import HeldLease, hold
 from sereno.batch.own_gates import own_gates
 from sereno.batch.profile import stored_profile
 from sereno.batch.record import Record, but_not_told
-from sereno.exceptions import ExportError, PublishError, StorageError
+from sereno.exceptions import ExportError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
 from sereno.home import AS_IT_WAS, Home
 from sereno.interfaces import RunLedger
@@ -134,8 +134,14 @@ def _whole_profile(home: Home, report: Report) -> None:
 def release_late(home: Home, entry: Entry, *, who: str = "") -> Entry:
     """Let a run start that was held because its input was late: it is due, and the input is not waited for any longer.
 
-    Raises PublishError where it is not held any more.
+    Raises PublishError where it is not held any more, and OlderDataError where a newer data date is in service.
     """
+    newest = home.store.state().newest
+    if home.chosen.disposition == "replace" and newest is not None and newest.data_time > entry.data_time:
+        raise OlderDataError(
+            f"Data date {entry.data_date} is older than {newest.data_date}, which is in service (version {newest.number}). "
+            f"`sereno discard {entry.label}` gives it up; `sereno run --force` would put the older one in service."
+        )
     return _move_late(home, entry, "due", RELEASED_LATE, who)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from sereno.cli.health import tell_people
 from sereno.cli.ledger import entry_named, ledger_there, settings_here
 from sereno.cli.named import home_of_run, who
 from sereno.cli.printing import output, write_page
-from sereno.exceptions import LedgerError, NotFoundError
+from sereno.exceptions import LedgerError, NotFoundError, PublishError
 
 if TYPE_CHECKING:
     from sereno.home import Home
@@ -102,9 +102,8 @@ def _release(options: argparse.Namespace) -> int:
 
     if late := _late(options):
         entry = release_late(*late, who=who())
-        output(
-            options, entry_data(entry), [f"Run {entry.label} of {entry.model} is due, whatever there is of its input."]
-        )
+        says = [f"Run {entry.label} of {entry.model} is due, whatever there is of its input.", *_what_keeps(*late)]
+        output(options, entry_data(entry), says)
         return DONE
     home, began = home_of_run(options), datetime.now(UTC)
     report = release(home, options.run, who=who())
@@ -129,14 +128,30 @@ def _discard(options: argparse.Namespace) -> int:
 
 
 def _late(options: argparse.Namespace) -> tuple[Home, Entry] | None:
-    """A run that is held as its input was late: no attempt of it is."""
+    """A run that is held as its input was late: no attempt of it is. Raises PublishError for one that has not begun."""
     from sereno.home import Home
 
     settings = settings_here(options)
     entry = entry_named(options, settings, "held")
     if entry is None:
+        other = entry_named(options, settings, "due", "waiting", "skipped")
+        if other is not None and not Home(settings, other.model).attempts.has(options.run, state="held"):
+            raise PublishError(
+                f"Run {other.label} of {other.model} is {other.state}, not held{f' ({other.reason})' if other.reason else ''}. "
+                f"`sereno run {other.model} --date {other.label}` runs it now, with what there is of its input."
+            )
         return None
     home = Home(settings, entry.model)
     if any(report.run_key == entry.run_key and report.state == "held" for report in home.attempts.all()):
         return None
     return home, entry
+
+
+def _what_keeps(home: Home, entry: Entry) -> Iterator[str]:
+    """What keeps a run that is due from starting."""
+    with home.ledger() as ledger:
+        scheduler, pause = ledger.holder("scheduler"), ledger.pauses().get(entry.model)
+    if pause is not None:
+        yield f"But {entry.model} is paused: `sereno resume {entry.model}`."
+    if scheduler is None:
+        yield f"No scheduler runs here: start `sereno up`, or `sereno run {entry.model} --date {entry.label}`."
