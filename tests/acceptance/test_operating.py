@@ -20,8 +20,8 @@ BACK_UP, RESTORE = (
 
 def as_written(script: str, project: Path, backup: Path) -> None:
     """Run a block of the page, with the paths of this test in place of its own. Whose files they are is root's affair."""
-    bin = Path(sys.executable).parent
-    text = script.replace("/srv/bank", str(project)).replace("/backup", str(backup)).replace(".venv/bin", str(bin))
+    scripts = Path(sys.executable).parent
+    text = script.replace("/srv/bank", str(project)).replace("/backup", str(backup)).replace(".venv/bin", str(scripts))
     text = text.replace("credit-scoring", "total").replace("runuser -u sereno -- ", "")
     lines = [line for line in text.splitlines() if not line.startswith("chown")]
     done = subprocess.run(["bash", "-ec", "\n".join(lines)], capture_output=True, text=True, check=False)
