@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno.batch.drift import psi
-from sereno.batch.profile import ColumnProfile, merged
+from sereno.batch.profile import MOST_CATEGORIES, ColumnProfile, merged
 from sereno.batch.profiling import ProfileBuilder
 from sereno.schema import Column, Kind
 
@@ -123,7 +123,7 @@ def test_merged_profiles_have_the_drift_of_the_whole() -> None:
         (profile_of([1.0] * 999), profile_of([1.0] * 5_000)),
         (profile_of([1.0] * 5_000), profile_of([1.0] * 999)),
         (profile_of([1.0] * 1_000), profile_of([1] * 1_000, "int")),
-        (profile_of(["a"] * 1_000, "str"), profile_of([str(i) for i in range(1_000)], "str")),  # free text
+        (profile_of([str(i) for i in range(1_000)], "str"), profile_of(["a"] * 1_000, "str")),  # free text
         (profile_of([True] * 1_000, "bool"), profile_of(["true"] * 1_000, "str")),
         (profile_of([0] * 1_000, "date"), profile_of([1] * 1_000, "date")),
         (profile_of([0] * 1_000, "datetime"), profile_of([1] * 1_000, "datetime")),
@@ -143,6 +143,45 @@ def test_declared_choices_are_judged_however_many() -> None:
     assert psi(before, before) == 0
     assert (psi(before, profile_of(values[:40] * 200, "str", choices=choices)) or 0) > 0.25
     assert psi(profile_of(values, "str"), profile_of(values, "str")) is None  # undeclared, they are free text
+
+
+def test_texts_of_all_sorts_where_there_were_a_few_are_drift() -> None:
+    before = profile_of(["A", "B", "C"] * 1_000, "str")
+    garbage = profile_of([f"error {i}" for i in range(3_000)], "str")
+    assert (psi(before, garbage) or 0) > 5
+    typos = [f"Aa{i}" for i in range(MOST_CATEGORIES + 1)]
+    assert (psi(before, profile_of(["A"] * 3_000 + typos, "str")) or 0) > 1  # B and C are gone
+    few = psi(before, profile_of(["A", "B", "C"] * 1_000 + typos, "str"))
+    assert few is not None
+    assert few < 0.1
+    # choices that are no longer declared are no longer counted one by one
+    choices = tuple(f"c{i:02}" for i in range(80))
+    declared = profile_of(choices * 20, "str", choices=choices)
+    assert psi(declared, profile_of(choices * 20, "str")) is None
+
+
+def test_names_that_hardly_any_row_has_are_others_on_either_side() -> None:
+    """Remarks that most rows do not have: few enough to be counted, and other ones each night."""
+    nights = [[f"{night} {i}" for i in range(40)] + [None] * 1_000 for night in (1, 2)]
+    assert psi(*(profile_of(values, "str") for values in nights)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("shape", ["even", "uneven"])
+@pytest.mark.parametrize(("rows", "rows_now"), [(1_000, 1_000), (1_200, 1_200), (1_000, 20_000), (20_000, 1_000)])
+def test_many_categories_alone_are_no_drift(rows: int, rows_now: int, shape: str) -> None:
+    random = np.random.default_rng([rows, rows_now])
+    for choices in (2, 12, 50, 200):
+        names = tuple(f"c{i:03}" for i in range(choices))
+        shares = np.ones(choices) if shape == "even" else 1 / np.arange(1, choices + 1)
+        shares = random.permutation(shares / shares.sum())
+        other = shares * np.where(np.arange(choices) < choices / 2, 0.2, 1)
+        for _ in range(4):
+            before, same, shifted = (
+                profile_of(random.choice(names, n, p=p / p.sum()).tolist(), "str", choices=names)
+                for n, p in ((rows, shares), (rows_now, shares), (rows_now, other))
+            )
+            assert (psi(before, same) or 0) < 0.1
+            assert (psi(before, shifted) or 0) > 0.1
 
 
 def test_booleans_and_nulls() -> None:

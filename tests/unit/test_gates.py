@@ -242,7 +242,8 @@ def test_what_drift_is_not_judged() -> None:
     assert not [name for name in verdicts(profile=profile(SCORES, BANDS)) if "drift" in name]  # the first night
     few = drift(SCORES[:999], OTHER, answered=1_000)
     assert "drift of score" not in few
-    assert few["drift"].says.startswith("not judged: ")
+    few_says = "score (fewer than 1,000 rows), band (fewer than 1,000 rows)"
+    assert few["drift"].says == f"not judged against version 7 (2026-05-01): {few_says}"
     assert drift(SCORES, OTHER[:999], answered=999)["drift"].says == (
         "not judged: it takes 1,000 rows here and in version 7 (2026-05-01)"
     )
@@ -252,7 +253,29 @@ def test_what_drift_is_not_judged() -> None:
         "not judged, as version 7 (2026-05-01) has no profile: it is of before profiles were kept, or older than keep_run_days",
     )
     other = verdicts(profile=profile(SCORES, BANDS), baseline=baseline({"another": ColumnProfile()}))["drift"]
-    assert other.says == "not judged: no column can be compared with those of version 7 (2026-05-01)"
+    assert other.says == ("not judged against version 7 (2026-05-01): score (it is not there), band (it is not there)")
+    builder = ProfileBuilder([Column(name="day", kind="date")])
+    builder.add(pa.table({"day": pa.array([date(2026, 5, 1)] * 1_000)}))
+    dates = verdicts(profile=builder.build(), baseline=baseline(builder.build()))["drift"]
+    assert dates.says == "not judged: no column can be compared with those of version 7 (2026-05-01)"
+
+
+def test_a_column_that_drift_does_not_judge_is_named() -> None:
+    names: list[str | None] = [str(i) for i in range(1_000)]
+    free_text = verdicts(profile=profile(SCORES, BANDS), baseline=baseline(profile(SCORES, names)))
+    assert free_text["drift of score"].passed
+    assert (free_text["drift"].level, free_text["drift"].says) == (
+        "passed",
+        "not judged against version 7 (2026-05-01): band (it has more than 50 different texts there)",
+    )
+    # but what had few values is judged, however many it has now
+    assert verdicts(profile=profile(SCORES, names), baseline=baseline(profile(SCORES, BANDS)))[
+        "drift of band"
+    ].level == ("held")
+    many = {f"x{i}": ColumnProfile(rows=1_000, kind="int") for i in range(13)}
+    assert verdicts(inputs=many, baseline=baseline({}, {}))["drift"].says.endswith(
+        "input x9 (it is not there), and 3 more"
+    )
 
 
 def test_a_profile_that_is_gone_holds() -> None:

@@ -14,10 +14,15 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from math import inf, log
 
-from sereno.batch.profile import NUMBERS, ColumnProfile, at_shift
+from sereno.batch.profile import MOST_CATEGORIES, NUMBERS, ColumnProfile, at_shift
 
 ENOUGH = 1_000  # rows on either side
 CLASSES = 10  # of numbers
+LEAST_SHARE = 0.01  # of a class of categories, of the rows before
+LEAST_ROWS = (
+    20  # of one; together with as many times the ratio of the rows, so that a PSI without change is about 0.05 at most
+)
+JUDGED = (*NUMBERS, "str", "bool")  # kinds of columns
 
 
 def psi(before: ColumnProfile, now: ColumnProfile) -> float | None:
@@ -36,11 +41,23 @@ def psi(before: ColumnProfile, now: ColumnProfile) -> float | None:
 
 def is_judged(before: ColumnProfile, now: ColumnProfile) -> bool:
     """Whether the two can be compared by their PSI."""
-    if min(before.rows, now.rows) < ENOUGH or before.kind != now.kind:
-        return False
-    if now.kind in ("str", "bool"):
-        return not (before.is_free_text or now.is_free_text)
-    return now.kind in NUMBERS
+    return now.kind in JUDGED and not why_not_judged(before, now)
+
+
+def why_not_judged(before: ColumnProfile | None, now: ColumnProfile) -> str:
+    """Why a column of a kind that is judged is not, for a message; "": it is. `before` is None where it was not there."""
+    if before is None:
+        return "it is not there"
+    if before.kind != now.kind:
+        return f"it is of kind {before.kind} there" if before.kind else "its kind there is not known"
+    if min(before.rows, now.rows) < ENOUGH:
+        return f"fewer than {ENOUGH:,} rows"
+    if before.is_free_text:
+        return f"it has more than {MOST_CATEGORIES} different texts there"
+    # texts that were counted one by one, as they were declared, and now are not
+    if now.others and len(before.categories) > max(MOST_CATEGORIES, now.choices):
+        return "it declared its choices there"
+    return ""
 
 
 def _looked_at(column: ColumnProfile) -> int:
@@ -58,19 +75,39 @@ def _psi(classes: Sequence[tuple[float, float]], rows_before: int, rows_now: int
 
 
 def _classes_of_categories(before: ColumnProfile, now: ColumnProfile) -> list[tuple[float, float]]:
-    """Each category of before, whatever else there is together, and nulls."""
-    known = list(before.categories)
-    rows = [max(sum(c.categories.values()) + c.others, 1) for c in (before, now)]
-    values = [
-        (c.rows - c.nulls) / c.rows for c in (before, now)
-    ]  # counts may be of a sample, the number of nulls is exact
+    """The categories of before, rare ones put together, then whatever else there is, and nulls.
 
-    def shares(first: int, second: int) -> tuple[float, float]:
-        return first / rows[0] * values[0], second / rows[1] * values[1]
+    Which of the rare ones are together goes by their names. By how often they were there, those would come together that
+    were so by chance, which looks like drift on the next night.
+    """
+    totals = [sum(c.categories.values()) + c.others for c in (before, now)]
+    # counts may be of a sample, the number of nulls is exact
+    values = [(c.rows - c.nulls) / c.rows for c in (before, now)]
+    looked_at = [_looked_at(c) for c in (before, now)]
+    enough = max(LEAST_SHARE, LEAST_ROWS * (1 / looked_at[0] + 1 / looked_at[1]))
 
-    classes = [shares(before.categories[name], now.categories.get(name, 0)) for name in known]
-    new = sum(count for name, count in now.categories.items() if name not in before.categories)
-    return [*classes, shares(before.others, now.others + new), (1 - values[0], 1 - values[1])]
+    def share(count: int, side: int) -> float:
+        return count / max(totals[side], 1) * values[side]
+
+    classes: list[tuple[int, int]] = []  # rows before and now
+    together: list[tuple[int, int]] = []
+    is_open = False  # the last of those together has too few
+    names = {**before.categories, **now.categories} if before.choices else before.categories
+    for name in sorted(names):
+        both = (before.categories.get(name, 0), now.categories.get(name, 0))
+        if share(both[0], 0) >= enough:
+            classes.append(both)
+        # of texts without choices, those that are hardly ever there are as others that never were
+        elif before.choices or share(both[0], 0) * looked_at[0] >= LEAST_ROWS:
+            last = together.pop() if is_open else (0, 0)
+            together.append((last[0] + both[0], last[1] + both[1]))
+            is_open = share(together[-1][0], 0) < enough
+    if is_open and len(together) > 1:
+        last, other = together.pop(), together.pop()
+        together.append((last[0] + other[0], last[1] + other[1]))
+    classes += together
+    classes.append((totals[0] - sum(c[0] for c in classes), totals[1] - sum(c[1] for c in classes)))
+    return [*((share(a, 0), share(b, 1)) for a, b in classes), (1 - values[0], 1 - values[1])]
 
 
 def _classes_of_numbers(before: ColumnProfile, now: ColumnProfile) -> list[tuple[float, float]]:

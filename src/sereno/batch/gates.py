@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sereno.batch.drift import ENOUGH, psi
+from sereno.batch.drift import ENOUGH, JUDGED, psi, why_not_judged
 from sereno.batch.profile import ColumnProfile, Profile, StoredProfile
 from sereno.settings import ColumnSettings, GateSettings
 from sereno.snapshots import Snapshot
@@ -19,6 +19,7 @@ from sereno.snapshots import Snapshot
 Level = Literal["passed", "warned", "held"]
 Side = Literal["output", "input"]
 Columns = Mapping[str, ColumnSettings]
+SHOWN = 10  # columns in a message
 ENOUGH_TO_JUDGE = 10  # rows; fewer may well be equal by chance
 
 
@@ -147,21 +148,28 @@ def _drift(settings: GateSettings, columns: Columns, run: Judged) -> Iterator[Ga
         return
     told: list[Gate] = []
     others: list[Gate] = []  # features that are as before
+    left_out: list[str] = []
     for side, name, now in _profiled(run):
         before = (base.profile.outputs if side == "output" else base.profile.inputs).get(name)
         value = psi(before, now) if before else None
         if value is not None:
             gate = _drift_of(side, name, value, base, _limits(settings, settings_of(columns, name), side))
             (told if side == "output" or gate.level != "passed" else others).append(gate)
+        elif now.kind in JUDGED:
+            left_out.append(f"{_called(side, name)} ({why_not_judged(before, now)})")
     yield from told
     if others:
         most = max(others, key=lambda gate: gate.value or 0.0)
         says = f"PSI at most {most.value:.3f}, of {most.column}; {len(others):,} features against {base.name}"
         yield Gate(name="drift of inputs", passed=True, says=says, column=most.column, side="input", value=most.value)
-    if not told and not others:
-        few = run.answered < ENOUGH or base.snapshot.rows < ENOUGH
-        why = f"it takes {ENOUGH:,} rows here and in" if few else "no column can be compared with those of"
-        yield Gate(name="drift", passed=True, says=f"not judged: {why} {base.name}")
+    if not told and not others and (run.answered < ENOUGH or base.snapshot.rows < ENOUGH):
+        yield Gate(name="drift", passed=True, says=f"not judged: it takes {ENOUGH:,} rows here and in {base.name}")
+    elif left_out:
+        more = f", and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
+        says = f"not judged against {base.name}: {', '.join(left_out[:SHOWN])}{more}"
+        yield Gate(name="drift", passed=True, says=says)
+    elif not told and not others:
+        yield Gate(name="drift", passed=True, says=f"not judged: no column can be compared with those of {base.name}")
 
 
 def _drift_of(side: Side, name: str, value: float, base: Baseline, limits: tuple[float | None, float | None]) -> Gate:
