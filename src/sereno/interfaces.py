@@ -124,6 +124,18 @@ class RunLedger(Protocol):
     and what to do.
     """
 
+    def began(self) -> int:
+        """Which ledger this is: another number says that it was removed, or replaced, and made again."""
+        ...
+
+    def versions(self) -> dict[str, int]:
+        """The greatest version of each model of which it knows that it was published."""
+        ...
+
+    def add(self, entries: Iterable[Entry]) -> int:
+        """Runs that it does not know yet, as they are; how many those were. The others stay. Several transactions."""
+        ...
+
     def move(
         self,
         entry: Entry,

@@ -209,6 +209,13 @@ def test_entries_are_what_the_filters_leave(ledger: RunLedger) -> None:
     assert ledger.open_entries() == sorted(open_, key=lambda e: (e.data_time, e.model))
 
 
+def test_what_is_known_to_be_published(ledger: RunLedger) -> None:
+    assert ledger.versions() == {}
+    assert ledger.add([entry(1, version=3), entry(2, version=2), entry(3)]) == 3
+    assert ledger.add([entry(1, version=9)]) == 0
+    assert ledger.versions() == {"churn": 3}
+
+
 def test_a_new_ledger_is_empty(ledger: RunLedger) -> None:
     assert ledger.entries() == ledger.open_entries() == ledger.untold() == ledger.notices("churn", 5) == []
     assert ledger.newest(LATER) == ledger.pauses() == {}

@@ -180,6 +180,23 @@ def test_a_lost_connection_is_made_again(place: Place) -> None:
     assert ledger.move(entry(2), expected=[None])
 
 
+def test_tables_that_are_dropped_under_a_connection_are_made_again(place: Place) -> None:
+    ledger = place.open()
+    moved(ledger, entry(1))
+    began = ledger.began()
+    assert ledger.began() == began
+    with admin(place) as connection:
+        for name in ("ledger", "runs", "transitions", "leases", "pauses", "notices"):
+            connection.execute(f"DROP TABLE sereno_{name}")
+    assert ledger.entries() == []
+    assert ledger.began() > began
+    moved(ledger, entry(2))
+    with admin(place) as connection:
+        connection.execute("DROP TABLE sereno_pauses")
+    with pytest.raises(LedgerError, match=r'cannot be used: relation "sereno_pauses" does not exist'):
+        ledger.pauses()
+
+
 def end_sessions(place: Place) -> None:
     with admin(place) as connection:
         connection.execute(

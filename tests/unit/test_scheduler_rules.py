@@ -344,6 +344,21 @@ def test_what_failed_while_nobody_looked_is_looked_at(home: Path) -> None:
     assert sorted(bench.notices()) == [("2026-05-06", "failed"), ("2026-05-07", "held")]
 
 
+def test_a_run_that_another_ledger_does_not_know_falls_due_again(home: Path) -> None:
+    bench = Bench(home, Night(name="churn"))
+    known(bench, "2026-05-08")
+    bench.tick()
+    assert bench.entry("2026-05-09").state == "waiting"
+    bench.ledger.forget("churn", "2026-05-09T00:00Z")  # as if it was made again from what is published
+    assert bench.tick(60) == []
+    assert bench.ledger.entry("churn", "2026-05-09T00:00Z") is None
+    bench.scheduler.begin_anew()
+    bench.tick(60)
+    assert bench.entry("2026-05-09").state == "waiting"
+    bench.there.add("2026-05-09")
+    assert bench.tick(60) == ["churn 2026-05-09"]
+
+
 def test_runs_that_are_stopped_with_it_are_due_and_lose_no_try(home: Path) -> None:
     bench = Bench(home, CHURN)
     bench.tick()

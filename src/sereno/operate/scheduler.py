@@ -83,6 +83,7 @@ class Scheduler:
         self._last = _AT_ONCE  # when the last tick was
         self._moves = 0  # in this tick
         self._wake = _AT_ONCE
+        self._is_new = True  # it has to begin with what others left
         self._models: dict[str, Scheduled] = {}
         self._ends: list[tuple[datetime, str]] = []  # a heap: when a model's next interval ends
         self._going: dict[tuple[str, str], Entry] = {}  # what was started here, as it was then
@@ -111,6 +112,11 @@ class Scheduler:
         self._watched.clear()  # what is waited for may be another path
         self._wake = _AT_ONCE
 
+    def begin_anew(self) -> None:
+        """The ledger is another one than it was: what it says is looked at, and what it lacks falls due, with the next tick."""
+        self._is_new = True
+        self._wake = _AT_ONCE
+
     def tick(self) -> None:
         """Do what is to be done now."""
         now = self._clock()
@@ -119,6 +125,8 @@ class Scheduler:
         self._hear(now)
         if not self._lead(now):
             return
+        if self._is_new:
+            self._begin(now)
         if now + timedelta(seconds=1) < self._last:
             self._clock_went_back(now)
         self._last = now
@@ -147,11 +155,14 @@ class Scheduler:
             if self._lease is None and is_left(self._ledger.holder(LEASE)):  # it was killed, and started again
                 self._lease = self._ledger.acquire(LEASE, self._holder, LEASE_SECONDS, by_force=True)
             self._renewed = now
-            if self._lease is not None:
-                self._seen.clear()
-                self._clock_went_back(now)  # perhaps it did
-                self._endings.catch_up(self._ledger.newest(now), now)
+            self._is_new |= self._lease is not None
         return self._lease is not None
+
+    def _begin(self, now: datetime) -> None:
+        self._seen.clear()
+        self._clock_went_back(now)  # perhaps it did
+        self._endings.catch_up(self._ledger.newest(now), now)
+        self._is_new = False  # only now: had the ledger failed, the next tick would begin again
 
     def _keep(self, now: datetime) -> None:
         if self._lease is None or abs(now - self._renewed) < _BEAT:

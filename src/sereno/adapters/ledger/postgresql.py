@@ -84,6 +84,11 @@ class PostgresqlDatabase:
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 if fresh or (self._connection is not None and not self._connection.closed):
                     raise
+            except errors.UndefinedTable:
+                if fresh:
+                    raise
+                self.close()  # somebody has dropped the tables: they are made when it is connected again
+                return self._once(work, kind, turn, again=False)
             # It was lost, at the latest while this one was committed: the server was started anew, say.
             return self._once(work, kind, turn, again=True)
 

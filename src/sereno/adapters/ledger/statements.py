@@ -138,6 +138,16 @@ class SqlLedger:
         """Raises LedgerError where something in it is damaged, or it cannot be used at all."""
         self._database.verify()
 
+    def began(self) -> int:
+        found = self._database.read(lambda cursor: cursor.rows("SELECT value FROM sereno_ledger WHERE name = 'began'"))
+        if not found:
+            raise damaged(self.shown, "it does not say when it began")
+        return int(found[0][0])
+
+    def versions(self) -> dict[str, int]:
+        statement = "SELECT model, max(version) FROM sereno_runs WHERE version IS NOT NULL GROUP BY model"
+        return dict(self._database.read(lambda cursor: cursor.rows(statement)))
+
     def move(
         self,
         entry: Entry,
