@@ -17,6 +17,7 @@ from sereno.exceptions import LedgerError, NotFoundError
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, Pause, RunState, open_ledger
 from sereno.operate.notices import addresses, is_pending, untellable
+from sereno.operate.unread import Unread, read_unread
 from sereno.settings import ModelSettings, Settings, redact
 from sereno.status import Status, read_statuses
 
@@ -31,7 +32,7 @@ class Wrong:
     """Something that needs somebody."""
 
     model: str | None  # None: it concerns all
-    what: str  # failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
+    what: str  # file, failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
     says: str
     do: str  # what to do about it
 
@@ -96,7 +97,7 @@ def look(
         with contextlib.closing(_open(settings)) as ledger:
             known = _Known.of(ledger, settings, statuses, now)
     except LedgerError as error:
-        known = _Known(trouble=str(error))
+        known = _Known(trouble=str(error), unread=read_unread(settings.home))
     names = {
         *statuses,
         *known.newest,
@@ -124,6 +125,7 @@ class _Known:
     published: dict[str, datetime] = field(default_factory=dict)  # data times, of models without a status file
     pauses: dict[str, Pause] = field(default_factory=dict)
     untold: list[Notice] = field(default_factory=list)
+    unread: dict[str, Unread] = field(default_factory=dict)
     scheduler: str | None = None
     was_scheduled: bool = False
     trouble: str = ""  # it cannot be read
@@ -143,6 +145,7 @@ class _Known:
             published=published,
             pauses=ledger.pauses(),
             untold=ledger.untold(),
+            unread=read_unread(settings.home),
             scheduler=holder.holder if holder else None,
             was_scheduled=_was_scheduled(ledger, newest.values()),
         )
@@ -270,6 +273,11 @@ def _judge(
 
 def _wrong(name: str, status: Status | None, known: _Known, own: ModelSettings, now: datetime) -> Iterator[Wrong]:
     newest, pause = known.newest.get(name), known.pauses.get(name)
+    if (unread := known.unread.get(name)) and _is_unread(unread, status, known, own):
+        says = f"Its file {unread.file} does not load, so that no run of it can begin: {_short(unread.says)}"
+        yield Wrong(
+            model=name, what="file", says=says, do=f"sereno check {name}; sereno up reads it again once it has changed"
+        )
     served = status.data_time if status and status.data_time else known.published.get(name)
     for entry in known.troubled.get(name, []):
         if served is None or entry.data_time > served:  # else something newer was published since
@@ -285,6 +293,14 @@ def _wrong(name: str, status: Status | None, known: _Known, own: ModelSettings, 
         return  # nothing is due while it is paused
     if own.scheduled and (overdue := _overdue(name, status, known, timedelta(seconds=own.deadline_seconds), now)):
         yield overdue
+
+
+def _is_unread(unread: Unread, status: Status | None, known: _Known, own: ModelSettings) -> bool:
+    """Whether what a scheduler has found of a file still holds: one that lives reads it again by itself."""
+    if not own.scheduled or own.file is None:
+        return False
+    ran_since = status is not None and status.last_success_at > unread.at
+    return known.scheduler is not None or not (unread.has_changed() or ran_since)
 
 
 def _troubled(entry: Entry) -> Wrong:

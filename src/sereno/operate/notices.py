@@ -26,6 +26,7 @@ MOST_LISTED = 200  # notices that one message lists
 NEWEST = 50  # how many notices of a model are looked at to find what it has not recovered from
 # Kinds of addresses whose host is a host, and no secret.
 _HAS_HOST = re.compile(r"(json|xml|form|mailto|syslog|mqtt|gotify|ntfy|matrix|mmost|apprise|rsyslog|smpp|signal)s?")
+OF_FILE = "file:"  # how the run key begins of a notice that is of no run, but of a model file that does not load
 PROBLEMS: tuple[NoticeKind, ...] = ("failed", "held", "late")
 
 
@@ -116,6 +117,8 @@ def add_recovered(ledger: RunLedger, settings: Settings, entry: Entry, at: datet
         return False
     troubled: list[str] = []  # run keys; as texts they are in the order of time
     for notice in ledger.notices(entry.model, NEWEST):
+        if notice.run_key.startswith(OF_FILE):
+            continue
         if notice.kind == "recovered":
             break
         troubled.append(notice.run_key)
@@ -215,6 +218,16 @@ _SUBJECTS: Mapping[NoticeKind, str] = {
     "late": "{model} is late: data of {date}",
     "recovered": "{model} has recovered: {date} is published",
 }
+_OF_FILE: Mapping[NoticeKind, tuple[str, str]] = {
+    "failed": (
+        "{model} cannot be run: its file does not load",
+        "The model file of {model} does not load: no run of it can begin.",
+    ),
+    "recovered": (
+        "{model} has recovered: its file loads again",
+        "The model file of {model} loads again, and is scheduled.",
+    ),
+}
 _HAPPENED: Mapping[NoticeKind, str] = {
     "failed": "The run of {model} for {date} failed.",
     "held": "The run of {model} for {date} is held: its result is kept aside until somebody decides.",
@@ -230,13 +243,14 @@ def compose(
     date = entry.data_date.isoformat() if entry else notice.run_key
     words = {"model": notice.model, "date": (entry.label if entry else "") or date}
     is_pause = notice.kind == "held" and pause is not None and not (entry and entry.attempt)
-    subject = (f"{notice.model} is paused" if is_pause else _SUBJECTS[notice.kind]).format(**words)
-    happened = (
-        f"The schedule of {notice.model} is paused: it starts no runs until somebody decides."
-        if is_pause
-        else _HAPPENED[notice.kind].format(**words)
-    )
-    lines = [happened]
+    subject, happened = _SUBJECTS[notice.kind], _HAPPENED[notice.kind]
+    if is_pause:
+        subject = "{model} is paused"
+        happened = "The schedule of {model} is paused: it starts no runs until somebody decides."
+    elif notice.run_key.startswith(OF_FILE):
+        subject, happened = _OF_FILE[notice.kind]
+    subject = subject.format(**words)
+    lines = [happened.format(**words)]
     if notice.says:
         lines.append(f"Why: {_plain(notice.says)}")
     if entry and (since := _since(notice, entry)):
@@ -264,7 +278,8 @@ def compose_many(notices: Sequence[Notice], place: Place, entries: Mapping[int, 
         entry = entries.get(notice.number)
         date = (entry.label or entry.data_date.isoformat()) if entry else notice.run_key
         reason = f": {_plain(notice.says)[:200]}" if notice.says else ""
-        lines.append(f"- {_SUBJECTS[notice.kind].format(model=notice.model, date=date)}{reason}")
+        subject = _OF_FILE[notice.kind][0] if notice.run_key.startswith(OF_FILE) else _SUBJECTS[notice.kind]
+        lines.append(f"- {subject.format(model=notice.model, date=date)}{reason}")
     if len(notices) > MOST_LISTED:
         lines.append(f"- and {len(notices) - MOST_LISTED} more")
     lines += [
@@ -310,6 +325,13 @@ def _commands(notice: Notice, place: Place, entry: Entry | None, *, is_pause: bo
         return [
             (place.command("resume", model), "run all that was missed, oldest first"),
             (place.command("resume", model, "--skip-missed"), "or leave it out"),
+        ]
+    if notice.kind == "failed" and notice.run_key.startswith(OF_FILE):
+        return [
+            (
+                place.command("check", place.files.get(model, model)),
+                "what is wrong with it, and then whether it is mended",
+            )
         ]
     if notice.kind == "recovered" or entry is None:
         return [(place.command("runs", model), "its runs")]

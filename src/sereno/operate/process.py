@@ -24,26 +24,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sereno.adapters.ledger import ledger_file
 from sereno.exceptions import LedgerError, SerenoError
 from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS, open_ledger
 from sereno.operate.arrival import Arrivals
 from sereno.operate.daily import Daily
 from sereno.operate.deciding import WHO
-from sereno.operate.declared import Declarations, Declared, declared
+from sereno.operate.declared import Declarations, Declared, Failed, declared
+from sereno.operate.mending import Mending
 from sereno.operate.notices import Teller
 from sereno.operate.runs import Runs
 from sereno.operate.scheduler import Scheduler
 from sereno.operate.telling import Sending
-from sereno.operate.tied import tied
+from sereno.operate.unread import Unread, tell_unread, unread_now, write_unread
 from sereno.serve.options import Options
 from sereno.settings import Settings
 from sereno.signals import Signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 WRONG_SETTINGS = 2
-_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,10 +120,10 @@ class Process:
         self._signals = Signals()
         self._errands = Errands(self._signals.wake)
         self._ledger: RunLedger = open_ledger(settings)
-        self._file: tuple[int, int] | None = None  # the ledger's, as it was when it was last known to be whole
-        self._repairing = False
-        self._was_repaired = False  # and nothing went well since
+        self._mending = Mending(self._ledger, settings, [*self._command, "repair", "--json", *self._given], _note)
         self._models: dict[str, Declared] = {}  # file → what it declares
+        self._unread: dict[str, Unread] = {}  # model → its file, which does not load
+        self._unread_is_known = False  # to people, and to `sereno health`
         self._idle: set[str] = set()  # files that are not scheduled, and of which that was said
         self._runs = Runs(settings.up, [*self._given, "--who", WHO])
         self._teller = Teller(self._ledger, settings)
@@ -137,7 +136,6 @@ class Process:
     def run(self) -> int:
         """Until a signal ends it; the exit code."""
         with self._signals.caught(SIGNALS):
-            self._look_at_ledger()
             self._read_models()
             while self._code is None:
                 self._turn()
@@ -148,13 +146,15 @@ class Process:
         self._wait()
         self._heed_signals()
         self._errands.finish()
-        if self._working is not None and self._code is None and not self._repairing:
+        if self._working is not None and self._code is None:
+            if self._mending.ended():
+                self._working.scheduler.begin_anew()
             self._tick(self._working.scheduler)
 
     def _wait(self) -> None:
         """Until something happens, or is due; the clock may have been set meanwhile."""
         pause = BEAT_SECONDS
-        if self._working is not None and not self._repairing and not self._trouble:
+        if self._working is not None and not self._mending.is_needed and not self._trouble:
             wake = self._working.scheduler.next_wake()
             pause = min(pause, max(0.0, (wake - _now()).total_seconds()))
         select.select([self._signals], [], [], pause)
@@ -197,13 +197,15 @@ class Process:
         """From now on these models are scheduled; what a file that fails declared before stays."""
         if isinstance(found, Exception):
             _note(f"the model files could not be read: {found}")
-            found = Declarations()
+            why = f"It could not be read: {found}"
+            found = Declarations(failed=tuple(Failed(file=file, says=why, belongs=(file,)) for file in files))
         models = {one.file: one for one in found.models}
         for one in found.failed:
             stays = one.file in self._models
             _note(
                 f"{one.file} is not scheduled{' as it is now: what it declared before stays' if stays else ''}. {one.says}"
             )
+        self._keep_unread(found.failed)
         kept = {file: self._models[file] for file in files if file in self._models and file not in models}
         self._models = kept | models
         for idle in self._models.values():
@@ -218,6 +220,25 @@ class Process:
             self._working.arrivals.update(chosen)
             self._working.scheduler.reload(chosen)
             self._working.scheduler.most_runs = self._settings.up.max_runs
+
+    def _keep_unread(self, failed: Sequence[Failed]) -> None:
+        names = {os.path.abspath(m.file): name for name, m in self._settings.models.items() if m.file and m.scheduled}
+        found = [(names[one.file], one) for one in failed if one.file in names]
+        self._unread = {name: unread_now(name, one, self._unread.get(name), _now()) for name, one in found}
+        self._unread_is_known = False
+
+    def _look_at_unread(self, *, leads: bool) -> None:
+        """Have it known which files do not load, by the one that schedules. Raises LedgerError."""
+        if not leads:
+            self._unread_is_known = False  # another one reads them, and says which
+        elif not self._unread_is_known:
+            try:
+                write_unread(self._settings.home, self._unread.values())
+            except OSError as error:
+                _note(f"`sereno health` cannot know which model files do not load: {error.strerror}.")
+            read = [one.name for one in self._models.values() if one.name not in self._unread]
+            tell_unread(self._ledger, self._settings, self._unread, read, _now())
+            self._unread_is_known = True
 
     def _begin(self, chosen: Sequence[Declared]) -> None:
         options = self._options
@@ -250,11 +271,14 @@ class Process:
     # The ledger
 
     def _tick(self, scheduler: Scheduler) -> None:
-        if self._is_another():
-            self._repair()
+        if self._mending.has_begun:
             return
         try:
+            if not self._mending.is_whole():
+                self._mending.start()
+                return
             scheduler.tick()
+            self._look_at_unread(leads=scheduler.leads)
             self._sending.look()
             if scheduler.leads:
                 self._daily.look(quiet=not self._runs.busy)
@@ -263,49 +287,16 @@ class Process:
         else:
             if self._trouble:
                 _note("the ledger can be used again.")
-            self._trouble, self._was_repaired = "", False
+            self._trouble = ""
+            self._mending.is_well()
 
     def _stumble(self, error: LedgerError) -> None:
         """Said once; the next beat tries again, and goes on where this one was."""
         if str(error) != self._trouble:
             self._trouble = str(error)
             _note(self._trouble)
-        if error.damaged and not self._was_repaired:
-            self._repair()
-
-    def _look_at_ledger(self) -> None:
-        """At the start: one that knows nothing of what is published, or is damaged, is made whole first."""
-        try:
-            if not self._ledger.newest(_EVER) and any(self._settings.home.glob("predictions/*/_delta_log")):
-                self._repair()
-        except LedgerError as error:
-            self._stumble(error)
-        self._file = _identity(ledger_file(self._settings.home))
-
-    def _is_another(self) -> bool:
-        """Whether the ledger's file is not the one it was: somebody has removed or replaced it."""
-        return self._settings.ledger is None and _identity(ledger_file(self._settings.home)) != self._file
-
-    def _repair(self) -> None:
-        """Have the ledger made, or made whole; then the ticks go on."""
-        self._repairing = True
-        command = tied([*self._command, "repair", "--json", *self._given])
-        self._errands.do(
-            lambda: subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False),
-            self._is_repaired,
-        )
-
-    def _is_repaired(self, done: subprocess.CompletedProcess[bytes] | Exception) -> None:
-        self._repairing, self._was_repaired = False, True
-        self._file = _identity(ledger_file(self._settings.home))
-        if isinstance(done, Exception):
-            _note(f"the ledger could not be repaired: {done}.")
-        elif done.returncode:
-            _note("the ledger could not be repaired.")
-        else:
-            told = json.loads(done.stdout)
-            aside = f" What was damaged is at {told['aside']}." if told["aside"] else ""
-            _note(f"the ledger was made whole from what is published ({sum(told['added'].values())} runs).{aside}")
+        if error.damaged:
+            self._mending.start()
 
     # The end
 
@@ -317,17 +308,10 @@ class Process:
                 self._working.scheduler.stop(ended)
             except LedgerError as error:
                 _note(f"what was going on is found out by the next scheduler: {error}")
+        self._mending.stop()
         self._sending.stop()
         self._daily.stop()
         self._ledger.close()
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    try:
-        known = os.stat(file)
-    except OSError:
-        return None
-    return known.st_dev, known.st_ino
 
 
 def _now() -> datetime:
