@@ -23,6 +23,7 @@ from sereno.frames import form_of, from_answer, to_form
 from sereno.model import Model, place
 from sereno.rows import Row, rows_to_table, table_of
 from sereno.schema import Column
+from sereno.signals import NOT_THE_MODELS
 from sereno.values import plain_value
 
 if TYPE_CHECKING:
@@ -205,7 +206,13 @@ class Scorer:
                 answer = self.predict(part)
             except OutputError as error:
                 raise OutputError(f"{self._place}: {error}") from error
-            except Exception as error:
+            except NOT_THE_MODELS:
+                raise
+            except BaseException as error:
+                if not isinstance(error, Exception):  # sys.exit, a panic of a library: it is about no single row
+                    raise PredictError(
+                        f"{self._place}: predict raised {type(error).__name__}: {_first_line(error)}. Mend predict, then run again."
+                    ) from error
                 if size > 1:
                     half = size // 2
                     spans += [(start + half, size - half), (start, half)]
@@ -255,7 +262,9 @@ def open_scorer(model: Model, settings: Settings) -> Scorer:
     arguments = bind(model, model.load_function, settings, given=dict(checked_artifacts(model)))
     try:
         loaded = model.load_function(**arguments)
-    except Exception as error:
+    except NOT_THE_MODELS:
+        raise
+    except BaseException as error:
         hint = ""
         if isinstance(error, AttributeError) and "__main__" in str(error):
             hint = (
@@ -327,5 +336,5 @@ def _arrow_column(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:500]

@@ -1,5 +1,5 @@
-"""Signals for a process that waits in a selector: they arrive as bytes in a socket, between two other events and never
-within one."""
+"""Signals, as exceptions, and for a process that waits in a selector: there they arrive as bytes in a socket, between two
+other events and never within one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import socket
 from collections.abc import Iterable, Iterator
 
 OTHER = 0  # no signal has this number: what another thread writes among them
+
+
+class Terminated(SystemExit):
+    """A signal ends this process, in order."""
+
+
+# What does not come from a function of the model file, even where it is raised in one. All else does, sys.exit(0) as well.
+NOT_THE_MODELS = (KeyboardInterrupt, GeneratorExit, Terminated)
 
 
 class Signals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -330,6 +331,33 @@ def test_gates_of_the_model_file(project: Project) -> None:
         in error
     )
     assert project.in_service() == [3]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('},\n              source="input/{data_date}/*.parquet")', "})\n\n@model.read\ndef read():\n    sys.exit(0)"),
+        ("    return float(weight.read_text())", "    sys.exit(0)"),
+        ("    return pd.DataFrame(", "    sys.exit(0)\n    return pd.DataFrame("),
+        ("# gates", "@model.gate\ndef ending(profile: Profile):\n    sys.exit(0)"),
+    ],
+    ids=["read", "load", "predict", "gate"],
+)
+def test_code_of_the_model_file_that_ends_the_program_fails_the_run(project: Project, before: str, after: str) -> None:
+    assert before in MODEL
+    project.write("total.py", "import sys\n" + MODEL.replace(before, after))
+    done = project.sereno("run", "total.py", "--date", DAY, code=1)
+    assert re.search(r"sereno: total\.py:\d+: .*raised SystemExit: 0\.", done.stderr)
+    assert project.in_service() == []
+    kept = (project.folder / ".sereno" / "runs" / "total").glob("*/report.json")
+    assert [json.loads(file.read_bytes())["state"] for file in kept] == ["failed"]
+
+
+@pytest.mark.parametrize(("ends", "code"), [(0, 1), (None, 1), (5, 5)])
+def test_a_run_that_something_else_ends_does_not_say_it_is_done(project: Project, ends: int | None, code: int) -> None:
+    with mock.patch("sereno.batch.run.run", side_effect=SystemExit(ends)):
+        done = project.sereno("run", "total.py", "--date", DAY, code=code)
+    assert ("did not come to its end" in done.stderr) == (code == 1)
 
 
 def test_a_profile_names_what_it_holds(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,6 +21,7 @@ from sereno.batch.parts import WrittenPart
 from sereno.batch.profiling import ProfileBuilder
 from sereno.config import load_settings
 from sereno.exceptions import PredictError, SettingsError
+from sereno.signals import Terminated
 
 
 class Row(TypedDict):
@@ -136,6 +138,27 @@ def test_a_gate_that_raises_is_named_by_its_line(judged: Callable[..., list[Gate
         PredictError, match=rf"test_own_gates\.py:{line}: gate broken raised KeyError: 'scroe'\. Nothing was"
     ):
         judged(broken)
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), SystemExit(), asyncio.CancelledError("no")], ids=repr)
+def test_a_gate_that_ends_the_program_fails_the_run(judged: Callable[..., list[Gate]], raised: BaseException) -> None:
+    def ending(profile: Profile) -> None:
+        raise raised
+
+    says = rf"test_own_gates\.py:\d+: gate ending raised {type(raised).__name__}: .*Nothing was published"
+    with pytest.raises(PredictError, match=says):
+        judged(ending)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, Terminated])
+def test_what_ends_the_process_is_no_mistake_of_a_gate(
+    judged: Callable[..., list[Gate]], raised: type[BaseException]
+) -> None:
+    def waiting(profile: Profile) -> None:
+        raise raised
+
+    with pytest.raises(raised):
+        judged(waiting)
 
 
 def test_a_value_that_nothing_gives_is_told(judged: Callable[..., list[Gate]]) -> None:

@@ -19,6 +19,7 @@ from sereno.frames import to_form
 from sereno.gate import Profile, Warn
 from sereno.loader import bind
 from sereno.model import Model, gate_name, place
+from sereno.signals import NOT_THE_MODELS
 
 PREFIX = "gate "  # of their names among all gates
 
@@ -42,9 +43,9 @@ def judge_own(model: Model, settings: Settings, profile: Profile, parts: Sequenc
         values = bind(model, function, settings, given={}, skip=len(given))
         try:
             answer = function(*given, **values)
-        except SerenoError:
+        except (SerenoError, *NOT_THE_MODELS):
             raise
-        except Exception as error:
+        except BaseException as error:  # also sys.exit(0), which would end the run as if all were well
             raise PredictError(
                 f"{_where(function, error)}: gate {gate_name(function)} raised {type(error).__name__}: {_first_line(error)}. "
                 "Nothing was published. Mend the gate, then run again."
@@ -74,7 +75,7 @@ def _verdict(function: Callable[..., Any], answer: Any) -> Gate:
     )
 
 
-def _where(function: Callable[..., Any], error: Exception) -> str:
+def _where(function: Callable[..., Any], error: BaseException) -> str:
     """`credit_scoring.py:57`: the last line of the gate's own file before the error."""
     code = getattr(function, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
@@ -82,5 +83,5 @@ def _where(function: Callable[..., Any], error: Exception) -> str:
     return f"{Path(code.co_filename).name}:{lines[-1]}" if code is not None and lines else place(function)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:500]

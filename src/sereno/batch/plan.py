@@ -35,6 +35,7 @@ from sereno.model import Model, place
 from sereno.schedule import Interval
 from sereno.scoring import arrow_of
 from sereno.settings import IS_SQL
+from sereno.signals import NOT_THE_MODELS
 from sereno.sources import fill, fill_path, find_files, is_delta_table, values_for
 from sereno.storage import told
 
@@ -249,7 +250,9 @@ def _frames_of(model: Model, settings: Settings, interval: Interval) -> Iterator
         ) from error
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{where}: read could not read its data: {type(error).__name__}: {error}.") from error
-    except Exception as error:
+    except NOT_THE_MODELS:
+        raise
+    except BaseException as error:
         raise PredictError(f"{where}: read raised {type(error).__name__}: {error}.") from error
 
 

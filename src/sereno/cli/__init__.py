@@ -77,6 +77,15 @@ def _run(options: argparse.Namespace, model: Model | None) -> int:
         if cause is not None and not isinstance(cause, SerenoError | OSError):
             print("  (-v shows the traceback)", file=sys.stderr)
         return USAGE if isinstance(error, SettingsError) else FAILED
+    except SystemExit as end:
+        if end.code:
+            raise
+        # code of a model's, or of a library, that ends the program: it was not done, whatever it says
+        says = "sys.exit was called while the command was at work, so it did not come to its end."
+        if options.json:
+            write(options, json.dumps({"error": "SystemExit", "says": says}))
+        print(f"sereno: {says}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("sereno: interrupted; finished tasks are kept, the next run goes on where this one was.", file=sys.stderr)
         return 130

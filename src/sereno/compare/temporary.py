@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from sereno.signals import Terminated
 from sereno.storage import exclusive, is_held
 
 TRIES = 100  # a thread that scores may be writing its last batch into the folder that is about to go
@@ -48,7 +49,7 @@ def ended_in_order() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
