@@ -328,6 +328,23 @@ def test_a_ledger_that_was_removed(nights: Project) -> None:
     }
 
 
+def test_a_run_tells_a_ledger_that_was_removed_what_else_is_published(project: Project) -> None:
+    """Else a scheduler that knows one run, and not the others, would run them again."""
+    for day in (DAY, NEXT_DAY):
+        project.rows(day, 100)
+        project.run(day)
+    before = told(project)
+    for wanted, code in ((THIRD_DAY, 1), (NEXT_DAY, 0)):
+        for path in ledger_file(project.folder).parent.glob("ledger.sqlite*"):
+            path.unlink()
+        project.run(wanted, code=code)
+        assert told(project) == before | {day: told for day, told in told(project).items() if day == THIRD_DAY}
+    with ledger_of(project) as ledger:
+        ledger.prune(datetime.now(UTC) + timedelta(days=1))
+        project.run(NEXT_DAY)
+        assert list(entries(project)) == [NEXT_DAY]  # what is too old to be known stays unknown
+
+
 def test_a_damaged_ledger_is_put_aside(nights: Project) -> None:
     with ledger_of(nights) as ledger:
         ledger.move(an_entry("2024-04-30", "skipped", reason="a newer date is due"))

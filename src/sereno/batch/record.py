@@ -19,6 +19,7 @@ from sereno.schedule import Interval
 from sereno.snapshots import Snapshot, State
 
 AGAIN_SECONDS = 60.0  # until exports that failed are tried again
+WHO = "sereno"  # who tells what is no one's doing
 MOST_REASON = 2_000  # characters: a report has all of them
 ENDED = ("published", "held", "skipped", "discarded")  # what comes after is not another try of the same
 
@@ -125,10 +126,40 @@ class Record:
 
 def label_of(run: Interval | Report) -> str:
     """What --date takes for a run; a report has it in its attempt's name."""
-    if isinstance(run, Interval):
-        return run.label
-    day, _, time = run.attempt.rpartition("-")[0].partition("T")
+    return run.label if isinstance(run, Interval) else label_of_attempt(run.attempt)
+
+
+def label_of_attempt(attempt: str) -> str:
+    day, _, time = attempt.rpartition("-")[0].partition("T")
     return f"{day}T{time[:2]}:{time[2:]}" if time else day
+
+
+def published_entry(state: State, snapshot: Snapshot, who: str) -> Entry:
+    """What the ledger has to know of a run that the log knows."""
+    return Entry(
+        model=snapshot.model,
+        run_key=snapshot.run_key,
+        data_date=snapshot.data_date,
+        data_time=snapshot.data_time,
+        state="published",
+        since=snapshot.published_at,
+        reason=withdrawn(state, snapshot.number),
+        who=who,
+        attempt=snapshot.attempt,
+        version=snapshot.number,
+        tries=1,
+        label=label_of_attempt(snapshot.attempt),
+    )
+
+
+def tell_published(ledger: RunLedger, state: State) -> None:
+    """Tell a ledger that was lost, and has begun anew, what else the log has; one that knows the newest knows the others."""
+    latest = {snapshot.run_key: snapshot for _, snapshot in sorted(state.snapshots.items())}
+    last = max(latest.values(), key=lambda one: one.number, default=None)
+    newest = max(latest.values(), key=lambda one: one.data_time, default=None)
+    known = [ledger.entry(one.model, one.run_key) for one in (last, newest) if one is not None]
+    if any(entry is None or entry.version is None for entry in known):
+        ledger.add(published_entry(state, one, WHO) for one in latest.values())
 
 
 def tell_rollbacks(ledger: RunLedger, model: str, state: State, who: str) -> None:

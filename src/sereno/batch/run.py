@@ -22,7 +22,7 @@ from sereno.batch.own_gates import judge_own
 from sereno.batch.plan import Plan, make_plan
 from sereno.batch.profile import StoredProfile, store_profile
 from sereno.batch.publish import failed_gates, publication_of
-from sereno.batch.record import Record, but_not_told, withdrawn
+from sereno.batch.record import Record, but_not_told, tell_published, withdrawn
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
 from sereno.exceptions import (
@@ -143,6 +143,7 @@ class _Run:
                     self.held = lease.enter_context(hold(self.ledger, home.name, key))
                     state = home.store.state()
                     home.attempts.reconcile(state.attempts, key)
+                    tell_published(self.ledger, state)
                     self.record = Record(self.ledger, home.name, self.interval, who=self.who, held=self.held)
                     self.record.reconcile(state, home.attempts)
                 return self._attempt(state)

@@ -21,7 +21,7 @@ import msgspec
 
 from sereno.adapters.ledger import ledger_file, open_at
 from sereno.batch.attempts import Attempts, Report
-from sereno.batch.record import withdrawn
+from sereno.batch.record import WHO, label_of_attempt, published_entry
 from sereno.exceptions import LedgerError, SerenoError
 from sereno.ledger import INTERRUPTED, Entry, RunState, lease_name
 from sereno.snapshots import Snapshot, SnapshotStore, State
@@ -30,8 +30,6 @@ from sereno.storage import exclusive, is_held, run_lock
 if TYPE_CHECKING:
     from sereno.adapters.ledger.statements import SqlLedger
     from sereno.config import Settings
-
-WHO = "sereno"
 
 
 @dataclass(kw_only=True)
@@ -146,7 +144,7 @@ class _Told:
                 entry = self._of_report(newest)
             else:
                 assert snapshot is not None
-                entry = self._of_snapshot(snapshot)
+                entry = published_entry(self._state, snapshot, WHO)
             yield replace(entry, tries=len(reports.get(run_key, [])))
 
     def _reports(self) -> Iterator[Report]:
@@ -172,21 +170,6 @@ class _Told:
             return False
         return report.state == "held" or (report.state == "running" and self._goes_on(report.run_key))
 
-    def _of_snapshot(self, snapshot: Snapshot) -> Entry:
-        return Entry(
-            model=snapshot.model,
-            run_key=snapshot.run_key,
-            data_date=snapshot.data_date,
-            data_time=snapshot.data_time,
-            state="published",
-            since=snapshot.published_at,
-            reason=withdrawn(self._state, snapshot.number),
-            who=WHO,
-            attempt=snapshot.attempt,
-            version=snapshot.number,
-            label=_label(snapshot.attempt),
-        )
-
     def _of_report(self, report: Report) -> Entry:
         state: RunState
         if report.state in ("held", "failed", "discarded"):
@@ -205,7 +188,7 @@ class _Told:
             reason=reason,
             who=WHO,
             attempt=report.attempt,
-            label=_label(report.attempt),
+            label=label_of_attempt(report.attempt),
         )
 
     def knows_better(self, entry: Entry, before: Entry) -> bool:
@@ -218,9 +201,3 @@ class _Told:
         if entry.state == "published":
             is_untold = before.attempt in self._state.attempts and before.state in ("running", "held", "failed")
         return is_untold or before.since < entry.since
-
-
-def _label(attempt: str) -> str:
-    """What --date takes for it; the attempt's name has it."""
-    day, _, time = attempt.rpartition("-")[0].partition("T")
-    return f"{day}T{time[:2]}:{time[2:]}" if time else day
