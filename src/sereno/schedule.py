@@ -132,6 +132,31 @@ def interval_for(schedule: str, time_zone: str, when: str, now: datetime) -> Int
     return interval
 
 
+def interval_between(schedule: str, time_zone: str, start: datetime, end: datetime) -> Interval | None:
+    """The interval with this start and this end; None where the schedule has none, say because it has changed."""
+    found = _holding(schedule, ZoneInfo(time_zone), start)
+    return found if (found.start.astimezone(UTC), found.data_time) == (start, end) else None
+
+
+def span(run_key: str, data_time: datetime) -> str:
+    """An interval for another process: "2026-04-30T22:00Z/2026-05-01T22:00Z"."""
+    return f"{run_key}/{data_time.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
+
+
+def interval_of_span(schedule: str, time_zone: str, text: str, now: datetime) -> Interval:
+    """The interval that `span` wrote. Raises SettingsError where the schedule has no such interval, or it has not ended."""
+    start, end = (datetime.fromisoformat(moment) for moment in text.split("/"))
+    interval = interval_between(schedule, time_zone, start, end)
+    if interval is None:
+        raise SettingsError(
+            f"The schedule '{schedule}' ({time_zone}) has no interval from {text.replace('/', ' to ')}: it has changed since "
+            "this run was due. Nothing was run; the scheduler goes by the new one once it has read it."
+        )
+    if interval.data_time > now.astimezone(UTC):
+        raise SettingsError(f"The interval {interval.label} has not ended by this computer's clock. Nothing was run.")
+    return interval
+
+
 def _parse_date(text: str) -> date:
     try:
         return date.fromisoformat(text)

@@ -18,11 +18,14 @@ import pytest
 from sereno.config import load_settings
 from sereno.home import Home
 from sereno.ledger import lease_name
-from tests.racers import Racer, new_home, racers
+from tests.racers import MODEL, PLAIN, Racer, new_home, racers
 from tests.services import postgresql
 
 QUICK = {"LEASE_SECONDS": 1.0, "BEAT_SECONDS": 0.2, "LOOK_SECONDS": 0.02}
 DAYS_OF_A_HOME = 50  # a log that is long takes long to read
+# A model, and how it is run. One that declares no artefacts is never a no-op by its revision: a scheduler runs it once.
+Kind = tuple[str, dict[str, str]]
+KINDS = [pytest.param((MODEL, {}), id="artefacts"), pytest.param((PLAIN, {"once": "ever"}), id="plain")]
 # places at which a run that stands still has its lease, and has lost it when it goes on
 STANDS = ("scored", "gate_after", "fsync", "commit_before")
 
@@ -60,30 +63,32 @@ def was_published_once(folder: Path, day: str, said: list[dict[str, object]]) ->
         assert ledger.holder(lease_name("total", entry.run_key)) is None
 
 
-def race(folder: Path, rivals: list[Racer], count: int, ledger: str | None) -> None:
+def race(folder: Path, rivals: list[Racer], count: int, ledger: str | None, kind: Kind) -> None:
     chance = random.Random(folder.name)
     place = folder
     for number in range(count):
         if number % DAYS_OF_A_HOME == 0:
-            place = new_home(folder / f"home-{number}", ledger)
+            place = new_home(folder / f"home-{number}", ledger, kind[0])
         day = (date(2024, 1, 1) + timedelta(days=number)).isoformat()
         some = chance.sample(rivals, chance.randint(2, len(rivals)))
         for rival in some:
-            rival.begin(place, day)
+            rival.begin(place, day, **kind[1])
         was_published_once(place, day, [rival.end() for rival in some])
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.soak)])
-def test_races_on_one_host(tmp_path: Path, count: int) -> None:
+def test_races_on_one_host(tmp_path: Path, count: int, kind: Kind) -> None:
     with racers([None] * (4 if count < 100 else 8)) as rivals:
-        race(tmp_path, rivals, count, None)
+        race(tmp_path, rivals, count, None, kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [6, pytest.param(500, marks=pytest.mark.soak)])
-def test_races_of_hosts_without_common_locks(tmp_path: Path, ledger: str | None, count: int) -> None:
+def test_races_of_hosts_without_common_locks(tmp_path: Path, ledger: str | None, count: int, kind: Kind) -> None:
     hosts = [f"host-{number}" for number in range(3 if count < 100 else 8)]
     with racers(hosts, LOOK_SECONDS=0.02) as rivals:
-        race(tmp_path, rivals, count, ledger)
+        race(tmp_path, rivals, count, ledger, kind)
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(150, marks=pytest.mark.soak)])

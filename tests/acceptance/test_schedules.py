@@ -93,6 +93,26 @@ def command(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 # Backfill
 
 
+def test_what_was_backfilled_is_not_published_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a model that declares no artefacts, which is never a no-op by its revision."""
+    project(folder, more='disposition = "partition"\n')
+    arguments = ["backfill", "scores", "--from", "2026-05-01", "--to", "2026-05-02"]
+    for day in ("2026-05-01", "2026-05-02"):
+        data(folder, day)
+    assert command(*arguments, capsys=capsys)[0] == 0
+    code, out, _ = command(*arguments, capsys=capsys)
+    assert (code, out.splitlines()[-1]) == (0, "2 dates of scores: 2 published before.")
+
+    command("rollback", "scores", "--date", "2026-05-02", capsys=capsys)
+    data(folder, "2026-05-02", 101)
+    scheduled = ["run", "scores", "--span", "2026-05-02T00:00Z/2026-05-03T00:00Z", "--once=ever"]  # as a scheduler does
+    _, out, _ = command(*scheduled, capsys=capsys)
+    assert "Version 2 of this interval was rolled back: no schedule publishes it again." in out
+    assert command(*arguments, capsys=capsys)[1].endswith("1 published, 1 published before.\n")
+    # an operator's word
+    assert "published as version 4" in command("run", "scores", "--date", "2026-05-02", capsys=capsys)[1]
+
+
 def test_backfill_goes_on_after_a_bad_date_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project(folder, more='disposition = "partition"\n')
     for day, rows in (("2026-05-01", 100), ("2026-05-02", 10), ("2026-05-04", 100)):
@@ -258,6 +278,15 @@ def test_the_scheduler_runs_what_is_due_once_its_data_is_there(folder: Path) -> 
         one.wait(lambda: "the ledger was made whole from what is published" in one.log.read_text())
         one.wait(lambda: states(folder) == states(folder, "others") == {yesterday: "published"})
 
+        # what waited, waits again
+        project(folder, "later", 'ready = "later/{data_date}"\n')
+        one.process.send_signal(signal.SIGHUP)
+        one.wait(lambda: states(folder, "later") == {yesterday: "waiting"})
+        for end in ("", "-wal", "-shm"):
+            ledger_file(folder).with_name(f"ledger.sqlite{end}").unlink(missing_ok=True)
+        one.wait(lambda: one.log.read_text().count("the ledger was made whole from what is published") == 2)
+        one.wait(lambda: states(folder, "later") == {yesterday: "waiting"})
+
         (folder / "scores.py").write_text("model = ")
         one.process.send_signal(signal.SIGHUP)
         one.wait(lambda: "what it declared before stays" in one.log.read_text())
@@ -273,7 +302,7 @@ def test_the_scheduler_runs_what_is_due_once_its_data_is_there(folder: Path) -> 
     with scheduling(folder) as one:
         one.wait(lambda: "What was damaged is at" in one.log.read_text())
         one.wait(lambda: states(folder) == states(folder, "others") == {yesterday: "published"})
-        assert one.told["models"] == ["others"]
+        assert one.told["models"] == ["others", "later"]
         one.end()
 
 

@@ -55,7 +55,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    return {option for action in parser._actions for option in action.option_strings}
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]  # else it is not for people
+    return {option for action in shown for option in action.option_strings}
 
 
 def test_every_command_is_in_the_readme() -> None:

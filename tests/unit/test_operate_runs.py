@@ -22,6 +22,7 @@ from sereno.operate.runs import Runs, cores_of_runs
 from sereno.settings import UpSettings
 
 PATIENCE = 60.0
+SPAN = "2026-05-01T00:00Z/2026-05-02T00:00Z"
 
 
 @dataclass
@@ -83,16 +84,16 @@ def test_it_is_the_command_that_a_person_would_type(log: Callable[[], str]) -> N
     )
     assert runs.busy == {"churn"}
     assert end(runs) == [("churn", "2026-05-01T00:00Z", 0)]  # what is no report is nobody's business
-    given = ["churn.py", "--date", "2026-05-01", "--json", "--home", "here", "--set=a=b"]
+    given = ["churn.py", "--span", SPAN, "--once=ever", "--json", "--home", "here", "--set=a=b"]
     assert log() == f"churn 2026-05-01: {given}\n"
     assert Runs(UpSettings())._command[-3:] == ["-m", "sereno", "run"]
 
 
 def test_an_entry_without_a_label_is_named_by_its_date(log: Callable[[], str]) -> None:
-    runs = Runs(UpSettings(), command=command("import sys; print(sys.argv[3], file=sys.stderr)"))
+    runs = Runs(UpSettings(), command=command("import sys; print('hello', file=sys.stderr)"))
     runs.start(entry(label=""), Scheduled("churn.py"))
     end(runs)
-    assert log() == "churn 2026-05-01: 2026-05-01\n"
+    assert log() == "churn 2026-05-01: hello\n"
 
 
 def test_how_they_ended(log: Callable[[], str]) -> None:

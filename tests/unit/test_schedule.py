@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno.exceptions import SettingsError
-from sereno.schedule import Interval, check_schedule, interval_for, last_interval
+from sereno.schedule import (
+    Interval,
+    check_schedule,
+    due_between,
+    interval_for,
+    interval_of_span,
+    last_interval,
+    span,
+)
 
 DAILY = "0 0 * * *"
 MADRID = ZoneInfo("Europe/Madrid")
@@ -187,3 +196,31 @@ def test_schedules_are_checked(schedule: str, message: str | None) -> None:
         with pytest.raises(SettingsError) as error:
             check_schedule(schedule)
         assert message in str(error.value)
+
+
+def test_an_interval_is_named_by_its_start_and_end() -> None:
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    hours = due_between("0 * * * *", "Europe/Madrid", now - timedelta(days=8), now, most=400)
+    for one in hours:  # also of those that start at two equal hours
+        found = interval_of_span("0 * * * *", "Europe/Madrid", span(one.key, one.data_time), now)
+        assert (found, found.label) == (one, one.label)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "zone", "says"),
+    [
+        ("0 0 * * *", "Europe/Madrid", "has no interval from 2026-05-01T00:00Z to 2026-05-02T00:00Z"),
+        ("0 0 * * MON", "UTC", "it has changed since this run was due"),
+        ("0 0 1 * *", "UTC", "it has changed since"),  # it begins then, and ends later
+    ],
+)
+def test_an_interval_that_a_schedule_no_longer_has(schedule: str, zone: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(says)):
+        interval_of_span(schedule, zone, "2026-05-01T00:00Z/2026-05-02T00:00Z", datetime(2026, 6, 3, tzinfo=UTC))
+
+
+def test_an_interval_that_has_not_ended_is_not_run() -> None:
+    with pytest.raises(SettingsError, match="has not ended by this computer's clock"):
+        interval_of_span(
+            "0 0 * * *", "UTC", "2026-05-01T00:00Z/2026-05-02T00:00Z", datetime(2026, 5, 1, 12, tzinfo=UTC)
+        )

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sereno.batch.attempts import Report
 from sereno.batch.finish import digest, finish
 from sereno.batch.judging import check_columns, judge_report
 from sereno.batch.lease import hold
-from sereno.batch.own_gates import judge_own
+from sereno.batch.own_gates import bind_own, judge_own
 from sereno.batch.plan import Plan, make_plan
 from sereno.batch.profile import StoredProfile, store_profile
 from sereno.batch.publish import failed_gates, publication_of
@@ -41,10 +41,12 @@ from sereno.home import Home
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint
 from sereno.model import Model
-from sereno.schedule import Interval, interval_for, last_interval, next_end
+from sereno.schedule import Interval, interval_for, interval_of_span, last_interval, next_end
 from sereno.scoring import published_schema
 from sereno.snapshots import Snapshot, State
 from sereno.storage import told
+
+Once = Literal["published", "ever"]
 
 
 class Watcher(Protocol):
@@ -83,10 +85,14 @@ def run(
     now: datetime | None = None,
     watcher: Watcher | None = None,
     who: str = "",
+    span: str | None = None,
+    once: Once | None = None,
 ) -> Report:
     """One run of an interval (by default the last one that ended). The report's state is published, held or nothing.
 
     `force` scores and publishes again even where a no-op, an older data date or a withdrawn revision would stop it.
+    `span`: the very interval that is meant, in place of `when`, as `schedule.span` writes it. `once`: nothing is scored where
+    the interval is published, whatever its revision ("ever": even if that was rolled back since).
     `who` started it, for the ledger. Raises SerenoError; the report of the failed attempt stays, and so do its finished
     tasks.
     """
@@ -95,18 +101,19 @@ def run(
     chosen = settings.model(model.name, model.declared, model.file.parent)
     check_columns(model, settings, chosen)
     moment = now or datetime.now(UTC)
-    interval = (
-        interval_for(chosen.schedule, chosen.time_zone, when, moment)
-        if when
-        else last_interval(chosen.schedule, chosen.time_zone, moment)
-    )
+    if span:
+        interval = interval_of_span(chosen.schedule, chosen.time_zone, span, moment)
+    elif when:
+        interval = interval_for(chosen.schedule, chosen.time_zone, when, moment)
+    else:
+        interval = last_interval(chosen.schedule, chosen.time_zone, moment)
     if chosen.disposition == "partition" and not interval.alone:
         raise SettingsError(
             f'disposition = "partition" keeps one partition per data date, but the schedule {chosen.schedule!r} has several '
             'runs a day, each of which would replace the day\'s. Use disposition = "replace", or one run a day.'
         )
     home = Home(settings, model.name, chosen)
-    return _Run(model, settings, executor, home, interval, force, watcher or Silent(), who).go()
+    return _Run(model, settings, executor, home, interval, force, watcher or Silent(), who, once).go()
 
 
 @contextlib.contextmanager
@@ -129,9 +136,10 @@ class _Run:
         force: bool,
         watcher: Watcher,
         who: str,
+        once: Once | None = None,
     ) -> None:
         self.model, self.settings, self.home, self.interval = model, settings, home, interval
-        self.executor, self.force, self.watcher, self.who = executor, force, watcher, who
+        self.executor, self.force, self.watcher, self.who, self.once = executor, force, watcher, who, once
         self.chosen = home.chosen
 
     def go(self) -> Report:
@@ -243,6 +251,8 @@ class _Run:
 
     def _go(self, state: State) -> None:
         report = self.report
+        if self._is_published(state):
+            return
         report.fingerprint = fingerprint(self.model)
         report.source = self.chosen.source or "read"
         if state.published_key(report.run_key) is None:
@@ -269,7 +279,7 @@ class _Run:
             self._finish(tasks, results)
             failpoint("gate_before")
             counted = Profile(inputs=report.inputs_profile, outputs=report.profile)
-            own = judge_own(self.model, self.settings, counted, report.parts)
+            own = judge_own(self.own_gates, self.model, counted, report.parts)
             report.gates = judge_report(report, self.home, self.home.store.state(), own)
             held = failed_gates(report)
             failpoint("gate_after")
@@ -283,6 +293,30 @@ class _Run:
             return
         with self._stage("export"), told(*self._after_all()):
             self.home.follow(succeeded=True, due_at=self._next_due)
+
+    def _is_published(self, state: State) -> bool:
+        """Whether that is all that was asked for: this interval, as any revision. Then the run has nothing to do."""
+        if self.once is None or self.force:
+            return False
+        key, end = self.interval.key, self.interval.data_time
+        found = sorted(n for n, s in state.snapshots.items() if (s.run_key, s.data_time) == (key, end))
+        standing = [number for number in found if number not in state.withdrawn]
+        if not standing and not (found and self.once == "ever"):
+            return False
+        known = state.snapshots[(standing or found)[-1]]
+        if standing:
+            says = (
+                f"Nothing to do: this interval was published as version {known.number} "
+                f"({known.published_at:%Y-%m-%d %H:%M} UTC). `--force` scores and publishes again."
+            )
+        else:
+            says = (
+                f"Version {known.number} of this interval was rolled back: no schedule publishes it again. "
+                f"`sereno rollback {self.model.name} --to {known.number}` or `sereno run` would."
+            )
+        self.report.state, self.report.version, self.report.says = "nothing", known.number, says
+        self.snapshot = known
+        return True
 
     def _begin(self) -> None:
         """There is something to do: the ledger is told, once."""
@@ -322,6 +356,7 @@ class _Run:
             )
 
     def _plan(self) -> Plan:
+        self.own_gates = bind_own(self.model, self.settings)  # what they lack is told before hours of scoring
         spool = self.home.attempts.work(self.report) / "spool"
         return make_plan(self.model, self.settings, self.chosen, self.interval, spool, self.executor.workers)
 

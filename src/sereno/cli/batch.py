@@ -50,6 +50,9 @@ def add(commands: Commands) -> None:
     one.add_argument("--workers", type=positive, metavar="N", help="processes; as many as cores if not given")
     one.add_argument("--source", metavar="S", help="read from here instead")
     one.add_argument("--who", metavar="NAME", help="who starts it, for the ledger; the user if not given")
+    # for a scheduler and backfill: the very interval that is meant, and not again if it is published
+    one.add_argument("--span", help=argparse.SUPPRESS)
+    one.add_argument("--once", choices=("published", "ever"), help=argparse.SUPPRESS)
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -106,6 +109,8 @@ def _run_one(options: argparse.Namespace, at_the_end: contextlib.ExitStack) -> i
                 force=options.force,
                 watcher=watcher,
                 who=options.who or who(),
+                span=options.span,
+                once=options.once,
             )
     run_key = report.run_key
     if options.json:

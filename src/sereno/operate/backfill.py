@@ -22,7 +22,7 @@ from sereno.ledger import BEAT_SECONDS
 from sereno.operate.deciding import Scheduled
 from sereno.operate.scheduler import LEASE
 from sereno.operate.tied import tied
-from sereno.schedule import Interval, due_between, last_interval
+from sereno.schedule import Interval, due_between, last_interval, span
 
 State = Literal["published", "nothing", "held", "failed"]
 WRONG_USAGE = 2  # the exit code of a run that would fail for every date
@@ -80,12 +80,15 @@ def backfill(
     ledger: RunLedger,
     note: Callable[[str], None],
 ) -> Iterator[Filled]:
-    """Run them, and tell of each. `options`: of `sereno run`. Raises SettingsError where no date can be run, LedgerError."""
+    """Run those that are not published, and tell of each. `options`: of `sereno run`; with --force all are run.
+
+    Raises SettingsError where no date can be run, LedgerError.
+    """
     for interval in intervals:
         give_way(ledger, model.name, note)
         command = [sys.executable, "-P", *(f"-W{one}" for one in sys.warnoptions), "-m", "sereno", "run", model.file]
         done = subprocess.run(
-            tied([*command, "--date", interval.label, "--json", *options]),
+            tied([*command, "--span", span(interval.key, interval.data_time), "--once=published", "--json", *options]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             check=False,

@@ -21,6 +21,7 @@ from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
 from sereno.operate.deciding import WHO
 from sereno.operate.tied import tied
+from sereno.schedule import span
 from sereno.settings import UpSettings
 
 LONGEST_LINE = 1 << 16  # of what a run writes; the rest of it is another line
@@ -86,7 +87,9 @@ class Runs:
         """Start the run of an entry. Raises WorkerError where the system has no room for another process."""
         label = entry.label or entry.data_date.isoformat()
         # --json: the report itself is kept with the attempt; of it the log gets a line
-        command = [*self._command, str(scheduled.file), "--date", label, "--json", *self._options]
+        # --span, not --date: should the schedule have changed, a date may be another interval by now
+        asked = ["--span", span(entry.run_key, entry.data_time), "--once=ever"]
+        command = [*self._command, str(scheduled.file), *asked, "--json", *self._options]
         prefix = f"{entry.model} {label}: "
         ours, theirs = os.pipe()
         printed = os.memfd_create(label)
