@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sereno.adapters.ledger import open_at
 from sereno.cli import main
 from sereno.operate.unread import unread_file
 from tests.acceptance.test_schedules import data, folder, project, scheduling, states
@@ -27,6 +29,11 @@ def health(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
     told = json.loads(capsys.readouterr().out)
     assert (code == 0) == told["ok"]
     return [(one["what"], one["says"]) for one in told["wrong"]]
+
+
+def kinds(folder: Path) -> list[str]:
+    with contextlib.closing(open_at(None, folder)) as ledger:
+        return [one.kind for one in ledger.notices("scores", 9) if one.run_key.startswith("file:")][::-1]
 
 
 def test_people_are_told_once_and_health_says_so_until_it_is_mended(
@@ -62,10 +69,10 @@ def test_people_are_told_once_and_health_says_so_until_it_is_mended(
             assert not unread_file(folder).exists()
             model.write_text(f"{whole}import nosuchpackage\n")  # the same once more: people heard that it was well
             one.process.send_signal(signal.SIGHUP)
-            assert webhook.wait_for(3)[2] == FAILED
+            one.wait(lambda: kinds(folder) == ["failed", "recovered", "failed"])
             assert [what for what, _ in health(capsys)] == ["file"]
             one.end()
         assert subprocess.run([sys.executable, "-m", "sereno", "run", "scores"], capture_output=True).returncode == 1
         model.write_text(whole)
         assert "file" not in [what for what, _ in health(capsys)]
-        assert len(webhook.told) == 3
+        assert kinds(folder) == ["failed", "recovered", "failed"]
