@@ -360,6 +360,19 @@ def test_a_run_that_something_else_ends_does_not_say_it_is_done(project: Project
     assert ("did not come to its end" in done.stderr) == (code == 1)
 
 
+def test_what_a_gate_lacks_is_told_before_anything_is_scored(project: Project) -> None:
+    scoring = MODEL.replace(
+        "    return pd.DataFrame(", "    raise ValueError('it was scored')\n    return pd.DataFrame("
+    )
+    project.write("total.py", scoring + "@model.gate\ndef shares(profile, predictions):\n    return True\n")
+    for command in (("run", "total.py", "--date", DAY), ("check", "total.py", "--date", DAY)):
+        done = project.sereno(*command, code=2)
+        assert "nothing gives shares its parameter 'predictions'" in done.stderr
+        assert "annotate it: `def shares(profile, predictions: pd.DataFrame)`" in done.stderr
+    kept = (project.folder / ".sereno" / "runs" / "total").glob("*/report.json")
+    assert [json.loads(file.read_bytes())["seconds"].keys() for file in kept] == [{"plan"}]
+
+
 def test_a_profile_names_what_it_holds(project: Project) -> None:
     """The stored file is plain JSON, and its SHA-256 is in the commit."""
     report = run(project, DAY)

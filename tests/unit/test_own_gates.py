@@ -16,8 +16,9 @@ import pytest
 
 from sereno import Key, Model, Profile, Secret, Warn
 from sereno.batch.gates import Gate
-from sereno.batch.own_gates import judge_own, own_gates
+from sereno.batch.own_gates import bind_own, judge_own, own_gates
 from sereno.batch.parts import WrittenPart
+from sereno.batch.profile import ColumnProfile
 from sereno.batch.profiling import ProfileBuilder
 from sereno.config import load_settings
 from sereno.exceptions import PredictError, SettingsError
@@ -58,7 +59,7 @@ def judged(tmp_path: Path) -> Callable[..., list[Gate]]:
         builder.add(OUTPUT)
         profile = Profile(inputs={}, outputs=builder.build())
         parts = [part(tmp_path, "0", OUTPUT.slice(0, 2)), part(tmp_path, "1", OUTPUT.slice(2))]
-        return judge_own(model, settings, profile, parts)
+        return judge_own(bind_own(model, settings), model, profile, parts)
 
     return judge
 
@@ -167,6 +168,74 @@ def test_a_value_that_nothing_gives_is_told(judged: Callable[..., list[Gate]]) -
 
     with pytest.raises(SettingsError, match="nothing gives strict its parameter 'unknown'"):
         judged(strict)
+
+
+def test_a_second_parameter_without_an_annotation_is_told(judged: Callable[..., list[Gate]]) -> None:
+    def wants_rows(profile, predictions):  # type: ignore[no-untyped-def]
+        return True
+
+    def wants_a_value(profile, *, least):  # type: ignore[no-untyped-def]
+        return True
+
+    def has_one(profile, most):  # type: ignore[no-untyped-def]
+        return most == 0.6
+
+    hint = r"annotate it: `def wants_rows\(profile, predictions: pd\.DataFrame\)`\."
+    with pytest.raises(SettingsError, match=hint):
+        judged(wants_rows)
+    with pytest.raises(SettingsError, match="nothing gives wants_a_value") as error:
+        judged(wants_a_value)
+    assert "annotate" not in str(error.value)
+    assert judged(has_one)[0].passed
+
+
+def test_gates_are_bound_before_the_first_is_called(judged: Callable[..., list[Gate]]) -> None:
+    called: list[Profile] = []
+
+    def fine(profile: Profile) -> None:
+        called.append(profile)
+
+    def strict(profile: Profile, unknown: float) -> None:
+        called.append(profile)
+
+    with pytest.raises(SettingsError):
+        judged(fine, strict)
+    assert not called
+
+
+def test_what_a_gate_writes_into_its_profile_nobody_else_sees(judged: Callable[..., list[Gate]]) -> None:
+    seen: list[ColumnProfile] = []
+
+    def writes(profile: Profile) -> None:
+        column = profile.outputs["note"]
+        column.categories["<b>"] = 1
+        column.rows = 99
+        profile.outputs["score"].bins.clear()
+
+    def looks(profile: Profile) -> None:
+        seen.extend(profile.outputs.values())
+
+    judged(writes, looks)
+    score, note = seen
+    assert (note.rows, note.categories, score.mean) == (3, {"a": 1, "b": 1}, 0.5)
+
+    def clears(profile: Profile) -> None:
+        profile.outputs.clear()  # type: ignore[attr-defined]
+
+    with pytest.raises(PredictError, match="gate clears raised AttributeError"):
+        judged(clears)
+
+
+def test_what_a_gate_says_is_cut(judged: Callable[..., list[Gate]]) -> None:
+    def talks(profile: Profile) -> str:
+        return "x" * 1_000_000
+
+    def warns(profile: Profile) -> str:
+        return Warn("x" * 1_001)
+
+    held, warned = judged(talks, warns)
+    assert held.says == warned.says == "x" * 999 + "…"
+    assert (held.level, warned.level, type(warned.says)) == ("held", "warned", str)
 
 
 def test_without_gates_nothing_is_read(judged: Callable[..., list[Gate]]) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from sereno.batch.own_gates import bind_own
 from sereno.check.arrangements import again, outcomes
 from sereno.check.compare import Reference, frames
 from sereno.check.over_http import ask_over_http
@@ -45,6 +46,7 @@ def check(model: Model, settings: Settings, *, date: str | None, rows: int = 200
             f"A check of {rows} rows compares nothing. Give --rows 2 or more; without it, 200 are taken."
         )
     chosen = settings.model(model.name, model.declared, model.file.parent if model.file else None)
+    bind_own(model, settings)  # as this is what a run would be asked for
     awaited(model, settings, chosen)  # what a scheduled run would wait for, while somebody is there to mend it
     findings = [Finding(level="warning", about="script block", text=text) for text in differences(model.file)]
     try:

@@ -6,6 +6,7 @@ folder that is gone afterwards: no attempt is left, no ledger told, nothing publ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from sereno.batch import gates
 from sereno.batch.drift import psi
 from sereno.batch.finish import Outcome
 from sereno.batch.gates import Gate, Judged, judge
-from sereno.batch.own_gates import judge_own
+from sereno.batch.own_gates import Bound, bind_own, judge_own
 from sereno.batch.profile import Profile, StoredProfile
 from sereno.batch.profiling import ProfileBuilder
 from sereno.batch.run import Silent, Watcher
@@ -74,13 +75,14 @@ def compare(
     home = Home(settings, name, chosen)
     snapshot = snapshot_of(home, against, when)
     check_keys(model, snapshot)
+    own_gates = bind_own(model, settings)  # what they lack is told before anything is scored
     interval = interval_of(model, chosen, snapshot, when)
     clock = Clock(watcher)
     try:
         with told("The comparison stopped", AGAIN), temporary_folder(home.path) as folder:
             outcome = score(model, settings, chosen, executor, interval, folder, clock)
             with clock("compare"):
-                return _compare(model, settings, chosen, home, snapshot, interval, outcome, folder, clock.seconds)
+                return _compare(model, own_gates, chosen, home, snapshot, interval, outcome, folder, clock.seconds)
     except (WorkerError, StorageError) as error:  # which speak of a run, that goes on where it was
         text = str(error)
         raise type(error)(text if AGAIN in text else f"{text} ({AGAIN})") from error
@@ -88,7 +90,7 @@ def compare(
 
 def _compare(
     model: Model,
-    settings: Settings,
+    own_gates: Sequence[Bound],
     chosen: ModelSettings,
     home: Home,
     snapshot: Snapshot,
@@ -162,7 +164,7 @@ def _compare(
         columns=columns,
         outputs_only_challenger=tuple(n for n in here.names if n not in there.names),
         outputs_only_against=tuple(n for n in there.names if n not in here.names),
-        gates=_gates(model, settings, chosen, outcome, snapshot, baseline),
+        gates=_gates(model, own_gates, chosen, outcome, snapshot, baseline),
         seconds=seconds,
     )
 
@@ -212,7 +214,7 @@ def _reasons(home: Home, snapshot: Snapshot) -> dict[str, int]:
 
 def _gates(
     model: Model,
-    settings: Settings,
+    own_gates: Sequence[Bound],
     chosen: ModelSettings,
     outcome: Outcome,
     snapshot: Snapshot,
@@ -232,4 +234,4 @@ def _gates(
         baseline=gates.Baseline(snapshot=snapshot, profile=stored),
     )
     counted = gate.Profile(inputs=outcome.inputs_profile, outputs=outcome.profile)
-    return [*judge(chosen.gates, chosen.columns, run), *judge_own(model, settings, counted, outcome.parts)]
+    return [*judge(chosen.gates, chosen.columns, run), *judge_own(own_gates, model, counted, outcome.parts)]
