@@ -429,8 +429,7 @@ class Settings:
         `folder` is the model file's, against which relative paths in what it declared resolve.
         """
         check_model_name(name, "the model file")
-        # SERENO_MODELS__CREDIT_SCORING__… may mean a "credit-scoring" that sereno.toml does not know.
-        settings = self.models.get(name) or self.models.get(name.replace("-", "_")) or ModelSettings()
+        settings = self.given_for(name)
         where, base = f"the file of model '{name}'", folder or self.home
         changes: dict[str, Any] = {}
         for key, raw in declared.items():
@@ -441,9 +440,13 @@ class Settings:
         self._check_arrival(name, chosen)
         return chosen
 
+    def given_for(self, name: str) -> ModelSettings:
+        """What was set for a model, without what its file declares."""
+        return next((self.models[one] for one in _spellings(name) if one in self.models), ModelSettings())
+
     def origin(self, model: str, setting: str) -> str:
         """Where a model's setting came from, for messages."""
-        spelled = (f"models.{name}.{setting}" for name in (model, model.replace("-", "_")))
+        spelled = (f"models.{name}.{setting}" for name in _spellings(model))
         return next((self.origins[key] for key in spelled if key in self.origins), "the defaults")
 
     def _check_lookup(self, name: str, chosen: ModelSettings) -> None:
@@ -482,6 +485,11 @@ class Settings:
                 f"'models.{name}.quiet_seconds' is {chosen.quiet_seconds:g}, from {self.origin(name, 'quiet_seconds')}, but "
                 f"'models.{name}.deadline_seconds' is {chosen.deadline_seconds:g}, so that all data is late. Set it to more."
             )
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """SERENO_MODELS__CREDIT_SCORING__… may mean a "credit-scoring" that sereno.toml does not know."""
+    return tuple(dict.fromkeys((name, name.replace("-", "_"))))
 
 
 def _rows(prefix: str, owner: type[Any]) -> Iterator[Setting]:

@@ -590,3 +590,9 @@ def test_what_people_are_told(project: Path) -> None:
         f'\'notify_on\' is [\'hold\'], from {project}/sereno.toml. Valid: a list of "failed", "held", "late", '
         "\"recovered\". 'hold' is none of these. Did you mean 'held'?"
     )
+
+
+def test_a_model_that_a_variable_means_is_found_by_its_own_name() -> None:
+    settings = Settings(home=Path("/srv"), models={"credit_scoring": ModelSettings(retries=7)})
+    assert settings.given_for("credit-scoring").retries == settings.given_for("credit_scoring").retries == 7
+    assert settings.given_for("other") == ModelSettings()

@@ -214,6 +214,25 @@ def test_no_secret_is_in_what_an_address_is_called() -> None:
 @pytest.mark.parametrize(
     "address",
     [
+        "ntfy://hunter2",
+        "ntfys://hunter2/",
+        "matrixs://hunter2?mode=t2bot",
+        "mqtt://hunter2",
+        "gotify://hunter2",
+        "signal://hunter2/1",
+        "mailto:ana:hunter2@smtp.example.com",
+        "hunter2/B/C",
+    ],
+)
+def test_what_may_be_a_secret_is_not_called_a_host(address: str) -> None:
+    called = list(labels([address, address]))
+    assert "hunter2" not in str(called)
+    assert called[1] == f"{called[0]} #2"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
         "json://ana:hunter2@127.0.0.1:1/hunter3/hunter4?-token=hunter5",
         "json://127.0.0.1:1/hunter%32/?%2Btoken=hunter3",
         "mailto://ana:hunter2@127.0.0.1:1?to=hunter3@example.com&from=a@example.com",

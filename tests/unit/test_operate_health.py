@@ -99,8 +99,8 @@ def test_a_folder_without_models_is_not_well(tmp_path: Path) -> None:
     assert wrong(tmp_path) == ["nothing"]
     assert os.listdir(tmp_path) == []  # to look makes no ledger
     known = Settings(home=tmp_path, models={"churn": ModelSettings(file=Path("churn.py"))})
-    assert health(tmp_path, settings=known).ok  # it has not run yet
-    assert wrong(tmp_path, settings=known, max_age=1) == ["old"]
+    assert wrong(tmp_path, settings=known) == ["nothing", "never"]
+    assert wrong(tmp_path, settings=known, max_age=1) == ["nothing", "never", "old"]
     with pytest.raises(NotFoundError, match=r"There is no model 'chrun' in .* \(there are: churn\)"):
         health(tmp_path, settings=known, model="chrun")
 
@@ -300,3 +300,38 @@ def test_of_a_thousand_models_nothing_heavy_is_imported(many: Path) -> None:
     assert "1000 of 1000 models are well" in done.stdout
     heavy = {"numpy", "pyarrow", "deltalake", "pandas", "apprise", "requests", "asyncio", "cronsim"}
     assert heavy & set(done.stdout.split()) == set()
+
+
+# Where nothing was ever published
+
+
+def known(home: Path, **more: Any) -> Settings:
+    return Settings(home=home, models={"churn": ModelSettings(file=home / "churn.py", **more)})
+
+
+def test_where_nothing_has_ever_run_all_is_not_well(tmp_path: Path) -> None:
+    found = health(tmp_path, settings=known(tmp_path))
+    assert [one.what for one in found.wrong] == ["nothing", "never"]
+    assert "no scheduler is at work" in found.wrong[0].says
+    assert wrong(tmp_path, settings=known(tmp_path, scheduled=False)) == ["nothing"]
+    publish(tmp_path, model="other")
+    assert wrong(tmp_path, settings=known(tmp_path)) == ["never"]
+    assert wrong(tmp_path, settings=known(tmp_path, scheduled=False)) == []
+
+
+def test_of_what_was_never_published_the_run_may_be_on_its_way(tmp_path: Path, ledger: RunLedger) -> None:
+    given = {"settings": known(tmp_path)}
+    lease = ledger.acquire("scheduler", holder_here(), LEASE_SECONDS)
+    assert lease is not None
+    assert wrong(tmp_path, **given) == []  # one that has just started
+    ledger.move(entry("due"))
+    assert wrong(tmp_path, MIDNIGHT + timedelta(hours=1), **given) == []
+    assert wrong(tmp_path, **given) == ["overdue"]
+    ledger.move(entry("skipped", reason="late: nothing came"))
+    (one,) = health(tmp_path, **given).wrong
+    assert (one.what, "late: nothing came" in one.says) == ("never", True)
+    ledger.move(entry("failed"))
+    assert wrong(tmp_path, **given) == ["failed"]
+    ledger.move(entry("published"))
+    ledger.release(lease)
+    assert "never" not in wrong(tmp_path, **given)

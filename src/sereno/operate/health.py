@@ -32,7 +32,7 @@ class Wrong:
     """Something that needs somebody."""
 
     model: str | None  # None: it concerns all
-    what: str  # file, failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
+    what: str  # file, never, failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
     says: str
     do: str  # what to do about it
 
@@ -111,7 +111,10 @@ def look(
         )
     chosen = sorted(names) if model is None else [model]
     models = [_judge(one, settings, statuses.get(one), known, max_age, now) for one in chosen]
-    wrong = [*_of_all(settings, known, names, chosen, now), *(w for one in models for w in one.wrong)]
+    wrong = [
+        *_of_all(settings, known, names, chosen, now, has_run=bool(statuses or known.newest)),
+        *(w for one in models for w in one.wrong),
+    ]
     return Health(at=now, home=str(settings.home), models=models, wrong=wrong, scheduler=known.scheduler)
 
 
@@ -201,7 +204,9 @@ def _was_scheduled(ledger: RunLedger, newest: Iterable[Entry]) -> bool:
     )
 
 
-def _of_all(settings: Settings, known: _Known, names: set[str], chosen: list[str], now: datetime) -> Iterator[Wrong]:
+def _of_all(
+    settings: Settings, known: _Known, names: set[str], chosen: list[str], now: datetime, *, has_run: bool
+) -> Iterator[Wrong]:
     if known.trouble:
         yield Wrong(model=None, what="ledger", says=known.trouble, do="sereno repair, if it is damaged")
     elif not names:
@@ -210,6 +215,13 @@ def _of_all(settings: Settings, known: _Known, names: set[str], chosen: list[str
             what="nothing",
             says=f"No model has ever run in {settings.home}, and its sereno.toml knows none.",
             do="say where they are with --home, or start in their folder",
+        )
+    elif known.scheduler is None and not has_run:
+        yield Wrong(
+            model=None,
+            what="nothing",
+            says=f"Nothing has ever run in {settings.home}, and no scheduler is at work there.",
+            do="sereno up; or, if this is the wrong folder, say where it is with --home",
         )
     if known.scheduler is None and known.was_scheduled:
         yield Wrong(
@@ -245,7 +257,7 @@ def _judge(
     newest, pause = known.newest.get(name), known.pauses.get(name)
     data_time = status.data_time if status else None
     freshness = (now - data_time).total_seconds() if data_time else None
-    own = settings.models.get(name) or settings.models.get(name.replace("-", "_")) or ModelSettings()
+    own = settings.given_for(name)
     wrong = list(_wrong(name, status, known, own, now))
     if max_age is not None and not known.trouble and (freshness is None or freshness > max_age):
         what = (
@@ -291,7 +303,9 @@ def _wrong(name: str, status: Status | None, known: _Known, own: ModelSettings, 
             do = f"sereno resume {name}, or sereno resume {name} --skip-missed"
             yield Wrong(model=name, what="paused", says=f"It was paused: {_short(pause.why)}", do=do)
         return  # nothing is due while it is paused
-    if own.scheduled and (overdue := _overdue(name, status, known, timedelta(seconds=own.deadline_seconds), now)):
+    if own.scheduled and (never := _never(name, status, known, own)):
+        yield never
+    elif own.scheduled and (overdue := _overdue(name, status, known, timedelta(seconds=own.deadline_seconds), now)):
         yield overdue
 
 
@@ -312,6 +326,25 @@ def _troubled(entry: Entry) -> Wrong:
     else:
         do = f"sereno release {which} --model {entry.model}, or sereno discard {which} --model {entry.model}"
     return Wrong(model=entry.model, what=entry.state, says=says, do=do)
+
+
+def _never(name: str, status: Status | None, known: _Known, own: ModelSettings) -> Wrong | None:
+    """Of a model of which nothing was ever published: who would change that?"""
+    newest = known.newest.get(name)
+    if status is not None or name in known.published or known.trouble or (own.file is None and newest is None):
+        return None
+    says = "Nothing of it was ever published"
+    if newest is not None and newest.state in ("skipped", "discarded"):
+        says += f"; the newest run, of {_date(newest)}, was {newest.state}: {_short(newest.reason)}"
+        return Wrong(model=name, what="never", says=says, do=f"sereno runs {name}")
+    if known.scheduler is not None or (newest is not None and newest.state in ("failed", "held")):
+        return None  # it is on its way, or it is said already why not
+    return Wrong(
+        model=name,
+        what="never",
+        says=f"{says}; and no scheduler is at work.",
+        do=f"sereno up, or sereno run {name}; for a model that is only served, set models.{name}.scheduled = false",
+    )
 
 
 def _overdue(name: str, status: Status | None, known: _Known, allowed: timedelta, now: datetime) -> Wrong | None:

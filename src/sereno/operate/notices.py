@@ -17,15 +17,16 @@ import msgspec
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, NoticeKind, Pause
-from sereno.settings import ModelSettings, Settings, redact
+from sereno.settings import Settings, redact
 from sereno.status import Status
 
 MOST_TRIES = 10  # of one address, for one notice; then it is given up
 MOST_REASON = 2_000  # characters
 MOST_LISTED = 200  # notices that one message lists
 NEWEST = 50  # how many notices of a model are looked at to find what it has not recovered from
-# Kinds of addresses whose host is a host, and no secret.
-_HAS_HOST = re.compile(r"(json|xml|form|mailto|syslog|mqtt|gotify|ntfy|matrix|mmost|apprise|rsyslog|smpp|signal)s?")
+# Kinds of addresses whose host is always a host: of others it may be a topic or a token, and so a secret.
+_HAS_HOST = re.compile(r"(json|xml|form|mailto)s?|rsyslog")
+_KIND = re.compile(r"([A-Za-z0-9]{1,20})://")
 OF_FILE = "file:"  # how the run key begins of a notice that is of no run, but of a model file that does not load
 PROBLEMS: tuple[NoticeKind, ...] = ("failed", "held", "late")
 
@@ -35,13 +36,13 @@ PROBLEMS: tuple[NoticeKind, ...] = ("failed", "held", "late")
 
 def addresses(settings: Settings, model: str) -> tuple[str, ...]:
     """Who is told of a model: its own addresses, or those of all. They are secrets."""
-    own = _of(settings, model).notify
+    own = settings.given_for(model).notify
     return settings.notify if own is None else own
 
 
 def wants(settings: Settings, model: str, kind: NoticeKind) -> bool:
     """Whether somebody is to be told of such a thing."""
-    own = _of(settings, model).notify_on
+    own = settings.given_for(model).notify_on
     return bool(addresses(settings, model)) and kind in (settings.notify_on if own is None else own)
 
 
@@ -63,7 +64,8 @@ def labels(given: Iterable[str]) -> dict[str, str]:
         if address.startswith("secret:"):
             label = address
         else:
-            label = f"{address.partition('://')[0].lower()}://{host_of(address)}"
+            kind = _KIND.match(address)
+            label = f"{kind[1].lower()}://{host_of(address)}" if kind else "an address"
         number = 1 + sum(1 for one in found if one == label or one.startswith(f"{label} #"))
         found[label if number == 1 else f"{label} #{number}"] = address
     return found
@@ -80,10 +82,6 @@ def host_of(address: str) -> str:
     # A password that is not escaped may end the authority too early: then what looks like the host is a piece of it.
     is_cut = "@" in path or ("@" in query and "@" not in authority and ":" in authority)
     return host if re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?", host) and not is_cut else ""
-
-
-def _of(settings: Settings, model: str) -> ModelSettings:
-    return settings.models.get(model) or settings.models.get(model.replace("-", "_")) or ModelSettings()
 
 
 # Adding them
@@ -203,7 +201,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 def place_of(settings: Settings, files: Mapping[str, Path] | None = None) -> Place:
     import os
 
-    given = {name: str(file) for name, file in (files or {}).items() if _of(settings, name).file is None}
+    given = {name: str(file) for name, file in (files or {}).items() if settings.given_for(name).file is None}
     return Place(
         host=os.uname().nodename,
         home=str(settings.home),

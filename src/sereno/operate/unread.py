@@ -12,14 +12,17 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Notice
-from sereno.operate.declared import Failed
 from sereno.operate.notices import NEWEST, OF_FILE, wants
 from sereno.settings import FILE_NAME, Settings, redact
+
+if TYPE_CHECKING:
+    from sereno.operate.declared import Failed
 
 MOST_BYTES = 16_000_000
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")  # where an object lies: another place with each start
