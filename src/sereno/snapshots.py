@@ -507,12 +507,13 @@ class SnapshotStore:
         if not self.folder.is_dir():
             return {}
         with self._alone():  # a rollback may be about to serve what is about to go
-            there = [
-                file
+            there = {
+                file: attempt
                 for folder in self.folder.iterdir()
                 if ATTEMPT.fullmatch(folder.name) or folder.name in BESIDE
                 for file in folder.iterdir()
-            ]
+                if (attempt := _attempt_of(file)) and not file.is_dir()
+            }
             attempts, files = needed()
             state = self.state()
             kept = [state.snapshots[n] for n in state.kept(_now(), keep)]
@@ -520,7 +521,7 @@ class SnapshotStore:
             files |= {self.folder / s.rejects_file for s in kept if s.rejects_file}
             profiled = [state.snapshots[n] for n in state.profiled(_now(), keep)]
             files |= {self.folder / s.profile_file for s in profiled if s.profile_file}
-            gone = [f for f in there if f not in files and not {f.stem, f.parent.name} & attempts]
+            gone = [file for file, attempt in there.items() if file not in files and attempt not in attempts]
             sizes = {file: file.stat().st_size for file in gone}
             if dry_run:
                 return sizes
@@ -534,6 +535,15 @@ class SnapshotStore:
 
 BESIDE = ("_rejects", "_profiles")  # folders beside the parts, with a file of an attempt each
 ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
+IN_THEM = re.compile(rf"\.?({ATTEMPT.pattern})\.(json|parquet)(\.tmp)?")  # also what is being written
+
+
+def _attempt_of(file: Path) -> str:
+    """The attempt that wrote a file of the table; "": a file of somebody else."""
+    if file.parent.name not in BESIDE:
+        return file.parent.name
+    found = IN_THEM.fullmatch(file.name)
+    return found[1] if found else ""
 
 
 def schema_of(snapshot: Snapshot) -> pa.Schema:

@@ -260,6 +260,25 @@ def test_profiles_stay_when_parts_go_and_of_failed_runs_nothing_stays(project: P
     assert len([*(project.predictions / "_profiles").iterdir()]) == 4
 
 
+def test_what_is_not_ours_beside_the_table_stays(project: Project) -> None:
+    first = run(project, DAY)
+    others, left = [], []
+    for name in ("_profiles", "_rejects"):
+        folder = project.predictions / name
+        others += [folder / "notes", folder / "notes" / "why.txt", folder / "2024-05-01 of Ann.json"]
+        (folder / "notes").mkdir(parents=True)
+        for file in others[-2:]:
+            file.write_text("mine")
+        left += [folder / "2024-04-30-abcdef.json", folder / ".2024-04-30-abcdef.json.tmp"]  # of a crash
+        for file in left[-2:]:
+            file.write_text("{}")
+    (project.predictions / first["attempt"] / "notes").mkdir()
+    assert run(project, NEXT_DAY)["state"] == "published"
+    assert all(file.exists() for file in others)
+    assert not any(file.exists() for file in left)
+    assert (project.predictions / first["profile_file"]).exists()
+
+
 def test_profiles_go_after_their_days(project: Project) -> None:
     """But not those that runs will be compared with; without a baseline of its own a backfill is not judged."""
     project.settings(exports=[], disposition="partition")
