@@ -19,16 +19,23 @@ THIS_RUN = "this run"
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """The snapshot to compare with, as far as it is still known."""
+    """The snapshot to compare with, and its profiles as far as they are there."""
 
     version: int
     data_date: date
+    rows: int = 0  # predictions
     outputs: Profile = field(default_factory=dict)
     inputs: Profile = field(default_factory=dict)
+    has_profile: bool = True
+    trouble: str = ""  # in reading the profile
 
     @property
     def name(self) -> str:
         return f"version {self.version}"
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name} ({self.data_date})"
 
     def column(self, side: str, name: str) -> ColumnProfile | None:
         """The profile of an "input" or an "output"; None: it does not have that column."""
@@ -36,17 +43,19 @@ class Baseline:
 
 
 def baseline_of(home: Home, report: Report) -> Baseline | None:
-    """The baseline of a report; None: it had none, or what is known of it was removed since."""
+    """The baseline of a report; None: it had none, or the log does not know it any more."""
     snapshot = home.store.state().snapshots.get(report.baseline) if report.baseline is not None else None
     return baseline_from(home, snapshot) if snapshot is not None else None
 
 
-def baseline_from(home: Home, snapshot: Snapshot) -> Baseline | None:
-    """What was kept with a snapshot; None: nothing was (it is of before there were profiles), or it was removed since."""
+def baseline_from(home: Home, snapshot: Snapshot) -> Baseline:
+    """A snapshot, and what was kept with it: nothing where it is of before profiles were kept, trouble where it should be
+    there and is not as it was stored."""
+    version, data_date, rows = snapshot.number, snapshot.data_date, snapshot.rows
     try:
         stored = stored_profile(home.store.folder, snapshot)
-    except StorageError:
-        return None
+    except StorageError as error:
+        return Baseline(version=version, data_date=data_date, rows=rows, has_profile=False, trouble=str(error))
     if stored is None:
-        return None
-    return Baseline(version=snapshot.number, data_date=snapshot.data_date, outputs=stored.outputs, inputs=stored.inputs)
+        return Baseline(version=version, data_date=data_date, rows=rows, has_profile=False)
+    return Baseline(version=version, data_date=data_date, rows=rows, outputs=stored.outputs, inputs=stored.inputs)

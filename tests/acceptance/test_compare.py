@@ -273,6 +273,10 @@ def test_a_snapshot_that_has_no_profile_with_it(project: Project) -> None:
     assert found["same"] is True
     assert found["columns"][0]["psi"] == 0  # counted again from its parts
     assert found["against"]["inputs"] == {}
+    (drift,) = [g for g in found["gates"] if g["name"].startswith("drift")]
+    assert drift["level"] == "held"  # as a run would be, and for the same reason
+    assert "drift could not be judged: The profile of" in drift["says"]
+    assert "is missing." in drift["says"]
 
 
 @pytest.mark.parametrize(

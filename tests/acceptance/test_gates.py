@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sereno.batch.gates import Baseline
-from sereno.batch.judging import baseline_of
+from sereno.baseline import Baseline
+from sereno.batch.judging import held_against
 from sereno.config import load_settings
 from sereno.home import Home
 from sereno.snapshots import Keep, State
@@ -292,7 +292,7 @@ def test_profiles_go_after_their_days(project: Project) -> None:
     (project.predictions / files[0]).unlink()
     judged = judge_as_if(home, replace(state, served=state.served[-1:]), only, NEXT_DAY, later)
     assert judged is not None
-    assert (judged.snapshot.number, judged.profile, judged.trouble) == (1, None, "")
+    assert (judged.version, judged.has_profile, judged.trouble) == (1, False, "")
 
 
 def judge_as_if(home: Home, state: State, keep: Keep, day: str, now: datetime) -> Baseline | None:
@@ -300,7 +300,7 @@ def judge_as_if(home: Home, state: State, keep: Keep, day: str, now: datetime) -
         mock.patch("sereno.batch.judging.datetime", mock.Mock(now=lambda zone: now)),
         mock.patch.object(Home, "keep", keep),
     ):
-        return baseline_of(home, state, home.attempts.find(day))
+        return held_against(home, state, date.fromisoformat(day))
 
 
 OWN = '''

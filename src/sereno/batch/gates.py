@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sereno.baseline import Baseline
 from sereno.batch.drift import ENOUGH, JUDGED, psi, why_not_judged
-from sereno.batch.profile import ColumnProfile, Profile, StoredProfile
+from sereno.batch.profile import ColumnProfile, Profile
 from sereno.settings import ColumnSettings, GateSettings
 from sereno.snapshots import Snapshot
 
@@ -39,19 +40,6 @@ class Gate:
     def __post_init__(self) -> None:
         if not self.passed:
             object.__setattr__(self, "level", "held")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What a run's profile is compared with."""
-
-    snapshot: Snapshot
-    profile: StoredProfile | None = None  # None: it has none, or there is
-    trouble: str = ""  # in reading it
-
-    @property
-    def name(self) -> str:
-        return f"version {self.snapshot.number} ({self.snapshot.data_date})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,20 +125,26 @@ def _drift(settings: GateSettings, columns: Columns, run: Judged) -> Iterator[Ga
     base = run.baseline
     if base is None:
         return
-    if base.profile is None:
+    if not base.has_profile:
         # what was published before there were profiles is no reason to hold a run. A profile that is gone or was changed
         # is: else whoever removes a file would switch the gate off
-        says = (
-            base.trouble
-            or f"not judged, as {base.name} has no profile: it is of before profiles were kept, or older than keep_run_days"
-        )
+        if base.trouble:
+            says = (
+                f"drift could not be judged: {base.trouble} The next data date is compared with this one, once this one is "
+                "released; or put the file back from a backup and run again."
+            )
+        else:
+            says = (
+                f"not judged, as {base.full_name} has no profile: it is of before profiles were kept, or older than "
+                "keep_run_days"
+            )
         yield Gate(name="drift", passed=not base.trouble, says=says)
         return
     told: list[Gate] = []
     others: list[Gate] = []  # features that are as before
     left_out: list[str] = []
     for side, name, now in _profiled(run):
-        before = (base.profile.outputs if side == "output" else base.profile.inputs).get(name)
+        before = base.column(side, name)
         value = psi(before, now) if before else None
         if value is not None:
             gate = _drift_of(side, name, value, base, _limits(settings, settings_of(columns, name), side))
@@ -160,16 +154,18 @@ def _drift(settings: GateSettings, columns: Columns, run: Judged) -> Iterator[Ga
     yield from told
     if others:
         most = max(others, key=lambda gate: gate.value or 0.0)
-        says = f"PSI at most {most.value:.3f}, of {most.column}; {len(others):,} features against {base.name}"
+        says = f"PSI at most {most.value:.3f}, of {most.column}; {len(others):,} features against {base.full_name}"
         yield Gate(name="drift of inputs", passed=True, says=says, column=most.column, side="input", value=most.value)
-    if not told and not others and (run.answered < ENOUGH or base.snapshot.rows < ENOUGH):
-        yield Gate(name="drift", passed=True, says=f"not judged: it takes {ENOUGH:,} rows here and in {base.name}")
+    if not told and not others and (run.answered < ENOUGH or base.rows < ENOUGH):
+        yield Gate(name="drift", passed=True, says=f"not judged: it takes {ENOUGH:,} rows here and in {base.full_name}")
     elif left_out:
         more = f", and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
-        says = f"not judged against {base.name}: {', '.join(left_out[:SHOWN])}{more}"
+        says = f"not judged against {base.full_name}: {', '.join(left_out[:SHOWN])}{more}"
         yield Gate(name="drift", passed=True, says=says)
     elif not told and not others:
-        yield Gate(name="drift", passed=True, says=f"not judged: no column can be compared with those of {base.name}")
+        yield Gate(
+            name="drift", passed=True, says=f"not judged: no column can be compared with those of {base.full_name}"
+        )
 
 
 def _drift_of(side: Side, name: str, value: float, base: Baseline, limits: tuple[float | None, float | None]) -> Gate:
@@ -180,7 +176,7 @@ def _drift_of(side: Side, name: str, value: float, base: Baseline, limits: tuple
         level, limit = "held", hold
     elif warn is not None and value > warn:
         level = "warned"
-    says = f"PSI {value:.3f} against {base.name}"
+    says = f"PSI {value:.3f} against {base.full_name}"
     return Gate(
         name=f"drift of {_called(side, name)}",
         passed=level != "held",

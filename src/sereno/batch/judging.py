@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
 
+from sereno.baseline import Baseline, baseline_from
 from sereno.batch.attempts import Report
-from sereno.batch.gates import Baseline, Gate, Judged, judge
-from sereno.batch.profile import NUMBERS, stored_profile
+from sereno.batch.gates import Gate, Judged, judge
+from sereno.batch.profile import NUMBERS
 from sereno.config import ModelSettings, Settings
-from sereno.exceptions import SettingsError, StorageError
+from sereno.exceptions import SettingsError
 from sereno.home import Home
 from sereno.model import Model
 from sereno.settings import listed, nearest
-from sereno.snapshots import State
+from sereno.snapshots import Snapshot, State
 
 
 def judge_report(report: Report, home: Home, state: State, own: Sequence[Gate]) -> list[Gate]:
@@ -24,8 +26,8 @@ def judge_report(report: Report, home: Home, state: State, own: Sequence[Gate]) 
     # what is in service; where each date is, the date before (or this one's, which it would replace)
     by_date = report.disposition == "partition"
     others = [s for s in state.served if not by_date or s.data_date <= report.data_date]
-    baseline = baseline_of(home, state, report)
-    report.baseline = baseline.snapshot.number if baseline else None
+    baseline = held_against(home, state, report.data_date)
+    report.baseline = baseline.version if baseline else None
     run = Judged(
         rows_in=report.rows_in,
         rejects=report.rejects - report.uncounted_rejects,
@@ -38,21 +40,18 @@ def judge_report(report: Report, home: Home, state: State, own: Sequence[Gate]) 
     return [*judge(home.chosen.gates, home.chosen.columns, run), *own]
 
 
-def baseline_of(home: Home, state: State, report: Report) -> Baseline | None:
-    """What a report is compared with; None: nothing is published of an earlier data date."""
-    snapshot = state.baseline(report.data_date)
-    if snapshot is None:
-        return None
-    try:
-        return Baseline(snapshot=snapshot, profile=stored_profile(home.store.folder, snapshot))
-    except StorageError as error:
-        if snapshot.number not in state.profiled(datetime.now(UTC), home.keep):  # of a backfill of dates long ago
-            return Baseline(snapshot=snapshot)
-        trouble = (
-            f"drift could not be judged: {error} The next data date is compared with this one, once this one is released; "
-            "or put the file back from a backup and run again."
-        )
-        return Baseline(snapshot=snapshot, trouble=trouble)
+def held_against(home: Home, state: State, data_date: date) -> Baseline | None:
+    """What a run of a data date is compared with; None: nothing is published of an earlier one."""
+    snapshot = state.baseline(data_date)
+    return baseline_with(home, state, snapshot) if snapshot is not None else None
+
+
+def baseline_with(home: Home, state: State, snapshot: Snapshot) -> Baseline:
+    """A snapshot as a baseline. That its profile is gone is no trouble where it was not to be kept any longer."""
+    baseline = baseline_from(home, snapshot)
+    if baseline.trouble and snapshot.number not in state.profiled(datetime.now(UTC), home.keep):
+        return replace(baseline, trouble="")  # of a backfill of dates long ago
+    return baseline
 
 
 def check_columns(model: Model, settings: Settings, chosen: ModelSettings) -> None:

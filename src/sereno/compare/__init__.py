@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sereno import gate
-from sereno.baseline import Baseline, baseline_from
-from sereno.batch import gates
+from sereno.baseline import Baseline
 from sereno.batch.drift import psi
 from sereno.batch.finish import Outcome
 from sereno.batch.gates import Gate, Judged, judge
+from sereno.batch.judging import baseline_with
 from sereno.batch.own_gates import Bound, bind_own, judge_own
-from sereno.batch.profile import Profile, StoredProfile
+from sereno.batch.profile import Profile
 from sereno.batch.profiling import ProfileBuilder
 from sereno.batch.run import Silent, Watcher
 from sereno.compare.about import SERVED, check_keys, interval_of, settings_of, snapshot_of
@@ -99,8 +99,8 @@ def _compare(
     folder: Path,
     seconds: dict[str, float],
 ) -> Comparison:
-    baseline = baseline_from(home, snapshot)
-    outputs = baseline.outputs if baseline else _profiled(model, snapshot)
+    baseline = baseline_with(home, home.store.state(), snapshot)
+    outputs = baseline.outputs if baseline.has_profile else _profiled(model, snapshot)
     here, there = published_schema(model), schema_of(snapshot)
     common = [n for n in here.names if n in there.names and n not in snapshot.keys]
     comparers = [
@@ -148,7 +148,7 @@ def _compare(
             reasons=_reasons(home, snapshot),
             fingerprint=snapshot.fingerprint,
             outputs=outputs,
-            inputs=baseline.inputs if baseline else {},
+            inputs=baseline.inputs,
             version=snapshot.number,
         ),
         file=str(model.file),
@@ -218,12 +218,9 @@ def _gates(
     chosen: ModelSettings,
     outcome: Outcome,
     snapshot: Snapshot,
-    baseline: Baseline | None,
+    baseline: Baseline,
 ) -> list[Gate]:
     """The gates' verdicts, were this a run and the snapshot what it is held against."""
-    stored = None
-    if baseline is not None:
-        stored = StoredProfile(attempt=snapshot.attempt, inputs=baseline.inputs, outputs=baseline.outputs)
     run = Judged(
         rows_in=outcome.rows_in,
         rejects=outcome.rejects - outcome.uncounted,
@@ -231,7 +228,7 @@ def _gates(
         outputs=outcome.profile,
         inputs=outcome.inputs_profile,
         last=snapshot,
-        baseline=gates.Baseline(snapshot=snapshot, profile=stored),
+        baseline=baseline,
     )
     counted = gate.Profile(inputs=outcome.inputs_profile, outputs=outcome.profile)
     return [*judge(chosen.gates, chosen.columns, run), *judge_own(own_gates, model, counted, outcome.parts)]
