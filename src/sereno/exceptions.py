@@ -14,6 +14,7 @@
     │   └── DuplicateKeysError  two rows have the same key
     ├── RunError                the operator: a run that cannot go on
     │   ├── BusyError           another process has this run key, or publishes to this table, right now
+    │   ├── ChangedError        what it reads is not what it was when it began: another try goes by what is there now
     │   ├── StorageError        a disk that is full, read-only or broken
     │   ├── LedgerError         the ledger cannot be read or written
     │   ├── LeaseLostError      somebody else has taken this run over
@@ -97,6 +98,10 @@ class RunError(SerenoError):
 
 class BusyError(RunError):
     """Another process holds this run key, or publishes to this table, right now."""
+
+
+class ChangedError(RunError):
+    """The model, the source or the schedule is not what it was when the run began; another try goes by what is there now."""
 
 
 class StorageError(RunError):

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from sereno.exceptions import SettingsError
+from sereno.exceptions import ChangedError, SettingsError
 
 # cronsim forgets which of two equal wall-clock times it was given. Searches begin this much off and drop what is over;
 # no zone turns its clock by more.
@@ -144,11 +144,11 @@ def span(run_key: str, data_time: datetime) -> str:
 
 
 def interval_of_span(schedule: str, time_zone: str, text: str, now: datetime) -> Interval:
-    """The interval that `span` wrote. Raises SettingsError where the schedule has no such interval, or it has not ended."""
+    """The interval that `span` wrote. Raises ChangedError where the schedule has no such interval, SettingsError where it has not ended."""
     start, end = (datetime.fromisoformat(moment) for moment in text.split("/"))
     interval = interval_between(schedule, time_zone, start, end)
     if interval is None:
-        raise SettingsError(
+        raise ChangedError(
             f"The schedule '{schedule}' ({time_zone}) has no interval from {text.replace('/', ' to ')}: it has changed since "
             "this run was due. Nothing was run; the scheduler goes by the new one once it has read it."
         )

@@ -18,6 +18,7 @@ import pytest
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
 from sereno.operate import runs as module
+from sereno.operate.endings import Ended
 from sereno.operate.runs import Runs, cores_of_runs
 from sereno.settings import UpSettings
 
@@ -63,7 +64,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[]
         yield lambda: (tmp_path / "log").read_text()
 
 
-def end(runs: Runs) -> list[tuple[str, str, int]]:
+def end(runs: Runs) -> list[Ended]:
     """Wait until all have ended."""
     ended = []
     while runs.busy:
@@ -83,7 +84,7 @@ def test_it_is_the_command_that_a_person_would_type(log: Callable[[], str]) -> N
         "import sys; print('a report'); print(sys.argv[1:], file=sys.stderr)", options=["--home", "here", "--set=a=b"]
     )
     assert runs.busy == {"churn"}
-    assert end(runs) == [("churn", "2026-05-01T00:00Z", 0)]  # what is no report is nobody's business
+    assert end(runs) == [Ended("churn", "2026-05-01T00:00Z", 0)]  # what is no report is nobody's business
     given = ["churn.py", "--span", SPAN, "--once=ever", "--json", "--home", "here", "--set=a=b"]
     assert log() == f"churn 2026-05-01: {given}\n"
     assert Runs(UpSettings())._command[-3:] == ["-m", "sereno", "run"]
@@ -102,7 +103,7 @@ def test_how_they_ended(log: Callable[[], str]) -> None:
     )
     runs.start(entry("a"), Scheduled("a"))
     runs.start(entry("b"), Scheduled("b"))
-    assert {(model, code) for model, _, code in end(runs)} == {("a", -9), ("b", 3)}
+    assert {(one.model, one.code) for one in end(runs)} == {("a", -9), ("b", 3)}
     assert runs.ended() == []
 
 
@@ -217,7 +218,7 @@ def test_stop_asks_first(log: Callable[[], str]) -> None:
         before = log().count("up")
         runs = started(text)
         until(lambda: log().count("up") > before)  # noqa: B023
-        assert runs.stop(seconds) == [("churn", "2026-05-01T00:00Z", code)]
+        assert runs.stop(seconds) == [Ended("churn", "2026-05-01T00:00Z", code)]
         assert runs.busy == frozenset()
 
 
@@ -249,3 +250,8 @@ def test_no_room_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorkerError, match="The run of churn 2026-05-01 cannot be started: Resource temporarily"):
         started("pass")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_it_failed_of_is_told(log: Callable[[], str]) -> None:
+    runs = started('print(\'{"error": "BusyError", "says": "Wait."}\'); raise SystemExit(1)')
+    assert end(runs) == [Ended("churn", "2026-05-01T00:00Z", 1, "BusyError")]

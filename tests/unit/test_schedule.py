@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sereno.exceptions import SettingsError
+from sereno.exceptions import ChangedError, SettingsError
 from sereno.schedule import (
     Interval,
     check_schedule,
@@ -215,7 +215,7 @@ def test_an_interval_is_named_by_its_start_and_end() -> None:
     ],
 )
 def test_an_interval_that_a_schedule_no_longer_has(schedule: str, zone: str, says: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(says)):
+    with pytest.raises(ChangedError, match=re.escape(says)):
         interval_of_span(schedule, zone, "2026-05-01T00:00Z/2026-05-02T00:00Z", datetime(2026, 6, 3, tzinfo=UTC))
 
 

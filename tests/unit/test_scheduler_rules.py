@@ -263,7 +263,7 @@ def test_what_the_data_failed_at_is_told_at_once(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "says"), [(-9, "ended by signal 9 before it began"), (2, "ended with exit code 2 before it began")]
+    ("code", "says"), [(-9, "ended by signal 9 before it began"), (1, "ended with exit code 1 before it began")]
 )
 def test_a_process_that_never_says_that_it_runs_has_failed(home: Path, code: int, says: str) -> None:
     bench = Bench(home, replace(CHURN, retries=1))
@@ -274,6 +274,51 @@ def test_a_process_that_never_says_that_it_runs_has_failed(home: Path, code: int
     entry = bench.entry("2026-05-09")
     assert (entry.state, entry.tries) == ("failed", 2)
     assert entry.reason == f"WorkerError: The run {says}. The log has what it said."
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(0, "RunError: The run ended well, but not as"), (2, "SettingsError: The run was refused")]
+)
+def test_a_process_that_does_nothing_is_told_of_and_not_started_again(home: Path, code: int, says: str) -> None:
+    bench = Bench(home, CHURN)
+    assert bench.tick() == ["churn 2026-05-09"]
+    bench.gone("2026-05-09", code)
+    assert bench.tick() == bench.tick(60) == bench.tick(600) == []
+    assert (bench.entry("2026-05-09").state, bench.notices()) == ("failed", [("2026-05-09", "failed")])
+    assert bench.entry("2026-05-09").reason.startswith(says)
+
+
+def test_exports_whose_run_does_nothing_are_told_of_and_not_tried_for_ever(home: Path) -> None:
+    bench = Bench(home, CHURN)
+    bench.tick()
+    bench.end("2026-05-09", "published", "ExportError: postgresql://bank …", version=7, not_before=bench.now)
+    assert bench.tick(1) == ["churn 2026-05-09"]
+    bench.gone("2026-05-09", 0)
+    assert bench.tick() == bench.tick(60) == bench.tick(600) == []
+    assert (bench.entry("2026-05-09").state, bench.notices()) == ("published", [("2026-05-09", "failed")])
+
+
+def test_a_run_that_somebody_else_works_on_is_no_try(home: Path) -> None:
+    bench = Bench(home, replace(CHURN, retries=0))
+    for _ in range(5):
+        assert bench.tick() == ["churn 2026-05-09"]
+        bench.over.append(("churn", "2026-05-09T00:00Z", 1, "BusyError"))  # type: ignore[arg-type]
+        assert bench.tick() == bench.tick(5) == []
+        bench.now += timedelta(seconds=30)
+    assert (bench.entry("2026-05-09").state, bench.entry("2026-05-09").tries) == ("due", 0)
+    assert bench.notices() == []
+
+
+def test_a_process_that_stands_still_is_not_gone(home: Path) -> None:
+    """It has lost its lease, and still has the lock of the run."""
+    bench = Bench(home, CHURN)
+    bench.tick()
+    bench.begin("2026-05-09")
+    lease = bench.ledger.holder("run:churn:2026-05-09T00:00Z")
+    assert lease is not None
+    bench.ledger.release(lease)
+    assert bench.tick(60) == []
+    assert bench.entry("2026-05-09").state == "running"
 
 
 def test_a_run_that_is_killed_is_tried_again(home: Path) -> None:
@@ -452,6 +497,47 @@ def test_a_clock_that_was_put_forward_and_back(home: Path) -> None:
     assert "asks-nothing 2026-05-12" not in bench.tick()
 
 
+def test_a_night_that_failed_or_was_late_by_a_clock_that_was_ahead_comes_all_the_same(home: Path) -> None:
+    waits, fails = replace(CHURN, has_arrival=True), replace(CHURN, name="asks-nothing")
+    bench = Bench(home, waits, fails)
+    bench.there = {"2026-05-09"}
+    bench.tick()
+    bench.end("2026-05-09", "published")
+    bench.end("2026-05-09", "published", model="asks-nothing")
+    bench.tick(5)
+    bench.now += timedelta(hours=32)
+    assert bench.tick() == ["asks-nothing 2026-05-10"]
+    bench.end("2026-05-10", "failed", "SourceError: no rows for this date yet", model="asks-nothing")
+    bench.tick(60)
+    assert (bench.states(), bench.states("asks-nothing")) == (
+        {"2026-05-09": "published", "2026-05-10": "held"},
+        {"2026-05-09": "published", "2026-05-10": "failed"},
+    )
+    bench.now -= timedelta(hours=32)
+    assert bench.tick() == []
+    bench.there.add("2026-05-10")
+    bench.now = datetime(2026, 5, 11, tzinfo=UTC)
+    assert bench.tick() == ["asks-nothing 2026-05-10", "churn 2026-05-10"]
+    bench.end("2026-05-10", "failed", "SourceError: no rows", model="asks-nothing")
+    bench.tick(5)
+    assert bench.notices("asks-nothing") == [("2026-05-10", "failed")]  # a new one, of what is true now
+
+
+def test_a_pause_by_a_clock_that_was_ahead_ends_with_it(home: Path) -> None:
+    bench = Bench(home, DATES)
+    known(bench, "2026-05-09")
+    bench.ledger.pause(Pause(model="offers", since=NOW + timedelta(days=40), who="ana", why=""))
+    bench.now += timedelta(days=40)
+    bench.tick()
+    assert bench.ledger.pauses()["churn"].who == "sereno"
+    bench.now -= timedelta(days=40)
+    assert bench.tick() == []
+    assert [*bench.ledger.pauses()] == ["offers"]
+    assert bench.notices() == []
+    bench.now = datetime(2026, 5, 11, tzinfo=UTC)
+    assert bench.tick() == ["churn 2026-05-10"]
+
+
 def test_a_clock_that_is_put_back_runs_nothing_twice(home: Path) -> None:
     bench = Bench(home, CHURN)
     bench.tick()
@@ -529,6 +615,33 @@ def test_another_schedule_holds_from_now_on(home: Path) -> None:
     # the day's run begins when the hour's did, and is another one
     assert bench.tick() == ["churn 2026-05-10"]
     assert bench.entry("2026-05-10").data_time == bench.now
+
+
+def test_what_waits_and_is_of_no_interval_any_more_gives_way_to_the_schedule(home: Path) -> None:
+    waits = replace(CHURN, has_arrival=True)
+    bench = Bench(home, waits)
+    known(bench, "2026-05-08")
+    bench.tick()
+    assert bench.states() == {"2026-05-08": "published", "2026-05-09": "waiting"}
+    bench.scheduler.reload([replace(waits, time_zone="Europe/Madrid")])
+    bench.tick(5)
+    skipped = bench.entry("2026-05-09")
+    assert (skipped.state, skipped.reason) == (
+        "skipped",
+        "The schedule has changed, to '0 0 * * *' (Europe/Madrid): it has no such interval.",
+    )
+    madrid = bench.ledger.entry("churn", "2026-05-08T22:00Z")
+    assert madrid is not None
+    assert (madrid.state, madrid.label) == ("waiting", "2026-05-09")
+    bench.there.add("2026-05-08")  # by the bench, which names data by the start in UTC
+    assert bench.tick(5) == ["churn 2026-05-09"]
+    bench.ledger.move(replace(madrid, state="published", since=bench.now, tries=1, version=3))
+    bench.over.append(("churn", "2026-05-08T22:00Z", 0))
+    for _ in range(5):
+        assert bench.tick(60) == []
+    bench.now = datetime(2026, 5, 10, 22, 0, 1, tzinfo=UTC)
+    bench.there.add("2026-05-09")
+    assert bench.tick() == ["churn 2026-05-10"]
 
 
 def test_nothing_heavy_is_imported() -> None:

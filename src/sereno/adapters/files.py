@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from sereno.exceptions import InputError, SourceError
+from sereno.exceptions import ChangedError, InputError, SourceError
 from sereno.schema import Column, RowType
 from sereno.values import Refused, admit
 
@@ -50,9 +50,9 @@ class Piece:
         return self.digest or self.stamp
 
     def check_unchanged(self) -> None:
-        """Raise SourceError where the file is no longer the one that was planned."""
+        """Raise ChangedError where the file is no longer the one that was planned."""
         if self.stamp and self.stamp != stamp(self.stamp.split(":", 2)[2], Path(self.path)):
-            raise SourceError(
+            raise ChangedError(
                 f"{self.path} changed while it was read. Nothing was published; start the run again when it is whole."
             )
 

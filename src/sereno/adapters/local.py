@@ -20,7 +20,7 @@ import msgspec
 from sereno import exceptions
 from sereno.adapters.spawn import Ahead, cores, start_worker, threads_each
 from sereno.batch.tasks import Job, Task, TaskResult, score_task
-from sereno.exceptions import ModelFileError, SerenoError, WorkerError
+from sereno.exceptions import ChangedError, SerenoError, WorkerError
 from sereno.loader import fingerprint
 from sereno.scoring import Scorer
 
@@ -185,7 +185,7 @@ def error_answer(error: BaseException) -> Answer:
 def loaded_with(job: Job, threads: int, load: Callable[[], Scorer]) -> Iterator[Scorer]:
     """The loaded model, whose libraries use so many threads while the context lasts (in the calling thread).
 
-    Raises ModelFileError where it is no longer the model that the run was planned with: its predictions would be
+    Raises ChangedError where it is no longer the model that the run was planned with: its predictions would be
     published under another fingerprint, or beside those of another model.
     """
     from threadpoolctl import threadpool_limits
@@ -193,7 +193,7 @@ def loaded_with(job: Job, threads: int, load: Callable[[], Scorer]) -> Iterator[
     with threadpool_limits(limits=threads):
         scorer = load()
         if fingerprint(scorer.model) != job.fingerprint:
-            raise ModelFileError(
+            raise ChangedError(
                 f"The file of model {scorer.model.name!r}, a module beside it or an artefact changed while the run was "
                 "starting. Nothing was published; start the run again."
             )

@@ -11,13 +11,18 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from sereno.ledger import Entry, RunState, Transition
-from sereno.schedule import Interval, due_between, last_interval
+from sereno.schedule import Interval, due_between, interval_between, last_interval
 
 WHO = "sereno"  # the scheduler, where a transition or a run says who
 MOST_SKIPPED = 366  # skipped dates that are written down at once; the reason of the first tells of those before it
-INFRASTRUCTURE = ("StorageError", "WorkerError", "BusyError", "ExportError", "LedgerError", "LeaseLostError")
+# A deploy or a source that came while a run began is nothing wrong, either
+INFRASTRUCTURE = (
+    "StorageError", "WorkerError", "BusyError", "ExportError", "LedgerError", "LeaseLostError", "ChangedError",
+)  # fmt: skip
 INTERRUPTED = "WorkerError: Interrupted"  # how the reason begins of a run whose process is gone, nobody knows how
 INTERRUPTIONS = 10  # a run that was interrupted goes on, whatever `retries` says; one that ends the machine does not
+WRONG_USAGE = 2  # exit code of a run that was refused
+BUSY_SECONDS = 30.0  # before a run is started again that somebody else works on
 LONGEST_WAIT = 300.0  # seconds before another try
 # Later than now by more than this is what a clock that went wrong has written.
 AHEAD = timedelta(seconds=60)
@@ -170,6 +175,16 @@ def skipped(entry: Entry, reason: str, now: datetime) -> Entry:
     return replace(entry, state="skipped", since=now, reason=reason, who=WHO, not_before=None)
 
 
+def is_planned(entry: Entry, model: Scheduled) -> bool:
+    """Whether the run is of an interval that the schedule has, as it is now."""
+    start = datetime.fromisoformat(entry.run_key)
+    return interval_between(model.schedule, model.time_zone, start, entry.data_time) is not None
+
+
+def unplanned(model: Scheduled) -> str:
+    return f"The schedule has changed, to '{model.schedule}' ({model.time_zone}): it has no such interval."
+
+
 def superseded(label: str) -> str:
     return f"A newer date, {label}, is due."
 
@@ -188,6 +203,28 @@ def has_failed(entry: Entry, reason: str, now: datetime, *, began: bool) -> Entr
     state: RunState = "failed" if entry.version is None else "published"
     again = None if entry.version is None else now
     return replace(entry, state=state, since=now, reason=reason, who=WHO, tries=tries, not_before=again)
+
+
+def why_unbegun(code: int) -> str:
+    """Of a run whose process has ended, and has told the ledger nothing. (Below 0: that signal.)"""
+    if code == 0:  # the same would come of another try
+        return "RunError: The run ended well, but not as what the scheduler knows: another interval, or another ledger."
+    if code == WRONG_USAGE:
+        return "SettingsError: The run was refused, before it began, for its settings. The log has what it said."
+    how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return f"WorkerError: The run {how} before it began. The log has what it said."
+
+
+def may_help(code: int) -> bool:
+    """Whether another try may do better, of a run that ended so before it began."""
+    return code not in (0, WRONG_USAGE)
+
+
+def put_off(entry: Entry, now: datetime) -> Entry:
+    """A run that somebody else works on: no try of ours."""
+    again = now + timedelta(seconds=BUSY_SECONDS)
+    reason = entry.reason if entry.state == "published" else "Another process works on it."
+    return replace(entry, reason=reason, not_before=again)
 
 
 def is_infrastructure(reason: str) -> bool:

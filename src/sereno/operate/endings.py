@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ class Ended(NamedTuple):
     model: str
     run_key: str
     code: int  # below 0: that signal
+    error: str = ""  # the class of what it said that it failed of
 
 
 class Teller(Protocol):
@@ -52,6 +53,7 @@ class Endings:
     ) -> None:
         """`is_alive`: whether a process of this host works on a run; by the run's lock file, if not given."""
         self.models: Mapping[str, Scheduled] = {}
+        self.let_be: Set[str] = frozenset()  # models of whose runs nothing is concluded yet
         self._ledger, self._teller, self._random, self._log = ledger, teller, random, log
         self._said: dict[str, tuple[str, NoticeKind]] = {}  # model → what was logged last
         self._is_alive = is_alive or (lambda entry: is_held(run_lock(home, entry.model, entry.run_key)))
@@ -63,21 +65,32 @@ class Endings:
             return
         how = f"ended by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
         failed = None
+        is_as_it_was = started is not None and _mark(entry) == _mark(started)
         if entry.state == "running" and self.is_gone(entry):
             failed = deciding.has_failed(
                 entry, f"WorkerError: The run {how}. The log has what it said.", now, began=True
             )
-        elif ended.code and started is not None and _mark(entry) == _mark(started):
-            reason = f"WorkerError: The run {how} before it began. The log has what it said."
-            failed = deciding.has_failed(entry, reason, now, began=False)
+        elif is_as_it_was and ended.error == "BusyError":
+            self._move(deciding.put_off(entry, now), entry.state)
+            return
+        elif is_as_it_was and entry.state == "published" and not deciding.may_help(ended.code):
+            if self._move(replace(entry, not_before=None), "published"):  # its exports stay behind
+                self.tell(entry, "failed", deciding.why_unbegun(ended.code), now)
+            return
+        elif is_as_it_was:
+            failed = deciding.has_failed(entry, deciding.why_unbegun(ended.code), now, began=False)
         if failed is not None and self._move(failed, entry.state):
             entry = failed
         self.conclude(entry, self._ledger.newest(now).get(ended.model), now)
 
     def is_gone(self, entry: Entry) -> bool:
-        """Whether no process works on a running entry: nobody has its lease, or its holder was on this host and is dead."""
+        """Whether no process works on a running entry: nobody has its lease, or its holder was on this host and is dead.
+
+        One of this host that stands still loses its lease, not its lock: it is not gone.
+        """
         lease = self._ledger.holder(f"run:{entry.model}:{entry.run_key}")
-        return lease is None or (lease.holder.split(":")[0] == socket.gethostname() and not self._is_alive(entry))
+        is_elsewhere = lease is not None and lease.holder.split(":")[0] != socket.gethostname()
+        return not is_elsewhere and not self._is_alive(entry)
 
     def look_after(self, entry: Entry, newest: Entry | None, now: datetime) -> Entry:
         """The entry of a run that is going on; where its process is gone, what then becomes of it."""
@@ -99,6 +112,8 @@ class Endings:
 
     def conclude(self, entry: Entry, newest: Entry | None, now: datetime) -> None:
         """Try again, or tell people, where a run has come to an end."""
+        if entry.model in self.let_be:
+            return
         if entry.state == "failed":
             if not self._try_again(entry, newest, now):
                 self.tell(entry, "failed", entry.reason, now)

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
 from sereno.operate.deciding import WHO
+from sereno.operate.endings import Ended
 from sereno.operate.tied import tied
 from sereno.schedule import span
 from sereno.settings import UpSettings
@@ -118,22 +119,25 @@ class Runs:
         reader.start()
         self._runs.append(_Run(entry.model, entry.run_key, prefix, process, reader, printed))
 
-    def ended(self) -> list[tuple[str, str, int]]:
-        """Those that have ended since this was asked last: model, run key, exit code (below 0: ended by that signal).
+    def ended(self) -> list[Ended]:
+        """Those that have ended since this was asked last.
 
         What they wrote is in the log by then.
         """
         gone = [run for run in self._runs if run.has_ended()]
+        found = []
         for run in gone:
             self._runs.remove(run)
             run.reader.join(LAST_WORDS)  # a process that it left in a group of its own may keep the pipe open for ever
             with open(run.printed, "rb") as printed:
                 printed.seek(0)
-                if says := said(printed.read()):
-                    _write(f"{run.prefix}{says}\n".encode())
-        return [(run.model, run.run_key, run.process.returncode) for run in gone]
+                report = report_in(printed.read())
+            if says := said(report):
+                _write(f"{run.prefix}{says}\n".encode())
+            found.append(Ended(run.model, run.run_key, run.process.returncode, str(report.get("error", ""))))
+        return found
 
-    def stop(self, seconds: float) -> list[tuple[str, str, int]]:
+    def stop(self, seconds: float) -> list[Ended]:
         """End all of them: they are asked to, given so many seconds, and killed. They go on at their next start."""
         for run in self._runs:
             if not run.has_ended():
@@ -156,13 +160,18 @@ def cores_of_runs(count: int | None) -> list[int] | None:
     return None if count is None else sorted(os.sched_getaffinity(0))[-count:]
 
 
-def said(printed: bytes) -> str:
-    """What came of a run, in a line, from its report; nothing where it failed: it has said why."""
+def report_in(printed: bytes) -> dict[str, Any]:
+    """What a run printed: its report, or its error; nothing where it was killed, or a model prints where only we do."""
     try:
         report = json.loads(printed)
-    except ValueError:  # it was killed, or something in the model prints where only we do
-        return ""
-    if not isinstance(report, dict) or "state" not in report:
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def said(report: Mapping[str, Any]) -> str:
+    """What came of a run, in a line, from its report; nothing where it failed: it has said why."""
+    if "state" not in report:
         return ""
     if report["state"] != "published":
         says = report["says"]

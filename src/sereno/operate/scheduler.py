@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Entry, Lease, Pause, RunS
 from sereno.operate import deciding
 from sereno.operate.deciding import WHO, Scheduled
 from sereno.operate.endings import ENDED, Ended, Endings, Teller
-from sereno.schedule import next_end
+from sereno.schedule import last_interval, next_end
 
 LEASE = "scheduler"
 MOST_MOVES = 50  # into due and waiting in one tick: each waits for the disk. What is left comes in the next
@@ -35,7 +35,7 @@ class Starter(Protocol):
     def start(self, entry: Entry, scheduled: Scheduled) -> None:
         """Start `sereno run` for an entry. Raises WorkerError where it cannot."""
 
-    def ended(self) -> Sequence[tuple[str, str, int]]:
+    def ended(self) -> Sequence[tuple[str, str, int] | Ended]:
         """Those that have ended since this was asked last: model, run key, exit code (below 0: that signal)."""
         ...
 
@@ -85,12 +85,22 @@ class Scheduler:
         self._wake = _AT_ONCE
         self._is_new = True  # it has to begin with what others left
         self._models: dict[str, Scheduled] = {}
+        self._changed: set[str] = set()  # models whose schedule may be another one than their runs were due by
         self._ends: list[tuple[datetime, str]] = []  # a heap: when a model's next interval ends
         self._going: dict[tuple[str, str], Entry] = {}  # what was started here, as it was then
         self._ended: list[Ended] = []  # of them, those that were not looked at yet
         self._watched: set[tuple[str, str]] = set()
         self._seen: dict[str, tuple[str, RunState, datetime]] = {}  # model → its newest run, as it was last looked at
         self.reload(models)
+
+    @property
+    def let_be(self) -> Set[str]:
+        """Models of which it is not known yet what they declare: of their runs nothing is concluded."""
+        return self._endings.let_be
+
+    @let_be.setter
+    def let_be(self, names: Set[str]) -> None:
+        self._endings.let_be = names
 
     @property
     def leads(self) -> bool:
@@ -107,6 +117,7 @@ class Scheduler:
         same = {n for n, one in self._models.items() if n in before and _schedule_of(before[n]) == _schedule_of(one)}
         self._ends = [(end, name) for end, name in self._ends if name in same]
         self._ends += [(_AT_ONCE, name) for name in self._models if name not in same]
+        self._changed = {*self._models} - same | {name for name in self._changed if name in self._models}
         heapq.heapify(self._ends)
         self._endings.models = self._models
         self._watched.clear()  # what is waited for may be another path
@@ -132,11 +143,13 @@ class Scheduler:
         self._last = now
         paused = self._ledger.pauses()
         newest = self._ledger.newest(now)
+        if self._changed:
+            self._replan(newest, now)
         self._let_fall_due(newest, paused, now)
         self._look(newest, now)
         self._work(newest, paused, now)
 
-    def stop(self, ended: Iterable[tuple[str, str, int]]) -> None:
+    def stop(self, ended: Iterable[tuple[str, str, int] | Ended]) -> None:
         """Let another one take over. `ended`: those that were going on and were asked to end: they go on when one starts."""
         now = self._clock()
         for one in ended:
@@ -177,8 +190,19 @@ class Scheduler:
         return self._lease is not None and self._ledger.move(entry, expected=expected, lease=self._lease)
 
     def _clock_went_back(self, now: datetime) -> None:
-        """What was planned for times to come is planned again when they come."""
-        ahead = self._ledger.entries(states=("due", "waiting", "skipped"), since=now + deciding.AHEAD)
+        """What was planned for times to come is planned again when they come; so is what failed, or was late, too early."""
+        later = now + deciding.AHEAD
+        for pause in self._ledger.pauses().values():
+            if pause.who == WHO and pause.since > later:
+                self._ledger.resume(pause.model)
+                self._log(
+                    f"The clock was ahead: {pause.model} is no longer paused. It was, as too many dates seemed missed."
+                )
+                for notice in self._ledger.notices(pause.model, 1):
+                    if notice.at > later and self._ledger.entry(pause.model, notice.run_key) is None:
+                        self._ledger.forget(pause.model, notice.run_key)  # of a date that is not due yet
+        ahead = self._ledger.entries(states=("due", "waiting", "skipped", "failed", "held"), since=later)
+        ahead = [entry for entry in ahead if entry.state != "held" or not entry.attempt]
         for entry in ahead:
             self._ledger.forget(entry.model, entry.run_key)
             self._look_no_more(entry)
@@ -188,6 +212,27 @@ class Scheduler:
                 f"{ahead[-1].model} {ahead[-1].label}, the last {ahead[0].model} {ahead[0].label}."
             )
         self._ends = [(_AT_ONCE, name) for name in self._models]
+
+    def _replan(self, newest: dict[str, Entry], now: datetime) -> None:
+        """Runs that wait and are of no interval any more are skipped; in the place of the newest comes that of the schedule."""
+        for entry in self._ledger.open_entries():
+            model = self._models.get(entry.model)
+            if model is None or entry.model not in self._changed or entry.state == "running":
+                continue
+            if (entry.model, entry.run_key) in self._going or deciding.is_planned(entry, model):
+                continue
+            if entry.state == "published":
+                if self._move(replace(entry, not_before=None), "published"):
+                    self._endings.tell(entry, "failed", entry.reason, now)
+                continue
+            self._skip(entry, deciding.unplanned(model), now)
+            known = newest.get(entry.model)
+            if known is not None and known.run_key == entry.run_key:
+                last = last_interval(model.schedule, model.time_zone, now)
+                due = deciding.entry_of(model, last, "due", now)
+                if self._add(due) and due.data_time >= known.data_time:
+                    newest[entry.model] = due
+        self._changed.clear()
 
     # What falls due
 
