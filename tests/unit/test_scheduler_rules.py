@@ -580,6 +580,46 @@ def test_too_much_to_catch_up_with_is_for_an_operator_to_decide(home: Path, skip
     assert set(bench.states().values()) == ({"published", "skipped"} if skip_missed else {"published", "due"})
 
 
+def by_hand(bench: Bench, day: str) -> None:
+    known(bench, day)
+    bench.ledger.move(replace(bench.entry(day), who="ana", since=bench.now))
+
+
+def test_a_run_by_hand_hides_no_date_that_was_missed(home: Path) -> None:
+    bench = Bench(home, DATES)
+    known(bench, "2026-05-05")
+    bench.ledger.move(replace(bench.entry("2026-05-05"), who="sereno"))
+    by_hand(bench, "2026-02-01")
+    by_hand(bench, "2026-05-09")  # while all was off
+    assert bench.tick() == ["churn 2026-05-06"]
+    states = dict.fromkeys(["2026-05-06", "2026-05-07", "2026-05-08"], "due")
+    assert {day: state for day, state in bench.states().items() if state == "due"} == states
+    assert bench.tick(5) == []
+    bench.end("2026-05-06", "published")
+    assert bench.tick(5) == ["churn 2026-05-07"]
+
+
+@pytest.mark.parametrize("skip_missed", [False, True])
+def test_a_run_by_hand_during_a_pause_hides_no_date_either(home: Path, skip_missed: bool) -> None:
+    bench = Bench(home, DATES)
+    bench.now -= timedelta(days=4)
+    by_hand(bench, "2026-05-05")  # never a scheduled one
+    bench.ledger.pause(Pause(model="churn", since=bench.now, who="ana", why=""))
+    bench.now += timedelta(days=4)
+    by_hand(bench, "2026-05-08")
+    _, made = resume(bench.ledger, DATES, skip_missed=skip_missed, now=bench.now, who="ana")
+    assert [one.label for one in made] == ["2026-05-06", "2026-05-07", "2026-05-09"]
+    assert bench.tick(5) == ([] if skip_missed else ["churn 2026-05-06"])
+
+
+def test_dates_before_the_first_scheduled_one_are_for_backfill(home: Path) -> None:
+    bench = Bench(home, DATES)
+    by_hand(bench, "2026-02-01")
+    by_hand(bench, "2026-05-08")
+    assert bench.tick() == ["churn 2026-05-09"]
+    assert bench.states() == {"2026-02-01": "published", "2026-05-08": "published", "2026-05-09": "due"}
+
+
 def test_what_was_missed_by_a_latest_snapshot_may_be_skipped_too(home: Path) -> None:
     bench = Bench(home, CHURN)
     known(bench, "2026-05-07")

@@ -10,10 +10,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sereno.ledger import Entry, RunState, Transition
+from sereno.ledger import Entry, Pause, RunState, Transition
 from sereno.schedule import Interval, due_between, interval_between, last_interval
 
 WHO = "sereno"  # the scheduler, where a transition or a run says who
+MOST_LOOKED_AT = 10_000  # intervals, where some of them are known
 MOST_SKIPPED = 366  # skipped dates that are written down at once; the reason of the first tells of those before it
 # A deploy or a source that came while a run began is nothing wrong, either
 INFRASTRUCTURE = (
@@ -68,6 +69,18 @@ def missed(model: Scheduled, known: Entry | None, now: datetime, *, most: int) -
     if known is None:
         return [last_interval(model.schedule, model.time_zone, now)]
     return due_between(model.schedule, model.time_zone, known.data_time, now, most=most)
+
+
+def gaps(model: Scheduled, entries: Sequence[Entry], now: datetime, pause: Pause | None = None) -> list[Interval]:
+    """The missed intervals of a model with a partition per date where a person ran the newest: that one run hides none.
+
+    `entries`: all that are known until now, newest first. They are looked for since the newest that the scheduler wrote, or
+    that was known when the model was paused; where there is neither, since the newest.
+    """
+    known = [one for one in entries if one.who == WHO or (pause is not None and one.since <= pause.since)]
+    since = known[0] if known else entries[0] if entries else None
+    keys = {entry.run_key for entry in entries}
+    return [one for one in missed(model, since, now, most=MOST_LOOKED_AT) if one.key not in keys]
 
 
 def most_missed(model: Scheduled) -> int:

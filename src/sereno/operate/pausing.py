@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Pause
 from sereno.operate import deciding
 from sereno.operate.deciding import Scheduled
-
-_ALL = 1_000_000
 
 
 def resume(
@@ -23,9 +21,13 @@ def resume(
     """
     made = []
     if skip_missed or model.disposition == "partition":
-        known = ledger.newest(now).get(model.name)
-        most = _ALL if model.disposition == "partition" else deciding.MOST_SKIPPED
-        for interval in deciding.missed(model, known, now, most=most):
+        if model.disposition == "partition":
+            known = ledger.entries(model=model.name, until=now + timedelta(microseconds=1))
+            intervals = deciding.gaps(model, known, now, ledger.pauses().get(model.name))
+        else:
+            newest = ledger.newest(now).get(model.name)
+            intervals = deciding.missed(model, newest, now, most=deciding.MOST_SKIPPED)
+        for interval in intervals:
             entry = deciding.entry_of(model, interval, "due", now, f"Resumed by {who}.")
             if skip_missed:
                 entry = replace(

@@ -260,7 +260,11 @@ class Scheduler:
         known = newest.get(model.name)
         if known is None and self._ledger.entries(model=model.name, limit=1):
             return 0  # the clock was put back to before all that is known
-        intervals = deciding.missed(model, known, now, most=deciding.most_missed(model))
+        if known is not None and known.who != WHO and model.disposition == "partition":
+            known_ones = self._ledger.entries(model=model.name, until=now + timedelta(microseconds=1))
+            intervals = deciding.gaps(model, known_ones, now)
+        else:
+            intervals = deciding.missed(model, known, now, most=deciding.most_missed(model))
         if deciding.too_many(model, intervals):
             why = deciding.why_paused(model, intervals)
             pause = Pause(model=model.name, since=now, who=WHO, why=why)
@@ -270,7 +274,7 @@ class Scheduler:
             return None
         entries = deciding.fallen_due(model, intervals, now) if intervals else []
         for entry in entries:
-            if self._add(entry):
+            if self._add(entry) and (known is None or entry.data_time >= known.data_time):
                 newest[model.name] = entry
         return len(entries)
 
