@@ -216,11 +216,11 @@ def test_pause_and_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 class Scheduling:
     """The scheduler's process in a project."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *command: str) -> None:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sereno.operate.process"],
+                [sys.executable, "-P", *(command or ["-m", "sereno.operate.process"])],
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -242,8 +242,8 @@ class Scheduling:
 
 
 @contextlib.contextmanager
-def scheduling(folder: Path) -> Iterator[Scheduling]:
-    one = Scheduling(folder)
+def scheduling(folder: Path, *command: str) -> Iterator[Scheduling]:
+    one = Scheduling(folder, *command)
     try:
         yield one
     finally:
@@ -303,6 +303,38 @@ def test_the_scheduler_runs_what_is_due_once_its_data_is_there(folder: Path) -> 
         one.wait(lambda: "What was damaged is at" in one.log.read_text())
         one.wait(lambda: states(folder) == states(folder, "others") == {yesterday: "published"})
         assert one.told["models"] == ["others", "later"]
+        one.end()
+
+
+def test_a_model_file_that_takes_long_to_read_keeps_no_other_waiting(folder: Path) -> None:
+    project(folder)
+    project(folder, "hangs", 'ready = "off"\n')
+    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
+    data(folder, yesterday)
+    good = (folder / "hangs.py").read_text()
+    (folder / "hangs.py").write_text(f"import time\ntime.sleep(600)\n{good}")
+    with contextlib.closing(open_at(None, folder)) as ledger:  # a scheduler that died has left a run
+        start = datetime.fromisoformat(f"{yesterday}T00:00Z")
+        ledger.move(
+            Entry(
+                model="hangs", run_key=f"{yesterday}T00:00Z", data_date=start.date(), data_time=start + timedelta(days=1),
+                state="running", since=datetime.now(UTC), who="sereno", label=yesterday, tries=1,
+            )
+        )  # fmt: skip
+    code = "import sys; from sereno.operate import declared, process; declared.LONG = 0.5; sys.exit(process.main([]))"
+    with scheduling(folder, "-c", code) as one:
+        assert one.told["says"] == "Schedules scores. Still to be read: hangs.py."
+        one.wait(lambda: states(folder) == {yesterday: "published"})
+        assert "hangs.py takes long to be read; the others do not wait for it." in one.log.read_text()
+        # nor does a ledger that is gone
+        for end in ("", "-wal", "-shm"):
+            ledger_file(folder).with_name(f"ledger.sqlite{end}").unlink(missing_ok=True)
+        one.wait(lambda: "the ledger was made whole from what is published" in one.log.read_text())
+        one.wait(lambda: states(folder) == {yesterday: "published"})
+        # nor who has mended it
+        (folder / "hangs.py").write_text(good)
+        one.process.send_signal(signal.SIGHUP)
+        one.wait(lambda: states(folder, "hangs") == {yesterday: "published"})
         one.end()
 
 

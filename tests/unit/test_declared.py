@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from sereno.exceptions import WorkerError
+from sereno.operate import declared as module
 from sereno.operate.awaited import Awaited, interval_of
-from sereno.operate.declared import Declarations, Declared, declared
+from sereno.operate.declared import MOST_ALONE, Declarations, Declared, Reading, declared, settled
 
 MODEL = """
 from typing import TypedDict
@@ -164,7 +166,7 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         (
             "",
             QUERY,
-            "deadline_seconds = 5",
+            "quiet_seconds = 5",
             idle + "nothing is waited for: the source is a query. Set ready to a path, or",
         ),
         ("", {"source": "{landing}/x.csv"}, "", "The source asks for 'landing', which nothing gives"),
@@ -213,6 +215,28 @@ def test_a_file_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert [f.says for f in found.failed] == [
         "hangs.py was not read within 4 s. Load what takes long under `@model.load`."
     ]
+
+
+def test_a_file_that_takes_long_keeps_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG", 0.5)
+    wait = "import os, time\nwhile not os.path.exists({!r}): time.sleep(0.01)\n"
+    slow = [write(tmp_path, f"slow{n}", before=wait.format(f"{tmp_path}/go{n}")) for n in range(MOST_ALONE)]
+    quick = [write(tmp_path, f"quick{n}") for n in range(3)]
+    files = [quick[0], *slow, *quick[1:]]
+    with contextlib.closing(Reading(files)) as reading:
+        found: dict[str, Any] = {}
+        while len(found) < 3:
+            assert reading.pause <= 300
+            found |= reading.step(reading.pause)
+        assert {one.name for one in found.values()} == {"quick0", "quick1", "quick2"}
+        assert reading.long >= {*reading.left} == {str(file) for file in slow}
+        (tmp_path / "go2").touch()
+        while len(found) < 4:
+            found |= reading.step(reading.pause)
+        assert found[str(slow[2])].name == "slow2"
+        assert not reading.is_done
+        so_far = settled(reading.files, found)
+        assert [one.name for one in so_far.models] == ["quick0", "slow2", "quick1", "quick2"]
 
 
 def test_files_and_modules_of_the_same_name(tmp_path: Path) -> None:

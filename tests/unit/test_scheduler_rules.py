@@ -309,6 +309,35 @@ def test_a_run_that_somebody_else_works_on_is_no_try(home: Path) -> None:
     assert bench.notices() == []
 
 
+@pytest.mark.parametrize("began", [True, False])
+def test_a_run_that_took_too_long_is_told_of_and_not_started_again(home: Path, began: bool) -> None:
+    bench = Bench(home, CHURN)
+    bench.tick()
+    if began:
+        bench.begin("2026-05-09")
+    bench.alive.clear()
+    bench.over.append(("churn", "2026-05-09T00:00Z", -15, "", "RunError: It took longer"))  # type: ignore[arg-type]
+    assert bench.tick() == bench.tick(60) == bench.tick(600) == []
+    assert bench.entry("2026-05-09").reason == "RunError: It took longer"
+    assert bench.notices() == [("2026-05-09", "failed")]
+
+
+def test_a_run_that_hangs_and_those_behind_it_are_late(home: Path) -> None:
+    bench = Bench(home, CHURN, replace(CHURN, name="offers"), replace(CHURN, name="paused"), most_runs=1)
+    bench.ledger.pause(Pause(model="paused", since=NOW, who="ana", why=""))
+    assert bench.tick() == ["churn 2026-05-09"]
+    bench.begin("2026-05-09")
+    bench.tick(60)
+    assert bench.scheduler.next_wake() == datetime(2026, 5, 10, 6, tzinfo=UTC)
+    assert (bench.notices(), bench.notices("offers")) == ([], [])
+    for _ in range(3):
+        bench.tick(6 * 3600)
+    assert bench.notices() == bench.notices("offers") == [("2026-05-09", "late")]
+    assert "it is still running" in bench.newest_notice().says
+    assert "it has not begun" in bench.ledger.notices("offers", 1)[0].says
+    assert bench.notices("paused") == []
+
+
 def test_a_process_that_stands_still_is_not_gone(home: Path) -> None:
     """It has lost its lease, and still has the lock of the run."""
     bench = Bench(home, CHURN)
@@ -366,6 +395,24 @@ def test_the_next_scheduler_goes_on_from_the_ledger(home: Path) -> None:
     bench.scheduler = bench.another(CHURN)
     assert bench.tick(60) == ["churn 2026-05-09"]
     assert "WorkerError: Interrupted: its process is gone" in bench.entry("2026-05-09").reason
+    assert bench.notices() == []
+
+
+def test_of_a_model_that_is_not_read_yet_nothing_is_concluded(home: Path) -> None:
+    bench = Bench(home, CHURN)
+    bench.tick()
+    bench.begin("2026-05-09")
+    bench.scheduler.stop([])
+    bench.alive.clear()
+    bench.scheduler = bench.another()
+    bench.scheduler.let_be = {"churn"}
+    bench.tick(60)
+    bench.tick(60)
+    assert (bench.entry("2026-05-09").state, bench.notices()) == ("failed", [])
+    bench.scheduler.reload([CHURN])
+    bench.scheduler.let_be = set()
+    bench.scheduler.begin_anew()
+    assert bench.tick(60) == ["churn 2026-05-09"]  # another try
     assert bench.notices() == []
 
 

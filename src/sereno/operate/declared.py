@@ -10,6 +10,7 @@ import os
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from sereno.model import Model
 
 LONGEST = 300.0  # seconds that one file may take
+LONG = 10.0  # seconds after which others are read beside it
+MOST_ALONE = 4  # files that take long, at once
+PATIENCE = 5.0  # seconds, for a process that was killed
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,9 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     retry_seconds: float
     deadline_seconds: float
     late: str
+    run_seconds: float | None = None
+    run_cores: int | None = None
+    run_memory_bytes: int | None = None
     has_input: bool  # there is a source or a `read`; without one there is nothing to run
     has_ready: bool  # there is a function under `@model.ready`
     awaited: Awaited
@@ -61,7 +68,6 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     says: str
     belongs: tuple[str, ...]  # the files to look at: another try is worth while once one of them has changed
-    hung: bool = False  # it was given up
 
 
 class Declarations(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,100 +124,200 @@ def declared(
     not keep the others from being read. Blocks until all are read: the time that it takes to import them, in another process.
     Of two models with one name the second has failed. Raises WorkerError where no process can be started.
     """
-    request = Request(
-        files=[os.path.abspath(file) for file in files],
-        home=None if home is None else os.path.abspath(home),
-        env=env,
-        overrides=dict(overrides),
-    )
     found: dict[str, Declared | Failed] = {}
-    left = list(dict.fromkeys(request.files))
-    while left:
-        answers = _ask(msgspec.structs.replace(request, files=left), longest)
-        for number, (file, answer) in enumerate(answers):
-            left.remove(file)
-            if number and isinstance(answer, Failed) and not answer.hung:  # perhaps for what another file has loaded
-                [(_, answer)] = _ask(msgspec.structs.replace(request, files=[file]), longest)
-            found[file] = answer
+    with contextlib.closing(Reading(files, home=home, env=env, overrides=overrides, longest=longest)) as reading:
+        while not reading.is_done:
+            found |= reading.step(reading.pause)
+    return settled(reading.files, found)
+
+
+def settled(files: Sequence[str], found: Mapping[str, Declared | Failed]) -> Declarations:
+    """What was found of these files, as far as it was: in their order, and of two models with one name the first."""
     models: dict[str, Declared] = {}
     failed = []
-    for file in dict.fromkeys(request.files):
-        one = found[file]
+    for file in files:
+        one = found.get(file)
         if isinstance(one, Declared) and one.name in models:
             says = f"The model of {file} has the name {one.name!r}, as has that of {models[one.name].file}. Rename one of them."
             one = Failed(file=file, says=says, belongs=one.belongs)
         if isinstance(one, Declared):
             models[one.name] = one
-        else:
+        elif one is not None:
             failed.append(one)
     return Declarations(models=tuple(models.values()), failed=tuple(failed))
 
 
-def _ask(request: Request, longest: float) -> list[tuple[str, Declared | Failed]]:
-    """What one process reads: all of the files, or those up to the one on which it ended. At least one."""
-    found: list[tuple[str, Declared | Failed]] = []
-    try:
-        process = subprocess.Popen(
-            tied([sys.executable, "-P", "-m", "sereno.operate.declared"]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # what a model file starts when it is imported ends with it; Ctrl-C is not for it
+class Reading:
+    """Model files that are read by other processes, one after the other in one of them. A file that takes long is left
+    alone in its own: another process reads the others meanwhile. For one thread, which lives as long as its process."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        home: Path | None = None,
+        env: str | None = None,
+        overrides: Mapping[str, str] = MappingProxyType({}),
+        longest: float = LONGEST,
+    ) -> None:
+        self.files = list(dict.fromkeys(os.path.abspath(file) for file in files))
+        self._request = Request(
+            files=[], home=None if home is None else os.path.abspath(home), env=env, overrides=dict(overrides)
         )
-    except OSError as error:
-        raise WorkerError(f"No process could be started to read model files: {error.strerror}.") from error
-    assert process.stdin is not None
-    assert process.stdout is not None
-    reading, why = request.files[0], ""
-    try:
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(msgspec.json.encode(request))
-        for line in _lines(process.stdout.fileno(), longest):
-            match msgspec.json.decode(line, type=Word):
-                case Begun(file):
-                    reading = file
+        self._longest, self._long = longest, LONG
+        self._selector = selectors.DefaultSelector()
+        self._readers: list[_Reader] = []
+        self._todo = [self.files] if self.files else []  # each for a process of its own
+        self.long: set[str] = set()  # files that take long, or took long
+
+    def fileno(self) -> int:
+        """Readable when there are words."""
+        return self._selector.fileno()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._readers and not self._todo
+
+    @property
+    def left(self) -> list[str]:
+        """The files of which nothing is known yet."""
+        return [file for files in (*self._todo, *(reader.files for reader in self._readers)) for file in files]
+
+    @property
+    def pause(self) -> float:
+        """Seconds after which `step` has something to do, even if there are no words."""
+        if self._todo:
+            return 0.0
+        now = time.monotonic()
+        limits = [
+            reader.since + (self._longest if reader.files[0] in self.long else min(self._long, self._longest)) - now
+            for reader in self._readers
+        ]
+        return max(0.0, min(limits, default=0.0))
+
+    def step(self, seconds: float = 0.0) -> dict[str, Declared | Failed]:
+        """What has become known of files within so many seconds. Raises WorkerError where no process can be started."""
+        while self._todo:
+            self._readers.append(_Reader(msgspec.structs.replace(self._request, files=self._todo[0])))
+            self._selector.register(self._readers[-1].descriptor, selectors.EVENT_READ, self._readers[-1])
+            del self._todo[0]
+        found: dict[str, Declared | Failed] = {}
+        for key, _ in self._selector.select(seconds):
+            self._hear(key.data, found)
+        now = time.monotonic()
+        for reader in [*self._readers]:
+            if now - reader.since >= self._longest:
+                self._give_up(reader, found)
+            elif now - reader.since >= self._long:
+                self.long.add(reader.files[0])
+                self._leave_alone(reader)
+        return found
+
+    def _hear(self, reader: _Reader, found: dict[str, Declared | Failed]) -> None:
+        words = reader.words()
+        for word in words or ():
+            match word:
+                case Begun(file):  # they come in the order of its files
+                    assert file == reader.files[0]
+                    continue
                 case Read(one):
-                    found.append((reading, one))
+                    found[reader.files[0]] = one
+                case Refused(other) if reader.has_read:  # perhaps for what another file has loaded
+                    self._todo.append([other.file])
                 case Refused(other):
-                    found.append((reading, other))
-    except TimeoutError:
-        why = f"was not read within {longest:g} s. Load what takes long under `@model.load`"
-    finally:
-        _end(process)
-    if len(found) < len(request.files):
-        code = process.returncode
-        if not why:
-            how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-            why = f"ended the process that read it ({how}). Import it in a Python of your own to see why"
-        says, hung = f"{Path(reading).name} {why}.", why.startswith("was not read")
-        found.append((reading, Failed(file=reading, says=says, belongs=_belonging(reading), hung=hung)))
-    return found
-
-
-def _lines(descriptor: int, longest: float) -> Iterator[bytes]:
-    """The whole lines that come. Raises TimeoutError where none comes for so long."""
-    heard = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        until = time.monotonic() + longest
-        while True:
-            if not selector.select(max(0.0, until - time.monotonic())):
-                raise TimeoutError
-            content = os.read(descriptor, 1 << 16)
-            if not content:
+                    found[reader.files[0]] = other
+            reader.has_read = True
+            del reader.files[0]
+            if not reader.files:
+                self._end(reader)
                 return
-            *lines, heard = (heard + content).split(b"\n")
-            if lines:
-                until = time.monotonic() + longest
-            yield from lines
+        if words is None:
+            how = self._end(reader)
+            file, *others = reader.files
+            if reader.has_read:
+                self._todo.append([file])
+            else:
+                why = f"ended the process that read it ({how}). Import it in a Python of your own to see why"
+                found[file] = _failed(file, why)
+            self._todo += [others] if others else []
+
+    def _give_up(self, reader: _Reader, found: dict[str, Declared | Failed]) -> None:
+        self._end(reader)
+        file, *others = reader.files
+        found[file] = _failed(
+            file, f"was not read within {self._longest:g} s. Load what takes long under `@model.load`"
+        )
+        self._todo += [others] if others else []
+
+    def _leave_alone(self, reader: _Reader) -> None:
+        alone = sum(len(one.files) == 1 and one.files[0] in self.long for one in self._readers)
+        if len(reader.files) > 1 and alone < MOST_ALONE:
+            self._todo.append(reader.files[1:])
+            del reader.files[1:]
+
+    def _end(self, reader: _Reader) -> str:
+        self._selector.unregister(reader.descriptor)
+        self._readers.remove(reader)
+        return reader.end()
+
+    def close(self) -> None:
+        """Nobody wants to know any more. Nothing is asked of it afterwards."""
+        for reader in [*self._readers]:
+            self._end(reader)
+        self._todo.clear()
+        self._selector.close()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Not by what it says: a model file may have left threads behind that never end."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, 9)
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
+class _Reader:
+    """One process that reads."""
+
+    def __init__(self, request: Request) -> None:
+        """Raises WorkerError."""
+        self.files = [*request.files]  # that it has not read yet; the first one it is reading
+        self.has_read = False  # another one
+        self.since = time.monotonic()  # since when it has said nothing
+        self._heard = b""
+        try:
+            with tempfile.TemporaryFile() as told:  # a pipe may be full before anybody reads it
+                told.write(msgspec.json.encode(request))
+                told.seek(0)
+                self._process = subprocess.Popen(
+                    tied([sys.executable, "-P", "-m", "sereno.operate.declared"]),
+                    stdin=told,
+                    stdout=subprocess.PIPE,
+                    # what a model file starts when it is imported ends with it; Ctrl-C is not for it
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise WorkerError(f"No process could be started to read model files: {error.strerror}.") from error
+        assert self._process.stdout is not None
+        self._stdout = self._process.stdout
+        self.descriptor = self._stdout.fileno()
+
+    def words(self) -> list[Word] | None:
+        """What it says; None: it has ended. To be asked when there is something to read."""
+        content = os.read(self.descriptor, 1 << 16)
+        if not content:
+            return None
+        *lines, self._heard = (self._heard + content).split(b"\n")
+        if lines:
+            self.since = time.monotonic()
+        return [msgspec.json.decode(line, type=Word) for line in lines]
+
+    def end(self) -> str:
+        """Not by what it says: a model file may have left threads behind that never end. How it ended, in words."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, 9)
+        self._stdout.close()
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # it waits for a disk that does not answer
+            return "it does not end"
+        return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _failed(file: str, why: str) -> Failed:
+    return Failed(file=file, says=f"{Path(file).name} {why}.", belongs=_belonging(file))
 
 
 # In the other process
@@ -262,6 +368,9 @@ def read(file: Path, request: Request) -> Declared:
         retry_seconds=chosen.retry_seconds,
         deadline_seconds=chosen.deadline_seconds,
         late=chosen.late,
+        run_seconds=chosen.run_seconds,
+        run_cores=chosen.run_cores,
+        run_memory_bytes=chosen.run_memory_bytes,
         has_input=model.read_function is not None or chosen.source is not None,
         has_ready=model.ready_function is not None,
         awaited=awaited(model, settings, chosen),
