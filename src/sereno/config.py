@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,7 @@ from sereno.settings import (
     redact,
     require,
 )
+from sereno.typed import options_given
 
 __all__ = [
     "SETTINGS",
@@ -104,7 +105,10 @@ def load_settings(
         _add_text(entries, key, text, "the command line", cwd)
     if home is not None:
         entries[("home",)] = _Entry(value=str(home), origin="the command line", base=cwd)
-    return _assemble(entries, folder)
+    settings = _assemble(entries, folder)
+    moved = home is not None or "SERENO_HOME" in environ
+    options = options_given(str(settings.home) if moved else None, env or environ.get("SERENO_ENV"), overrides)
+    return replace(settings, folder=folder, given_options=options)
 
 
 def _read_file(file: Path, env: str | None) -> _Entries:

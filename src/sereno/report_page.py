@@ -24,6 +24,7 @@ from sereno.page_parts import (
 )
 from sereno.show import by_need, column_of, verdict
 from sereno.storage import write_atomically
+from sereno.typed import options_of, typed
 
 if TYPE_CHECKING:
     from sereno.home import Home
@@ -39,15 +40,17 @@ def report_page(
     state: str | None = None,
     baseline: Baseline | None = None,
     history: Sequence[Transition] = (),
+    options: tuple[str, ...] = (),
 ) -> str:
     """The report as one HTML file that needs nothing beside it.
 
-    `state` is the run's as people are told it; `baseline` what its columns are drawn over; `history` what happened to it.
+    `state` is the run's as people are told it; `baseline` what its columns are drawn over; `history` what happened to it;
+    `options` those of the commands that it says to type: see `options_of`.
     """
     state = state or report.state
     parts = [
         _head(report, state),
-        _not_passed(report, state, baseline),
+        _not_passed(report, state, baseline, options),
         _rows(report),
         _gates(report.gates),
         _columns("Predictions", report, "output", baseline),
@@ -66,7 +69,7 @@ def add_page(home: Home, report: Report) -> str:
     It is for whoever looks at a held run, and never a reason for the run to fail.
     """
     try:
-        page = report_page(report, baseline=baseline_of(home, report))
+        page = report_page(report, baseline=baseline_of(home, report), options=options_of(home.settings))
         write_atomically(home.attempts.work(report) / NAME, page.encode(errors="backslashreplace"))
     except Exception as error:  # noqa: BLE001 - the run is what counts, and says what became of its page
         return f"Its page {NAME} could not be written ({type(error).__name__}: {error})."
@@ -92,7 +95,7 @@ def _head(report: Report, state: str) -> str:
     )
 
 
-def _not_passed(report: Report, state: str, baseline: Baseline | None) -> str:
+def _not_passed(report: Report, state: str, baseline: Baseline | None, options: tuple[str, ...]) -> str:
     """What has to be looked at, with its histograms; and what can be done about a held run."""
     gates = [gate for gate in by_need(report.gates) if gate.level != "passed"]
     if not gates:
@@ -100,10 +103,9 @@ def _not_passed(report: Report, state: str, baseline: Baseline | None) -> str:
     panels = "\n".join(_gate_panel(report, gate, baseline) for gate in gates)
     what_next = ""
     if state == "held":
-        attempt = text(report.attempt)
+        release, discard = (text(typed(options, what, report.attempt)) for what in ("release", "discard"))
         what_next = (
-            f"<pre>sereno release {attempt}   # publish it, on your word\n"
-            f"sereno discard {attempt}   # drop it; what is in service stays</pre>"
+            f"<pre>{release}   # publish it, on your word\n{discard}   # drop it; what is in service stays</pre>"
         )
     return f"<h2>What did not pass</h2>\n{panels}\n{what_next}"
 

@@ -18,7 +18,7 @@ DAILY = "0 0 * * *"
 EXPORT_FORMATS = ("parquet", "csv", "jsonl")
 NOTICE_KINDS = ("failed", "held", "late", "recovered")
 
-ARRIVAL_ONLY = ("quiet_seconds", "ready_seconds", "deadline_seconds", "late")  # heeded where data is waited for
+ARRIVAL_ONLY = ("quiet_seconds", "ready_seconds", "late")  # heeded where data is waited for
 LOOKUP_ONLY = ("stale", "unknown", "max_age_seconds", "cache_seconds")  # settings of models that lookups alone heed
 IS_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)  # a source that is a query
 Key = tuple[str, ...]  # a dotted name, split
@@ -297,12 +297,25 @@ class ModelSettings:
     )
     ready_seconds: float = _setting(30.0, _number(None), "How long after it said no `@model.ready` is asked again.")
     deadline_seconds: float = _setting(
-        21_600.0, _number(None), "How long after it is due a scheduled run waits for its data."
+        21_600.0,
+        _number(None),
+        "How long after it is due a scheduled run waits for its data; if it has not ended by then, people are told.",
     )
     late: str = _setting(
         "hold",
         _choice("hold", "skip", "run"),
         "What becomes of a run whose data is not there by then: it is held, skipped, or started all the same.",
+    )
+    run_seconds: float | None = _setting(
+        None, _number(None), "How long a scheduled run may take; then it is ended, and has failed."
+    )
+    run_cores: int | None = _setting(
+        None, _whole(1), "How many cores a scheduled run may use, in place of `up.run_cores`."
+    )
+    run_memory_bytes: int | None = _setting(
+        None,
+        _whole(1 << 20),
+        "How much memory each process of a scheduled run may take, in place of `up.run_memory_bytes`.",
     )
     batch_rows: int = _setting(32_768, _whole(1), "How many rows `predict` is given at once in a run.")
     max_batch_rows: int = _setting(256, _whole(1), "How many rows of live requests `predict` is given at once.")
@@ -421,6 +434,10 @@ class Settings:
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
     serve: ServeSettings = field(default_factory=ServeSettings)
     up: UpSettings = field(default_factory=UpSettings)
+    folder: Path | None = field(default=None, compare=False)  # where sereno.toml lies, or would
+    given_options: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # of the command line (--home, --env, --set), none of them secret
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key → where it came from; defaults are absent
 
     def model(self, name: str, declared: Mapping[str, object], folder: Path | None = None) -> ModelSettings:

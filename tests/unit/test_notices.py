@@ -295,7 +295,7 @@ def test_an_address_may_be_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 # What they say
 
-PLACE = Place(host="bank01", home="/srv/our bank", has_toml=True)
+PLACE = Place(host="bank01", home="/srv/our bank", folder="/srv/our bank")
 SERVED = Status(
     model="churn", last_success_at=NOW, version=12, data_date=date(2026, 4, 30), data_time=MIDNIGHT, published_at=NOW
 )
@@ -391,7 +391,13 @@ def test_of_a_model_that_was_paused() -> None:
 
 
 def test_where_sereno_toml_is_elsewhere_commands_name_the_home() -> None:
-    place = Place(host="bank01", home="/srv/x", has_toml=False, files={"churn": "/opt/models/churn.py"})
+    place = Place(
+        host="bank01",
+        home="/srv/x",
+        folder="/srv/x",
+        options=("--home", "/srv/x"),
+        files={"churn": "/opt/models/churn.py"},
+    )
     text = told("failed", entry(), place)[1]
     assert "sereno run /opt/models/churn.py --date 2026-05-01 --home /srv/x " in text
 
@@ -407,7 +413,8 @@ def test_what_happened_since_is_told_too() -> None:
 
 def test_the_report_is_named_where_there_is_a_page_of_it(tmp_path: Path) -> None:
     place = place_of(Settings(home=tmp_path))
-    assert (place.home, place.has_toml, place.host) == (str(tmp_path), False, os.uname().nodename)
+    assert (place.home, place.folder, place.host) == (str(tmp_path), str(tmp_path), os.uname().nodename)
+    assert place.options == ("--home", str(tmp_path))
     assert "Report:" not in told("held", entry(state="held"), place)[1]
     page = tmp_path / ".sereno" / "runs" / "churn" / "2026-05-01-3f9a2c" / "report.html"
     page.parent.mkdir(parents=True)

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from sereno.cli import main
+from sereno.config import load_settings
 from sereno.exceptions import NotFoundError
 from sereno.interfaces import RunLedger
 from sereno.ledger import LEASE_SECONDS, Entry, Pause, RunState, holder_here, open_ledger
 from sereno.operate.health import Health, look
-from sereno.operate.notices import MOST_TRIES, Told, kept
+from sereno.operate.notices import MOST_TRIES, Told, kept, place_of
 from sereno.settings import ModelSettings, Settings
 from sereno.status import Status, write_status
 
@@ -127,7 +128,8 @@ def test_until_something_newer_is_published(tmp_path: Path, ledger: RunLedger, s
 def test_a_first_run_that_failed(tmp_path: Path, ledger: RunLedger) -> None:
     ledger.move(entry("failed", attempt=""))
     (one,) = health(tmp_path).wrong
-    assert one.do == "sereno runs churn; once it is mended, sereno run with --date 2026-05-01"
+    at = f"--home {tmp_path}"  # there is no sereno.toml
+    assert one.do == f"sereno runs churn {at}; once it is mended, sereno run FILE --date 2026-05-01 {at}"
 
 
 def test_without_status_files_the_ledger_knows_what_was_published(tmp_path: Path, ledger: RunLedger) -> None:
@@ -227,7 +229,8 @@ def test_notices_that_could_not_be_told(tmp_path: Path, ledger: RunLedger) -> No
     ledger.tried(notice.number, told_at=None, error=kept(state))
     (one,) = health(tmp_path, settings=settings).wrong
     assert one.says == "That churn was late (2026-05-01T00:00Z) could not be told to json://a: Connection refused."
-    assert one.do == "sereno notify --test, and once that works: sereno notify"
+    at = f"--home {tmp_path}"
+    assert one.do == f"sereno notify --test {at}, and once that works: sereno notify {at}"
     assert wrong(tmp_path) == []  # nobody is to be told any more
 
 
@@ -266,7 +269,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], ledger:
     out, error = capsys.readouterr()
     assert out.splitlines()[1].split()[:3] == ["churn", "OLD", "published"]
     assert error.startswith("sereno: churn: What is served is of ")
-    assert "\n    → sereno runs churn\n" in error
+    assert f"\n    → sereno runs churn --home {tmp_path}\n" in error
     assert main(["health", "--max-age", "1", "--json", *at]) == 1
     out, error = capsys.readouterr()
     told = json.loads(out)
@@ -320,7 +323,7 @@ def test_where_nothing_has_ever_run_all_is_not_well(tmp_path: Path) -> None:
 
 
 def test_of_what_was_never_published_the_run_may_be_on_its_way(tmp_path: Path, ledger: RunLedger) -> None:
-    given = {"settings": known(tmp_path)}
+    given: dict[str, Any] = {"settings": known(tmp_path)}
     lease = ledger.acquire("scheduler", holder_here(), LEASE_SECONDS)
     assert lease is not None
     assert wrong(tmp_path, **given) == []  # one that has just started
@@ -335,3 +338,23 @@ def test_of_what_was_never_published_the_run_may_be_on_its_way(tmp_path: Path, l
     ledger.move(entry("published"))
     ledger.release(lease)
     assert "never" not in wrong(tmp_path, **given)
+
+
+def test_commands_that_are_told_are_of_the_same_environment(
+    tmp_path: Path, ledger: RunLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sereno.toml").write_text("[models.churn]\nfile = 'churn.py'\n[env.prod.models.churn]\nretries = 1\n")
+    ledger.move(entry("failed"))
+    monkeypatch.setenv("SERENO_ENV", "prod")
+    (one,) = health(tmp_path, settings=load_settings(tmp_path)).wrong
+    more = "--env prod"
+    assert (
+        one.do == f"sereno show a-1 --model churn {more}; once it is mended, sereno run churn --date 2026-05-01 {more}"
+    )
+    monkeypatch.delenv("SERENO_ENV")
+    given = {"values.day": "1 2", "notify": "json://hunter2", "values.password": "hunter2", "serve.port": "1"}
+    settings = load_settings(tmp_path, env="prod", overrides=given, home=tmp_path / "other")
+    at = ("--home", str(tmp_path / "other"), "--env", "prod", "--set", "values.day=1 2")
+    place = place_of(settings)
+    assert (place.folder, place.options) == (str(tmp_path), at)
+    assert place.command("runs").endswith(" --env prod --set 'values.day=1 2'")

@@ -17,6 +17,7 @@ import pytest
 from sereno.baseline import Baseline
 from sereno.ledger import Transition
 from sereno.report_page import add_page, report_page
+from sereno.settings import Settings
 from tests.profiles import HOSTILE, baseline, gate, profile_of, report_of
 
 VOID = {"meta", "link", "br", "img"}
@@ -259,7 +260,7 @@ class Store:
 
 
 def test_a_page_beside_the_report(tmp_path: Path) -> None:
-    home: Any = SimpleNamespace(attempts=Attempts(tmp_path), store=Store())
+    home: Any = SimpleNamespace(attempts=Attempts(tmp_path), store=Store(), settings=Settings(home=tmp_path))
     report = replace(report_of(), attempt="a")
     assert add_page(home, report) == ""
     assert Read((tmp_path / "a" / "report.html").read_text()).tags
@@ -267,6 +268,6 @@ def test_a_page_beside_the_report(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file, where a folder should be")
-    home: Any = SimpleNamespace(attempts=Attempts(tmp_path), store=Store())
+    home: Any = SimpleNamespace(attempts=Attempts(tmp_path), store=Store(), settings=Settings(home=tmp_path))
     says = add_page(home, replace(report_of(), attempt="a"))
     assert says.startswith("Its page report.html could not be written (")

@@ -80,6 +80,7 @@ def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any],
     from sereno.baseline import baseline_of
     from sereno.report_page import report_page
     from sereno.show import run_lines
+    from sereno.typed import options_of
 
     home = home_of_run(options)
     report = home.attempts.find(options.run)
@@ -89,7 +90,7 @@ def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any],
     data = json.loads(report.to_json()) | {"state": state}
 
     def page(history: Sequence[Transition]) -> str:
-        return report_page(report, state=state, baseline=baseline, history=history)
+        return report_page(report, state=state, baseline=baseline, history=history, options=options_of(home.settings))
 
     return lines, data, page
 

@@ -20,6 +20,7 @@ from sereno.operate.notices import addresses, is_pending, untellable
 from sereno.operate.unread import Unread, read_unread
 from sereno.settings import ModelSettings, Settings, redact
 from sereno.status import Status, read_statuses
+from sereno.typed import options_of, typed
 
 BY_SCHEDULER = "sereno"  # who paused a model, where nobody did
 UNTOLD_FOR = timedelta(hours=1)  # what was not told for so long, nobody tells
@@ -97,7 +98,7 @@ def look(
         with contextlib.closing(_open(settings)) as ledger:
             known = _Known.of(ledger, settings, statuses, now)
     except LedgerError as error:
-        known = _Known(trouble=str(error), unread=read_unread(settings.home))
+        known = _Known(trouble=str(error), options=options_of(settings), unread=read_unread(settings.home))
     names = {
         *statuses,
         *known.newest,
@@ -132,6 +133,16 @@ class _Known:
     scheduler: str | None = None
     was_scheduled: bool = False
     trouble: str = ""  # it cannot be read
+    options: tuple[str, ...] = ()  # that each command gets which is told
+
+    files: frozenset[str] = frozenset()  # models whose file the settings know: their name is enough
+
+    def run(self, entry: Entry) -> str:
+        """What runs it again."""
+        return self.typed("run", entry.model if entry.model in self.files else "FILE", "--date", _date(entry))
+
+    def typed(self, *words: str) -> str:
+        return typed(self.options, *words)
 
     @classmethod
     def of(cls, ledger: RunLedger, settings: Settings, statuses: dict[str, Status], now: datetime) -> _Known:
@@ -148,6 +159,8 @@ class _Known:
             published=published,
             pauses=ledger.pauses(),
             untold=ledger.untold(),
+            options=options_of(settings),
+            files=frozenset(name for name, one in settings.models.items() if one.file is not None),
             unread=read_unread(settings.home),
             scheduler=holder.holder if holder else None,
             was_scheduled=_was_scheduled(ledger, newest.values()),
@@ -208,7 +221,7 @@ def _of_all(
     settings: Settings, known: _Known, names: set[str], chosen: list[str], now: datetime, *, has_run: bool
 ) -> Iterator[Wrong]:
     if known.trouble:
-        yield Wrong(model=None, what="ledger", says=known.trouble, do="sereno repair, if it is damaged")
+        yield Wrong(model=None, what="ledger", says=known.trouble, do=f"{known.typed('repair')}, if it is damaged")
     elif not names:
         yield Wrong(
             model=None,
@@ -221,21 +234,21 @@ def _of_all(
             model=None,
             what="nothing",
             says=f"Nothing has ever run in {settings.home}, and no scheduler is at work there.",
-            do="sereno up; or, if this is the wrong folder, say where it is with --home",
+            do=f"{known.typed('up')}; or, if this is the wrong folder, say where it is with --home",
         )
     if known.scheduler is None and known.was_scheduled:
         yield Wrong(
             model=None,
             what="scheduler",
             says="No scheduler is at work, so that nothing is run; the latest runs had one.",
-            do="sereno up",
+            do=known.typed("up"),
         )
     for notice in known.untold:
         if notice.model in chosen:
-            yield from _untold(settings, notice, now)
+            yield from _untold(settings, notice, known, now)
 
 
-def _untold(settings: Settings, notice: Notice, now: datetime) -> Iterator[Wrong]:
+def _untold(settings: Settings, notice: Notice, known: _Known, now: datetime) -> Iterator[Wrong]:
     given = addresses(settings, notice.model)
     told = f"That {notice.model} was {notice.kind} ({notice.run_key})" if notice.kind != "recovered" else "A recovery"
     for label, why in untellable(notice, given).items():
@@ -243,11 +256,11 @@ def _untold(settings: Settings, notice: Notice, now: datetime) -> Iterator[Wrong
             model=notice.model,
             what="notices",
             says=f"{told} could not be told to {label}: {why}.",
-            do="sereno notify --test, and once that works: sereno notify",
+            do=f"{known.typed('notify', '--test')}, and once that works: {known.typed('notify')}",
         )
     if is_pending(notice, given) and now - notice.at > UNTOLD_FOR:
         yield Wrong(
-            model=notice.model, what="notices", says=f"{told} has not been told for an hour.", do="sereno notify"
+            model=notice.model, what="notices", says=f"{told} has not been told for an hour.", do=known.typed("notify")
         )
 
 
@@ -267,7 +280,7 @@ def _judge(
         )
         wrong.append(
             Wrong(model=name, what="old", says=f"What is served {what}; at most {_hours(max_age)} are asked for.",
-                  do=f"sereno runs {name}")
+                  do=known.typed("runs", name))
         )  # fmt: skip
     return ModelHealth(
         model=name,
@@ -288,19 +301,22 @@ def _wrong(name: str, status: Status | None, known: _Known, own: ModelSettings, 
     if (unread := known.unread.get(name)) and _is_unread(unread, status, known, own):
         says = f"Its file {unread.file} does not load, so that no run of it can begin: {_short(unread.says)}"
         yield Wrong(
-            model=name, what="file", says=says, do=f"sereno check {name}; sereno up reads it again once it has changed"
+            model=name,
+            what="file",
+            says=says,
+            do=f"{known.typed('check', name)}; sereno up reads it again once it has changed",
         )
     served = status.data_time if status and status.data_time else known.published.get(name)
     for entry in known.troubled.get(name, []):
         if served is None or entry.data_time > served:  # else something newer was published since
-            yield _troubled(entry)
+            yield _troubled(entry, known)
             break
     if newest is not None and newest.state == "published" and newest.reason.startswith("ExportError"):
         says = f"Version {newest.version} is published, but an export could not follow: {_short(newest.reason)}"
-        yield Wrong(model=name, what="exports", says=says, do=f"mend that; sereno run finishes it ({_date(newest)})")
+        yield Wrong(model=name, what="exports", says=says, do=f"mend that; {known.run(newest)} finishes it")
     if pause is not None:
         if pause.who == BY_SCHEDULER:
-            do = f"sereno resume {name}, or sereno resume {name} --skip-missed"
+            do = f"{known.typed('resume', name)}, or {known.typed('resume', name, '--skip-missed')}"
             yield Wrong(model=name, what="paused", says=f"It was paused: {_short(pause.why)}", do=do)
         return  # nothing is due while it is paused
     if own.scheduled and (never := _never(name, status, known, own)):
@@ -317,14 +333,15 @@ def _is_unread(unread: Unread, status: Status | None, known: _Known, own: ModelS
     return known.scheduler is not None or not (unread.has_changed() or ran_since)
 
 
-def _troubled(entry: Entry) -> Wrong:
+def _troubled(entry: Entry, known: _Known) -> Wrong:
     which = entry.attempt or _date(entry)
     says = f"The run for {_date(entry)} {'is held' if entry.state == 'held' else 'failed'}: {_short(entry.reason)}"
     if entry.state == "failed":
-        do = f"sereno show {which} --model {entry.model}" if entry.attempt else f"sereno runs {entry.model}"
-        do += f"; once it is mended, sereno run with --date {_date(entry)}"
+        do = known.typed("show", which, "--model", entry.model) if entry.attempt else known.typed("runs", entry.model)
+        do += f"; once it is mended, {known.run(entry)}"
     else:
-        do = f"sereno release {which} --model {entry.model}, or sereno discard {which} --model {entry.model}"
+        release, discard = (known.typed(what, which, "--model", entry.model) for what in ("release", "discard"))
+        do = f"{release}, or {discard}"
     return Wrong(model=entry.model, what=entry.state, says=says, do=do)
 
 
@@ -336,14 +353,14 @@ def _never(name: str, status: Status | None, known: _Known, own: ModelSettings) 
     says = "Nothing of it was ever published"
     if newest is not None and newest.state in ("skipped", "discarded"):
         says += f"; the newest run, of {_date(newest)}, was {newest.state}: {_short(newest.reason)}"
-        return Wrong(model=name, what="never", says=says, do=f"sereno runs {name}")
+        return Wrong(model=name, what="never", says=says, do=known.typed("runs", name))
     if known.scheduler is not None or (newest is not None and newest.state in ("failed", "held")):
         return None  # it is on its way, or it is said already why not
     return Wrong(
         model=name,
         what="never",
         says=f"{says}; and no scheduler is at work.",
-        do=f"sereno up, or sereno run {name}; for a model that is only served, set models.{name}.scheduled = false",
+        do=f"{known.typed('up')}, or {known.typed('run', name)}; for a model that is only served, set models.{name}.scheduled = false",
     )
 
 
@@ -355,14 +372,16 @@ def _overdue(name: str, status: Status | None, known: _Known, allowed: timedelta
             says = (
                 f"The run for {_date(entry)} is {entry.state}, and was due {since} ago. {_short(entry.reason)}".rstrip()
             )
-            return Wrong(model=name, what="overdue", says=says, do=f"sereno runs {name}")
+            return Wrong(model=name, what="overdue", says=says, do=known.typed("runs", name))
     due = status.due_at if status else None
     newest = known.newest.get(name)
     if due is None or (newest is not None and newest.data_time >= due) or now <= due + allowed:
         return None
     says = f"No run has begun since {due:%Y-%m-%d %H:%M} UTC, when the next one was due."
     do = "see whether sereno up, or the timer or crontab that starts its runs, is at work"
-    return Wrong(model=name, what="overdue", says=says, do=f"{do}; a model that is run no more: sereno pause {name}")
+    return Wrong(
+        model=name, what="overdue", says=says, do=f"{do}; a model that is run no more: {known.typed('pause', name)}"
+    )
 
 
 def _date(entry: Entry) -> str:

@@ -17,8 +17,9 @@ import msgspec
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, NoticeKind, Pause
-from sereno.settings import Settings, redact
+from sereno.settings import FILE_NAME, Settings, redact
 from sereno.status import Status
+from sereno.typed import options_of, typed
 
 MOST_TRIES = 10  # of one address, for one notice; then it is given up
 MOST_REASON = 2_000  # characters
@@ -190,22 +191,24 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str
     home: str
-    has_toml: bool  # sereno.toml lies in the home itself
+    folder: str  # where commands are typed: that of sereno.toml, or the home
+    options: tuple[str, ...] = ()  # that each command gets: see `options_of`
     files: dict[str, str] = {}  # model → what `sereno run` takes for it, where that is not its name
 
     def command(self, *words: str) -> str:
-        told = ["sereno", *words] if self.has_toml else ["sereno", *words, "--home", self.home]
-        return shlex.join(told)
+        return typed(self.options, *words)
 
 
 def place_of(settings: Settings, files: Mapping[str, Path] | None = None) -> Place:
     import os
 
     given = {name: str(file) for name, file in (files or {}).items() if settings.given_for(name).file is None}
+    folder = settings.folder or settings.home
     return Place(
         host=os.uname().nodename,
         home=str(settings.home),
-        has_toml=(settings.home / "sereno.toml").is_file(),
+        folder=str(folder if (folder / FILE_NAME).is_file() else settings.home),
+        options=options_of(settings),
         files=given,
     )
 
@@ -255,7 +258,7 @@ def compose(
         lines.append(since)
     lines += ["", _in_service(status)]
     if commands := _commands(notice, place, entry, is_pause=is_pause):
-        lines += ["", f"What to do, on {place.host}:", f"  cd {shlex.quote(place.home)}"]
+        lines += ["", f"What to do, on {place.host}:", f"  cd {shlex.quote(place.folder)}"]
         width = max(len(command) for command, _ in commands)
         lines += [f"  {command:<{width}}   # {why}" for command, why in commands]
     lines.append("")
@@ -283,7 +286,7 @@ def compose_many(notices: Sequence[Notice], place: Place, entries: Mapping[int, 
     lines += [
         "",
         f"What to do, on {place.host}:",
-        f"  cd {shlex.quote(place.home)}",
+        f"  cd {shlex.quote(place.folder)}",
         f"  {place.command('health')}   # what is wrong now, and what to do about each",
         "",
         f"Host {place.host}, home {place.home}, {notices[-1].at.astimezone(UTC):%Y-%m-%d %H:%M} UTC.",
