@@ -50,6 +50,9 @@ class Night:
     has_arrival: bool = True
     deadline_seconds: float = 6 * 3600.0
     late: str = "hold"
+    run_seconds: float | None = None
+    run_cores: int | None = None
+    run_memory_bytes: int | None = None
 
 
 @dataclass

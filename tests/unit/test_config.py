@@ -370,7 +370,6 @@ def test_settings_of_lookups_from_several_places(project: Path) -> None:
             ),
         ),
         ('ready = "off"\nready_seconds = 60', "'models.a-b.ready_seconds', from {toml}, has no effect"),
-        ('ready = "off"\ndeadline_seconds = 60', "'models.a-b.deadline_seconds', from {toml}, has no effect"),
         ('ready = "off"\nlate = "run"', "'models.a-b.late', from {toml}, has no effect"),
         (
             "quiet_seconds = 60\ndeadline_seconds = 60",

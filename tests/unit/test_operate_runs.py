@@ -29,6 +29,9 @@ SPAN = "2026-05-01T00:00Z/2026-05-02T00:00Z"
 @dataclass
 class Scheduled:
     file: str
+    run_seconds: float | None = None
+    run_cores: int | None = None
+    run_memory_bytes: int | None = None
 
 
 def entry(model: str = "churn", label: str = "2026-05-01") -> Entry:
@@ -255,3 +258,21 @@ def test_no_room_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_it_failed_of_is_told(log: Callable[[], str]) -> None:
     runs = started('print(\'{"error": "BusyError", "says": "Wait."}\'); raise SystemExit(1)')
     assert end(runs) == [Ended("churn", "2026-05-01T00:00Z", 1, "BusyError")]
+
+
+def test_a_model_has_limits_of_its_own(log: Callable[[], str]) -> None:
+    runs = Runs(UpSettings(run_memory_bytes=1 << 34), command=command(WHAT_IT_MAY))
+    runs.start(entry(), Scheduled("churn.py", run_cores=1, run_memory_bytes=1 << 30))
+    end(runs)
+    told = json.loads(log().partition(": ")[2])
+    assert (told["cores"], told["memory"]) == (sorted(os.sched_getaffinity(0))[-1:], 1 << 30)
+
+
+@pytest.mark.parametrize("asked", ["signal.SIG_DFL", "signal.SIG_IGN"])
+def test_a_run_that_takes_longer_than_it_may_is_ended(log: Callable[[], str], asked: str) -> None:
+    text = f"import signal, time; signal.signal(15, {asked}); time.sleep(600)"
+    runs = Runs(UpSettings(stop_seconds=0.1), command=command(text))
+    runs.start(entry(), Scheduled("churn.py", run_seconds=0.5))
+    (ended,) = end(runs)
+    assert ended.code in (-15, -9)
+    assert ended.reason.startswith("RunError: It took longer than run_seconds (0.5), and was ended.")

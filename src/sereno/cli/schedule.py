@@ -100,17 +100,23 @@ def _summary(name: str, done: Sequence[Filled]) -> Iterator[str]:
 
 
 def _pause(options: argparse.Namespace) -> int:
-    from sereno.ledger import Pause, open_ledger
+    from sereno.ledger import Pause, lease_name, open_ledger
 
     settings, name = _named(options)
     pause = Pause(model=name, since=datetime.now(UTC), who=who(), why=options.why)
     with contextlib.closing(open_ledger(settings)) as ledger:
         is_new = ledger.pause(pause)
         pause = ledger.pauses().get(name, pause)
+        going = "".join(
+            f" The run of {one.label or one.data_date} goes on, on {host} as pid {pid}: `kill {pid}` there would end it."
+            for one in ledger.entries(model=name, states=["running"])
+            if (lease := ledger.holder(lease_name(name, one.run_key))) is not None
+            for host, pid in [lease.holder.split(":")[:2]]
+        )
     data = {"model": name, "paused": True, "since": pause.since.isoformat(), "who": pause.who, "why": pause.why}
     why = f" {pause.why}" if pause.why else ""
     if is_new:
-        says = f"{name} is paused: the scheduler starts none of its runs until `sereno resume {name}`."
+        says = f"{name} is paused: the scheduler starts none of its runs until `sereno resume {name}`.{going}"
     else:
         says = f"{name} is paused already, since {pause.since:%Y-%m-%d %H:%M} UTC, by {pause.who}.{why}"
     output(options, data, [says])

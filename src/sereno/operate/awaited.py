@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HEEDED = {
     "path": ("quiet_seconds", "deadline_seconds", "late"),
     "function": ("ready_seconds", "deadline_seconds", "late"),
-    "nothing": (),
+    "nothing": ("deadline_seconds",),  # of its end
 }
 
 

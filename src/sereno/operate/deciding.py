@@ -56,6 +56,12 @@ class Scheduled(Protocol):
     def deadline_seconds(self) -> float: ...
     @property
     def late(self) -> str: ...
+    @property
+    def run_seconds(self) -> float | None: ...
+    @property
+    def run_cores(self) -> int | None: ...
+    @property
+    def run_memory_bytes(self) -> int | None: ...
 
 
 # What falls due
@@ -160,6 +166,27 @@ def without_data(entry: Entry, model: Scheduled, says: str, now: datetime) -> En
     """The entry whose data is late, where it is not run as it is."""
     state: RunState = "skipped" if model.late == "skip" else "held"
     return replace(entry, state=state, since=now, reason=why_late(model, says), who=WHO)
+
+
+def ends_late(entry: Entry, model: Scheduled, now: datetime) -> datetime:
+    """When people are told that a run that could begin has not, or has not ended. What is caught up with has as long."""
+    deadline = entry.data_time + timedelta(seconds=model.deadline_seconds)
+    since = entry.since if entry.since <= now else entry.data_time
+    return deadline if since <= deadline else since + timedelta(seconds=model.deadline_seconds)
+
+
+def why_not_ended(entry: Entry, model: Scheduled) -> str:
+    waited = f"{timedelta(seconds=round(model.deadline_seconds))}"
+    if entry.state == "running":
+        return f"late: {waited} after the run was due, it is still running. `run_seconds` would end one that hangs."
+    return (
+        f"late: {waited} after the run was due, it has not begun, as other runs go on: see `sereno runs`. `up.max_runs` says "
+        "how many may at once."
+    )
+
+
+def took_too_long(seconds: float) -> str:
+    return f"RunError: It took longer than run_seconds ({seconds:g}), and was ended. What it had finished is kept."
 
 
 def why_late(model: Scheduled, says: str) -> str:

@@ -26,6 +26,7 @@ class Ended(NamedTuple):
     run_key: str
     code: int  # below 0: that signal
     error: str = ""  # the class of what it said that it failed of
+    reason: str = ""  # why it was ended by us
 
 
 class Teller(Protocol):
@@ -67,18 +68,18 @@ class Endings:
         failed = None
         is_as_it_was = started is not None and _mark(entry) == _mark(started)
         if entry.state == "running" and self.is_gone(entry):
-            failed = deciding.has_failed(
-                entry, f"WorkerError: The run {how}. The log has what it said.", now, began=True
-            )
+            reason = ended.reason or f"WorkerError: The run {how}. The log has what it said."
+            failed = deciding.has_failed(entry, reason, now, began=True)
         elif is_as_it_was and ended.error == "BusyError":
             self._move(deciding.put_off(entry, now), entry.state)
             return
-        elif is_as_it_was and entry.state == "published" and not deciding.may_help(ended.code):
+        elif is_as_it_was and entry.state == "published" and (ended.reason or not deciding.may_help(ended.code)):
             if self._move(replace(entry, not_before=None), "published"):  # its exports stay behind
-                self.tell(entry, "failed", deciding.why_unbegun(ended.code), now)
+                self.tell(entry, "failed", ended.reason or deciding.why_unbegun(ended.code), now)
             return
         elif is_as_it_was:
-            failed = deciding.has_failed(entry, deciding.why_unbegun(ended.code), now, began=False)
+            reason = ended.reason or deciding.why_unbegun(ended.code)
+            failed = deciding.has_failed(entry, reason, now, began=False)
         if failed is not None and self._move(failed, entry.state):
             entry = failed
         self.conclude(entry, self._ledger.newest(now).get(ended.model), now)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
-from sereno.operate.deciding import WHO
+from sereno.operate.deciding import WHO, took_too_long
 from sereno.operate.endings import Ended
 from sereno.operate.tied import tied
 from sereno.schedule import span
@@ -36,6 +36,12 @@ class HasFile(Protocol):
 
     @property
     def file(self) -> str: ...
+    @property
+    def run_seconds(self) -> float | None: ...
+    @property
+    def run_cores(self) -> int | None: ...
+    @property
+    def run_memory_bytes(self) -> int | None: ...
 
 
 @dataclass(eq=False)
@@ -46,12 +52,26 @@ class _Run:
     process: subprocess.Popen[bytes]
     reader: threading.Thread
     printed: int  # the descriptor of a file that has its report
+    seconds: float | None  # that it may take
+    began: float
+    ended_at: float | None = None  # when it was told to end, as it took longer
 
     def kill(self) -> None:
         """It and whatever it has started."""
         if self.process.returncode is None:  # until somebody asked how it ended, its number is no one else's
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end_in_time(self, patience: float) -> None:
+        """Have it end where it takes longer than it may: it is asked to, and killed after some seconds."""
+        now = time.monotonic()
+        if self.seconds is None or self.has_ended():
+            return
+        if self.ended_at is None and now - self.began > self.seconds:
+            self.ended_at = now
+            self.process.terminate()
+        elif self.ended_at is not None and now - self.ended_at > patience:
+            self.kill()
 
     def has_ended(self) -> bool:
         """Whether it has. Then nothing of what it started in its group is left, and `process.returncode` tells how."""
@@ -99,8 +119,8 @@ class Runs:
                 tied(
                     command,
                     nice=self.limits.run_nice,
-                    cores=cores_of_runs(self.limits.run_cores),
-                    memory_bytes=self.limits.run_memory_bytes,
+                    cores=cores_of_runs(scheduled.run_cores or self.limits.run_cores),
+                    memory_bytes=scheduled.run_memory_bytes or self.limits.run_memory_bytes,
                     dies_first=True,
                 ),
                 stdin=subprocess.DEVNULL,
@@ -117,13 +137,18 @@ class Runs:
             os.close(theirs)
         reader = threading.Thread(target=_relay, args=[ours, prefix], daemon=True)
         reader.start()
-        self._runs.append(_Run(entry.model, entry.run_key, prefix, process, reader, printed))
+        began = time.monotonic()
+        self._runs.append(
+            _Run(entry.model, entry.run_key, prefix, process, reader, printed, scheduled.run_seconds, began)
+        )
 
     def ended(self) -> list[Ended]:
         """Those that have ended since this was asked last.
 
         What they wrote is in the log by then.
         """
+        for run in self._runs:
+            run.end_in_time(self.limits.stop_seconds)
         gone = [run for run in self._runs if run.has_ended()]
         found = []
         for run in gone:
@@ -134,7 +159,9 @@ class Runs:
                 report = report_in(printed.read())
             if says := said(report):
                 _write(f"{run.prefix}{says}\n".encode())
-            found.append(Ended(run.model, run.run_key, run.process.returncode, str(report.get("error", ""))))
+            reason = "" if run.ended_at is None or run.seconds is None else took_too_long(run.seconds)
+            error = str(report.get("error", ""))
+            found.append(Ended(run.model, run.run_key, run.process.returncode, error, reason))
         return found
 
     def stop(self, seconds: float) -> list[Ended]:

@@ -90,6 +90,7 @@ class Scheduler:
         self._going: dict[tuple[str, str], Entry] = {}  # what was started here, as it was then
         self._ended: list[Ended] = []  # of them, those that were not looked at yet
         self._watched: set[tuple[str, str]] = set()
+        self._told_late: set[tuple[str, str]] = set()  # of what has not ended
         self._seen: dict[str, tuple[str, RunState, datetime]] = {}  # model → its newest run, as it was last looked at
         self.reload(models)
 
@@ -318,17 +319,33 @@ class Scheduler:
             elif entry.model in self._models and entry.model not in paused:
                 idle[entry.model].append(entry)
         self._watched &= {(entry.model, entry.run_key) for entry in entries}
+        self._told_late &= {(entry.model, entry.run_key) for entry in entries}
         busy = {entry.model: entry for entry in going} | {model: entry for (model, _), entry in self._going.items()}
         ready = [
             one
             for name, some in idle.items()
             for one in self._ready(self._models[name], some, busy.get(name), newest.get(name), now)[:1]
-            if name not in busy
         ]
         others = sum(entry.who == WHO and (entry.model, entry.run_key) not in self._going for entry in going)
         room = self.most_runs - len(self._going) - others
-        for entry in sorted(ready, key=lambda one: deciding.order(one, newest.get(one.model)))[: max(0, room)]:
+        ordered = sorted(ready, key=lambda one: (one.model in busy, *deciding.order(one, newest.get(one.model))))
+        free = sum(entry.model not in busy for entry in ordered)
+        for entry in ordered[: max(0, min(room, free))]:
             self._start(entry, now)
+        for entry in [*going, *ordered[max(0, min(room, free)) :]]:
+            self._tell_late_end(entry, now)
+
+    def _tell_late_end(self, entry: Entry, now: datetime) -> None:
+        """Of a run that could have begun by now, or ended, and has not."""
+        model, key = self._models.get(entry.model), (entry.model, entry.run_key)
+        if model is None or entry.state == "published" or key in self._told_late:
+            return
+        late_at = deciding.ends_late(entry, model, now)
+        if now < late_at:
+            self._wake_at(late_at)
+            return
+        self._endings.tell(entry, "late", deciding.why_not_ended(entry, model), now)
+        self._told_late.add(key)
 
     def _ready(
         self, model: Scheduled, entries: Sequence[Entry], going: Entry | None, newest: Entry | None, now: datetime
