@@ -40,6 +40,7 @@ from sereno.operate.notices import (
     labels,
     place_of,
     told_of,
+    told_to,
     untellable,
     wants,
 )
@@ -479,9 +480,21 @@ def test_an_address_that_fails_keeps_no_other_from_being_told_once(tmp_path: Pat
     assert script["json://a"].told == script["json://b"].told == ["churn failed for 2026-05-01"]
     (done,) = ledger.notices("churn", 5)
     assert done.told_at is not None
-    assert {label: one.tries for label, one in told_of(done).items()} == {"json://a": 4, "json://b": 1}
+    assert {label: one.tries for label, one in told_to(done, settings.notify).items()} == {"json://a": 4, "json://b": 1}
     run_sender(ledger, settings, script)
     assert len(script["json://b"].told) == 1
+
+
+def test_whoever_was_told_stays_told_however_the_addresses_are_ordered(tmp_path: Path, ledger: RunLedger) -> None:
+    first, second, dead = "json://h/hunter1", "json://h/hunter2", "json://dead"
+    settings = settings_for(tmp_path, first, dead)
+    fail(ledger, settings)
+    script = {first: Scripted(), second: Scripted(), dead: Scripted("no", "no")}
+    run_sender(ledger, settings, script, once=True)
+    settings = settings_for(tmp_path, second, first, dead)  # both are called json://h, with and without a number
+    run_sender(ledger, settings, script, once=True)
+    assert [len(one.told) for one in script.values()] == [1, 1, 0]
+    assert "hunter" not in ledger.untold()[0].error
 
 
 def test_what_always_fails_is_given_up_and_seen(
@@ -511,7 +524,7 @@ def test_once_is_one_try(tmp_path: Path, ledger: RunLedger) -> None:
     script = {"json://a": Scripted("no", "no", "no", "no")}
     run_sender(ledger, settings, script, once=True)
     assert len(script["json://a"].answers) == 2
-    assert [told_of(one)["json://a"].tries for one in ledger.untold()] == [1, 1]
+    assert [told_to(one, settings.notify)["json://a"].tries for one in ledger.untold()] == [1, 1]
 
 
 def test_a_pause_between_tries_outlives_the_sender(tmp_path: Path, ledger: RunLedger) -> None:
@@ -522,7 +535,7 @@ def test_a_pause_between_tries_outlives_the_sender(tmp_path: Path, ledger: RunLe
     script = {"json://a": Scripted("no", "no")}
     Sender(ledger, settings, place_of(settings), lease, script.__getitem__).run(threading.Event(), once=True)
     (left,) = ledger.untold()
-    assert 0 < told_of(left)["json://a"].not_before - time.time() <= sender.PAUSES[0]
+    assert 0 < told_to(left, settings.notify)["json://a"].not_before - time.time() <= sender.PAUSES[0]
     stop = threading.Event()
     thread = threading.Timer(1.0, stop.set)
     thread.start()
@@ -539,7 +552,7 @@ def test_a_channel_that_hangs_has_failed_and_keeps_nobody_waiting(tmp_path: Path
     run_sender(ledger, settings, script, seconds=0.1, once=True)
     assert script["json://b"].told == ["churn failed for 2026-05-01"]
     (left,) = ledger.untold()
-    assert told_of(left)["json://a"].says == "it took more than 0.1 s"
+    assert told_to(left, settings.notify)["json://a"].says == "it took more than 0.1 s"
     hangs.set()
 
 
@@ -554,7 +567,7 @@ def test_what_was_done_after_all_was_told(tmp_path: Path, ledger: RunLedger) -> 
         return ""
 
     def other() -> str:
-        while not (one := ledger.untold()) or "json://a" not in told_of(one[0]):
+        while not (one := ledger.untold()) or not told_of(one[0]):
             time.sleep(0.01)
         slow.set()
         is_over.wait(0.3)
@@ -646,7 +659,7 @@ def test_a_dead_channel_beside_a_living_one(tmp_path: Path, channels: ExitStack,
     send(ledger, settings, place_of(settings), threading.Event(), once=True)
     assert alive.titles == ["churn failed for 2026-05-01"]
     (left,) = ledger.untold()
-    state = told_of(left)
+    state = told_to(left, given)
     assert [one.told for one in state.values()].count(True) == 1
     says = {label: one.says for label, one in state.items() if not one.told}
     assert "error=500" in says.pop(f"json://127.0.0.1:{refusing.port}")
@@ -669,7 +682,7 @@ def test_a_sender_that_is_killed_loses_nothing(
     assert telling.start_sender(settings).wait(60) == -signal.SIGKILL
     assert sorted(webhook.asked) == ["/a", "/b"]
     (left,) = ledger.untold()
-    (first,) = [label for label, one in told_of(left).items() if one.told]
+    (first,) = [label for label, one in told_to(left, settings.notify).items() if one.told]
     monkeypatch.undo()
     lease = ledger.holder(sender.LEASE)
     assert lease is not None  # nobody else tells as long as it might be alive

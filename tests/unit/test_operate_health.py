@@ -19,7 +19,7 @@ from sereno.exceptions import NotFoundError
 from sereno.interfaces import RunLedger
 from sereno.ledger import LEASE_SECONDS, Entry, Pause, RunState, holder_here, open_ledger
 from sereno.operate.health import Health, look
-from sereno.operate.notices import MOST_TRIES, Told, kept, place_of
+from sereno.operate.notices import MOST_TRIES, Told, kept, key_of, place_of
 from sereno.settings import ModelSettings, Settings
 from sereno.status import Status, write_status
 
@@ -226,6 +226,7 @@ def test_notices_that_could_not_be_told(tmp_path: Path, ledger: RunLedger) -> No
     assert "has not been told for an hour" in one.says
     (notice,) = ledger.untold()
     state = {"json://a": Told(tries=MOST_TRIES, says="Connection refused"), "json://b": Told(tries=1, told=True)}
+    state = {key_of(notice, address): told for address, told in state.items()}
     ledger.tried(notice.number, told_at=None, error=kept(state))
     (one,) = health(tmp_path, settings=settings).wrong
     assert one.says == "That churn was late (2026-05-01T00:00Z) could not be told to json://a: Connection refused."

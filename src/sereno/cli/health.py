@@ -115,7 +115,7 @@ def _tell(options: argparse.Namespace, settings: Settings) -> int:
     import contextlib
 
     from sereno.ledger import open_ledger
-    from sereno.operate.notices import told_of
+    from sereno.operate.notices import addresses, told_to
     from sereno.operate.telling import tell_again
 
     with contextlib.closing(open_ledger(settings)) as ledger:
@@ -123,8 +123,8 @@ def _tell(options: argparse.Namespace, settings: Settings) -> int:
     reasons = [
         f"{one.model} {one.kind} ({one.run_key}), {label}: {told.says}"
         for one in left
-        for label, told in told_of(one).items()
-        if not told.told
+        for label, told in told_to(one, addresses(settings, one.model)).items()
+        if told.tries and not told.told
     ]
     output(
         options,

@@ -7,6 +7,7 @@ heavy is imported.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -158,8 +159,14 @@ class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return not self.told and self.tries >= MOST_TRIES
 
 
+def key_of(notice: Notice, address: str) -> str:
+    """What the ledger calls an address: of each notice another hash, which does not give the address away."""
+    salt = f"{notice.model} {notice.run_key} {notice.kind} {notice.at.timestamp():.6f}".encode()
+    return hashlib.blake2b(address.encode(), key=hashlib.sha256(salt).digest(), digest_size=12).hexdigest()
+
+
 def told_of(notice: Notice) -> dict[str, Told]:
-    """By label: what the ledger keeps as the notice's error. One address that fails keeps no other from being told once."""
+    """By the key of each address; the ledger keeps it as the notice's error. One that fails keeps no other from being told once."""
     try:
         return msgspec.json.decode(notice.error, type=dict[str, Told]) if notice.error else {}
     except msgspec.MsgspecError:
@@ -171,16 +178,20 @@ def kept(told: Mapping[str, Told]) -> str:
     return msgspec.json.encode(told).decode()
 
 
+def told_to(notice: Notice, given: Iterable[str]) -> dict[str, Told]:
+    """How far each of these addresses was told, by its label."""
+    told = told_of(notice)
+    return {label: told.get(key_of(notice, address), Told()) for label, address in labels(given).items()}
+
+
 def is_pending(notice: Notice, given: Iterable[str]) -> bool:
     """Whether one of these addresses is still to be told, now or later."""
-    told = told_of(notice)
-    return any(not (one.told or one.given_up) for one in (told.get(label, Told()) for label in labels(given)))
+    return any(not (one.told or one.given_up) for one in told_to(notice, given).values())
 
 
 def untellable(notice: Notice, given: Iterable[str]) -> dict[str, str]:
     """The addresses that were given up, and why."""
-    told = told_of(notice)
-    return {label: told[label].says for label in labels(given) if label in told and told[label].given_up}
+    return {label: one.says for label, one in told_to(notice, given).items() if one.given_up}
 
 
 # What they say

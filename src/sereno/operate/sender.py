@@ -39,6 +39,7 @@ from sereno.operate.notices import (
     everyone,
     is_pending,
     kept,
+    key_of,
     labels,
     place_of,
     told_of,
@@ -158,7 +159,7 @@ class Sender:
         return next(label for label, one in given.items() if one == address)
 
     def _told(self, notice: Notice, address: str) -> Told:
-        return told_of(notice).get(self._label(notice, address), Told())
+        return told_of(notice).get(key_of(notice, address), Told())
 
     def _is_due(self, notice: Notice, address: str, *, once: bool, again: bool) -> bool:
         told = self._told(notice, address)
@@ -227,18 +228,18 @@ class Sender:
             LOG.warning("%s: %s could not be told: %s", what, self._label(first, done.address), done.error)
 
     def _keep(self, notice: Notice, address: str, error: str) -> None:
-        label, told = self._label(notice, address), told_of(notice)
-        tries = told.get(label, Told()).tries + 1
+        key, told = key_of(notice, address), told_of(notice)
+        tries = told.get(key, Told()).tries + 1
         pause = self._pauses[min(tries, len(self._pauses)) - 1]
-        told[label] = Told(tries=tries, told=not error, not_before=time.time() + pause if error else 0.0, says=error)
-        given = labels(addresses(self._settings, notice.model))
-        is_told = all(told.get(one, Told()).told for one in given)
+        told[key] = Told(tries=tries, told=not error, not_before=time.time() + pause if error else 0.0, says=error)
+        given = addresses(self._settings, notice.model)
+        is_told = all(told.get(key_of(notice, one), Told()).told for one in given)
         self._ledger.tried(notice.number, told_at=datetime.now(UTC) if is_told else None, error=kept(told))
-        if told[label].given_up:
+        if told[key].given_up:
             LOG.error(
                 "%s: %s is given up after %d tries. `sereno notify --test` tries the address, `sereno notify` tells it again.",
                 notice.model,
-                label,
+                self._label(notice, address),
                 tries,
             )
 

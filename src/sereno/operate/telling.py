@@ -20,7 +20,7 @@ import msgspec
 from sereno.exceptions import SerenoError
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, open_ledger
-from sereno.operate.notices import add_outcome, addresses, is_anyone_told, is_pending, told_of
+from sereno.operate.notices import add_outcome, addresses, is_anyone_told, is_pending, told_to
 from sereno.operate.sender import LEASE, job_of
 from sereno.operate.tied import tied
 from sereno.settings import Settings
@@ -192,7 +192,13 @@ def _send(ledger: RunLedger, settings: Settings, model: str, files: Mapping[str,
     mine = [one for one in ledger.untold() if one.model == model]
     if not mine:
         return ""
-    reasons = {f"{label}: {told.says}" for one in mine for label, told in told_of(one).items() if not told.told}
+    given = addresses(settings, model)
+    reasons = {
+        f"{label}: {told.says}"
+        for one in mine
+        for label, told in told_to(one, given).items()
+        if told.tries and not told.told
+    }
     if code is None:
         reasons.add(f"the sender is still at it after {PATIENCE:g} s")
     elif code:
