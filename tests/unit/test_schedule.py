@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sereno.batch.attempts import Attempts
+from sereno.batch.record import label_of, label_of_attempt
 from sereno.exceptions import ChangedError, SettingsError
 from sereno.schedule import (
     Interval,
@@ -204,6 +207,16 @@ def test_an_interval_is_named_by_its_start_and_end() -> None:
     for one in hours:  # also of those that start at two equal hours
         found = interval_of_span("0 * * * *", "Europe/Madrid", span(one.key, one.data_time), now)
         assert (found, found.label) == (one, one.label)
+
+
+def test_a_run_s_label_means_its_interval_also_of_two_equal_hours(tmp_path: Path) -> None:
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    for schedule in ("0 * * * *", "0 0 * * *"):
+        for one in due_between(schedule, "Europe/Madrid", now - timedelta(days=8), now, most=400):
+            report = Attempts(tmp_path, "m").create(one)
+            assert label_of(report) == one.label
+            without = label_of_attempt(report.attempt, report.run_key)  # its report is gone
+            assert interval_for(schedule, "Europe/Madrid", without, now) == one
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class Report:
     data_date: date
     data_time: datetime  # end of the interval, UTC
     started_at: datetime
+    label: str = ""  # Interval.label, what --date takes for it
     state: RunState = "running"
     ended_at: datetime | None = None
     revision: str = ""
@@ -89,6 +90,7 @@ class Attempts:
             data_date=interval.data_date,
             data_time=interval.data_time,
             started_at=datetime.now(UTC),
+            label=interval.label,
         )
         (self.folder / report.attempt).mkdir(parents=True)
         self.save(report)

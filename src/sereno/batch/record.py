@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 from sereno.batch.attempts import Attempts, Report
 from sereno.batch.lease import HeldLease
@@ -125,13 +125,21 @@ class Record:
 
 
 def label_of(run: Interval | Report) -> str:
-    """What --date takes for a run; a report has it in its attempt's name."""
-    return run.label if isinstance(run, Interval) else label_of_attempt(run.attempt)
+    """What --date takes for a run."""
+    return run.label if isinstance(run, Interval) else run.label or label_of_attempt(run.attempt, run.run_key)
 
 
-def label_of_attempt(attempt: str) -> str:
-    day, _, time = attempt.rpartition("-")[0].partition("T")
-    return f"{day}T{time[:2]}:{time[2:]}" if time else day
+def label_of_attempt(attempt: str, run_key: str) -> str:
+    """The same where no report says it: the attempt's name has the local time, and the run key tells how far that is off UTC.
+
+    With the offset, as nobody knows whether the time came twice that day.
+    """
+    name = attempt.rpartition("-")[0]
+    if "T" not in name:
+        return name
+    start = datetime.fromisoformat(run_key)
+    local = datetime.strptime(f"{name} +0000", "%Y-%m-%dT%H%M %z")
+    return start.astimezone(timezone(local - start)).isoformat(timespec="minutes")
 
 
 def published_entry(state: State, snapshot: Snapshot, who: str) -> Entry:
@@ -148,7 +156,7 @@ def published_entry(state: State, snapshot: Snapshot, who: str) -> Entry:
         attempt=snapshot.attempt,
         version=snapshot.number,
         tries=1,
-        label=label_of_attempt(snapshot.attempt),
+        label=label_of_attempt(snapshot.attempt, snapshot.run_key),
     )
 
 

@@ -21,7 +21,7 @@ import msgspec
 
 from sereno.adapters.ledger import ledger_file, open_at
 from sereno.batch.attempts import Attempts, Report
-from sereno.batch.record import WHO, label_of_attempt, published_entry
+from sereno.batch.record import WHO, label_of, published_entry
 from sereno.exceptions import LedgerError, SerenoError
 from sereno.ledger import INTERRUPTED, Entry, RunState, lease_name
 from sereno.snapshots import Snapshot, SnapshotStore, State
@@ -188,7 +188,7 @@ class _Told:
             reason=reason,
             who=WHO,
             attempt=report.attempt,
-            label=label_of_attempt(report.attempt),
+            label=label_of(report),
         )
 
     def knows_better(self, entry: Entry, before: Entry) -> bool:
