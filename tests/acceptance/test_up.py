@@ -138,6 +138,12 @@ def test_what_cannot_be_is_told_before_anything_starts(shop: Project) -> None:
         f"is not below the folder of that sereno.toml: its home would be {shop.folder.parent}, not {shop.folder}"
         in told
     )
+    (shop.folder / "link.py").symlink_to("../total.py")
+    shop.write("sereno.toml", SETTINGS.replace("total.py", "link.py"))
+    told = refused(shop.folder, code=2)
+    assert (
+        f"link.py, is a link to {shop.folder.parent}/total.py. A run works where that lies: its home would be" in told
+    )
     shop.write("sereno.toml", "")
     assert "There is nothing to run: no model of sereno.toml" in refused(shop.folder, code=2)
     assert not (shop.folder / ".sereno").exists()
@@ -161,6 +167,20 @@ def test_a_port_that_is_taken_is_tried_again(shop: Project) -> None:
             assert server.stop() == 0
             up.until(lambda: bool(up.told), "take the port")
             assert ask(up) == 6
+
+
+def test_an_api_that_does_not_start_keeps_no_schedule_waiting(shop: Project) -> None:
+    weight = (shop.folder / "weight.txt").read_text()
+    (shop.folder / "weight.txt").unlink()
+    shop.write("sereno.toml", SETTINGS + "scheduled = false\n")
+    with Up(shop.folder) as up:
+        assert up.told["api"] is None
+        assert up.told["scheduler"]["models"] == []
+        up.wait_for("^sereno: the API ended with exit code 1. Another one starts now.$")
+        (shop.folder / "weight.txt").write_text(weight)
+        (line,) = up.wait_for(r"^sereno: the API is ready now \(pid \d+\) on http://\S+\.$")
+        url = line.partition(" on ")[2].rstrip(".")
+        assert httpx.post(f"{url}/predict", json={"id": 1, "x": 3}, timeout=PATIENCE).json()["y"] == 6
 
 
 def test_its_own_workers_are_the_api_s(shop: Project) -> None:

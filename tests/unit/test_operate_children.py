@@ -47,7 +47,8 @@ def note(text):
     sys.stderr.flush()
 
 processes = [
-    Child(name, [sys.executable, "-I", "-S", "-c", text], lambda _: told["seconds"], reads_changes=name in told["reads_changes"])
+    Child(name, [sys.executable, "-I", "-S", "-c", text], lambda _: told["seconds"], reads_changes=name in told["reads_changes"],
+          may_fail=name in told["may_fail"], silence=told["silence"].get(name))
     for name, text in scripts.items()
 ]
 sys.exit(Children(
@@ -121,9 +122,12 @@ def host(
     drain_seconds: float = 25.0,
     reads_changes: tuple[str, ...] = (),
     environ: dict[str, str] | None = None,
+    may_fail: tuple[str, ...] = (),
+    silence: dict[str, float] | None = None,
     **scripts: str,
 ) -> Iterator[Host]:
-    told = {"grace": grace, "seconds": seconds, "drain_seconds": drain_seconds, "reads_changes": reads_changes}
+    told: dict[str, Any] = {"grace": grace, "seconds": seconds, "drain_seconds": drain_seconds}
+    told |= {"reads_changes": reads_changes, "may_fail": may_fail, "silence": silence or {}}
     one = Host(folder, scripts, told, environ or {})
     try:
         yield one
@@ -148,6 +152,44 @@ def test_it_announces_when_all_are_ready(tmp_path: Path) -> None:
         assert {said["one"]["pid"], said["two"]["pid"]} == {p.pid for p in psutil.Process(up.process.pid).children()}
         assert up.stop() == 1  # they know no SIGTERM, and died of it
         assert "one was ended by signal 15.\n" in up.log
+
+
+def test_one_that_may_fail_keeps_nobody_from_being_announced(tmp_path: Path) -> None:
+    fails = READY + "os.path.exists('go') or sys.exit(1)\nready(url='http://there'); time.sleep(600)"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(PATIENCE)
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with host(tmp_path, environ=environ, may_fail=("one",), one=fails, two=STEADY) as up:
+            assert list(up.announced()) == ["two"]
+            assert told.recv(100) == b"READY=1"
+            assert "one ended with exit code 1." in up.log
+            (tmp_path / "go").touch()
+            up.wait_for(r"one is ready now \(pid \d+\) on http://there\.\n")
+
+
+def test_one_that_stands_still_is_replaced(tmp_path: Path) -> None:
+    beats = "while True:\n    os.write(1, b'\\n'); time.sleep(0.05)\n"
+    late = READY + "for _ in range(60): os.write(1, b'\\n'); time.sleep(0.05)\nready()\n" + beats
+    with host(tmp_path, grace=0.1, seconds=0.1, silence={"one": 2.0}, one=late, two=STEADY) as up:
+        said = up.announced()  # it took longer than that, and was let be
+        pid = said["one"]["pid"]
+        assert "stood still" not in up.log
+        os.kill(pid, signal.SIGSTOP)
+        assert up.wait_for(r"one \(pid (\d+)\) has stood still for 2 s; it is killed\.\n") == [str(pid)]
+        up.wait_for(r"one is back \(pid (\d+)\)")
+        assert is_gone(pid)
+        assert up.log.count("stood still") == 1
+        # they, too, if we did: nobody is to blame
+        os.kill(up.process.pid, signal.SIGSTOP)
+        for child in psutil.Process(up.process.pid).children():
+            child.suspend()
+        threading.Event().wait(3)
+        for child in psutil.Process(up.process.pid).children():
+            child.resume()
+        os.kill(up.process.pid, signal.SIGCONT)
+        threading.Event().wait(1)
+        assert up.log.count("stood still") == 1
 
 
 def test_what_ends_is_started_again(tmp_path: Path) -> None:

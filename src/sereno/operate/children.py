@@ -40,6 +40,10 @@ class Child:
     command: list[str]
     seconds_to_end: Callable[[Settings], float]  # what it waits for, once it was told to end
     reads_changes: bool = False  # it sees by itself that files have changed
+    may_fail: bool = False  # the others are announced all the same
+    silence: float | None = (
+        None  # seconds after which it stands still, if it has written nothing; None: it need not write
+    )
     again: Callable[[Mapping[str, Any]], list[str]] = (
         lambda _: []
     )  # more arguments of the next, from what the first told
@@ -50,6 +54,9 @@ class Child:
     back_off: BackOff = field(default_factory=BackOff)
     due: float | None = None  # when the next one is started
     kill_at: float | None = None
+    has_failed: bool = False  # before it was ever ready
+    heard_at: float = 0.0
+    stands_still: bool = False  # and was killed for that
     heard: bytearray = field(default_factory=bytearray)
 
     @property
@@ -96,7 +103,7 @@ class Children:
         self._signals = Signals()
         self._watcher = Watcher(self._signals.wake)
         self._systemd = Systemd()
-        self._alive_due = time.monotonic()
+        self._alive_due = self._looked = time.monotonic()
 
     def run(self) -> int:
         """Until a signal ends it: 0, or 1 where one of them was cut off; 2 where one cannot start as it is set up."""
@@ -120,7 +127,8 @@ class Children:
     # They come and go
 
     def _start(self, child: Child) -> None:
-        child.due, child.told = None, None
+        child.due, child.told, child.stands_still = None, None, False
+        child.heard_at = time.monotonic()
         child.heard.clear()
         try:
             process = child.process = subprocess.Popen(
@@ -159,9 +167,11 @@ class Children:
             self._selector.unregister(child.process.stdout)
             child.process.stdout.close()
             return
+        child.heard_at = time.monotonic()
         if child.told is not None:
             return
         child.heard += content
+        del child.heard[: len(child.heard) - len(child.heard.lstrip(b"\n"))]  # those lines only say that it lives
         line, newline, _ = child.heard.partition(b"\n")
         if not newline:
             return
@@ -179,11 +189,22 @@ class Children:
         child.ready_at = time.monotonic()
         if child.was_told is not None:
             self._note(f"{child.name} is back (pid {child.pid}).")
+        elif self._is_announced:
+            self._note(
+                f"{child.name} is ready now (pid {child.pid}){f' on {url}' if (url := told.get('url')) else ''}."
+            )
         child.was_told = child.was_told or child.told
-        if not self._is_announced and not self._is_ending and all(one.told is not None for one in self._children):
-            self._is_announced = True
-            self._announce({one.name: one.told or {} for one in self._children})
-            self._systemd.tell("READY=1")
+        self._announce_once()
+
+    def _announce_once(self) -> None:
+        """All are ready, but those that failed and need not be: they are started until they are."""
+        ready = {one.name: one.told for one in self._children if one.told is not None}
+        failed = [one for one in self._children if one.told is None and one.may_fail and one.has_failed]
+        if self._is_announced or self._is_ending or not ready or len(ready) + len(failed) < len(self._children):
+            return
+        self._is_announced = True
+        self._announce(ready)
+        self._systemd.tell("READY=1")
 
     def _bury(self) -> None:
         """Take leave of the processes that have ended: children, and the orphans that became ours."""
@@ -224,6 +245,8 @@ class Children:
             self._stop(signal.SIGTERM)
         else:
             self._start_later(child, f"{child.name} {how}.")
+            child.has_failed |= child.was_told is None
+            self._announce_once()
 
     def _has_words(self, child: Child) -> bool:
         assert child.process is not None
@@ -234,13 +257,15 @@ class Children:
     def _pause(self) -> float | None:
         times = [one for child in self._children for one in (child.due, child.kill_at) if one is not None]
         times += [self._orphans_due] if self._orphans_due is not None else []
-        times += [self._alive_due] if self._systemd.every is not None else []
+        times += [self._looked + limit / 4 for child in self._children if (limit := self._silence(child)) is not None]
+        times += [self._alive_due] if self._systemd.every is not None and self._is_well else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _look(self) -> None:
         """What has come due."""
         now = time.monotonic()
-        if self._systemd.every is not None and self._alive_due <= now:
+        self._look_who_stands_still(now)
+        if self._systemd.every is not None and self._alive_due <= now and self._is_well:
             self._alive_due = now + self._systemd.every
             self._systemd.tell("WATCHDOG=1")
         for child in self._children:
@@ -254,6 +279,30 @@ class Children:
             for pid in self._orphans():
                 self._note(f"process {pid}, which was left behind, is killed.")
                 _kill(pid)
+
+    @property
+    def _is_well(self) -> bool:
+        """Where one that stands still cannot even be killed, whoever watches us is to start all of it anew."""
+        return not any(child.stands_still for child in self._children)
+
+    def _silence(self, child: Child) -> float | None:
+        """How long it may say nothing; None: as long as it likes, for now."""
+        if child.silence is None or child.process is None or child.stands_still or self._is_ending:
+            return None
+        return max(child.silence, child.seconds_to_end(self._settings) + GRACE)  # it may be about to end by itself
+
+    def _look_who_stands_still(self, now: float) -> None:
+        before, self._looked = self._looked, now
+        for child in self._children:
+            limit = self._silence(child)
+            if limit is None:
+                continue
+            if now - before > limit / 2:  # we stood still ourselves
+                child.heard_at = now
+            elif now - child.heard_at > limit:
+                self._note(f"{child.name} (pid {child.pid}) has stood still for {limit:g} s; it is killed.")
+                child.stands_still = True
+                child.kill()
 
     def _orphans(self) -> list[int]:
         """Processes that became our children when a child of ours had ended."""

@@ -34,10 +34,12 @@ def up(
     tell: Callable[[str], None],
     note: Callable[[str], None],
     scheduler: Sequence[str] = ("sereno.operate.process",),
+    silence: float = 60.0,
 ) -> int:
     """Keep both running until a signal ends it; the exit code. `tell` prints for whoever started it. Raises SerenoError.
 
     `workers`: of the API. `scheduler`: the module that is started, and arguments of its own (for tests).
+    `silence`: seconds after which a scheduler that has not said that it lives is replaced.
     """
 
     def read_settings() -> Settings:
@@ -52,6 +54,12 @@ def up(
                 raise SettingsError(
                     f"The file of model '{name}', {model.file}, is not below the folder of that sereno.toml: its home would be "
                     f"{home}, not {settings.home}. Move it there, or say --home {settings.home}."
+                )
+            real = model.file.resolve() if model.file is not None else None
+            if real is not None and (home := options.settings(real).home).resolve() != settings.home.resolve():
+                raise SettingsError(
+                    f"The file of model '{name}', {model.file}, is a link to {real}. A run works where that lies: its home "
+                    f"would be {home}, not {settings.home}. Put the file itself there, or say --home {settings.home}."
                 )
         if api:
             refuse_openness(settings)
@@ -68,13 +76,15 @@ def up(
         command = [*COMMAND[:2], *given, COMMAND[2], "sereno", *serve, *(["-v"] if verbose else [])]
         takes_any = not settings.serve.port and settings.serve.unix is None
         again = _same_port if takes_any else lambda _: []
-        children.append(Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True, again=again))
+        children.append(
+            Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True, may_fail=True, again=again)
+        )
     if schedule:
-        command = [*COMMAND[:2], *given, COMMAND[2], *scheduler, *common]
-        children.append(Child(SCHEDULER, command, lambda now: now.up.stop_seconds))
+        command = [*COMMAND[:2], *given, COMMAND[2], *scheduler, *common, "--beats"]
+        children.append(Child(SCHEDULER, command, lambda now: now.up.stop_seconds, silence=silence))
 
     def announce(said: Mapping[str, Mapping[str, Any]]) -> None:
-        for line in [_data(said, settings)] if as_json else _lines(said):
+        for line in [_data(said, settings)] if as_json else _lines(said, api=api):
             tell(line)
 
     with told(f"The home {settings.home} cannot be used"):
@@ -125,11 +135,13 @@ def _data(said: Mapping[str, Mapping[str, Any]], settings: Settings) -> str:
     )
 
 
-def _lines(said: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    api, scheduler = said.get(API), said.get(SCHEDULER)
-    if api is not None:
-        names = ", ".join(model["name"] for model in api["models"])
-        yield f"Serving {names} on {api['url']}{f' (Unix socket {one})' if (one := api['unix']) else ''}."
+def _lines(said: Mapping[str, Mapping[str, Any]], *, api: bool) -> Iterable[str]:
+    served, scheduler = said.get(API), said.get(SCHEDULER)
+    if served is not None:
+        names = ", ".join(model["name"] for model in served["models"])
+        yield f"Serving {names} on {served['url']}{f' (Unix socket {one})' if (one := served['unix']) else ''}."
+    elif api:
+        yield "The API does not answer yet: the log says why. It is started again until it does."
     if scheduler is not None:
         yield str(scheduler["says"])
     yield "Ctrl-C ends it."
