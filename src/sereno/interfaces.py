@@ -224,8 +224,10 @@ class RunLedger(Protocol):
         """Which models are paused."""
         ...
 
-    def add_notice(self, model: str, run_key: str, kind: NoticeKind, says: str, at: datetime) -> bool:
-        """Something is to be told; False: of this run and kind it was told, or is about to be, already."""
+    def add_notice(
+        self, model: str, run_key: str, kind: NoticeKind, says: str, at: datetime, attempt: str = ""
+    ) -> bool:
+        """Something is to be told; False: of this run, kind and attempt it was told, or is about to be, already."""
         ...
 
     def untold(self) -> list[Notice]:

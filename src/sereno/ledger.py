@@ -96,6 +96,7 @@ class Notice:
     tries: int = 0  # how often it was tried to tell it
     told_at: datetime | None = None
     error: str = ""  # of the last try
+    attempt: str = ""  # of which it is, where the same may be told of a later one again
 
 
 def lease_name(model: str, run_key: str) -> str:

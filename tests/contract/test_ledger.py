@@ -526,3 +526,17 @@ def test_holders_differ() -> None:
 def test_nothing_is_made_before_it_is_used(tmp_path: Path) -> None:
     open_at(None, tmp_path).close()
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_notice_of_another_attempt_is_another_one(ledger: RunLedger) -> None:
+    ledger.move(entry(1))
+    key = entry(1).run_key
+    assert [ledger.add_notice("churn", key, "held", "It is held.", START, one) for one in ("a", "b", "a", "")] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert [(one.kind, one.attempt) for one in ledger.untold()] == [("held", "a"), ("held", "b"), ("held", "")]
+    ledger.forget("churn", key)
+    assert ledger.untold() == []

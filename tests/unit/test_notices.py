@@ -442,6 +442,39 @@ def test_many_at_once_are_one_message() -> None:
     assert "  sereno health " in text
 
 
+def test_held_once_more_is_told_once_more(tmp_path: Path, ledger: RunLedger) -> None:
+    settings = settings_for(tmp_path, "json://a")
+    fail(ledger, settings, entry(state="held", attempt="a"))
+    assert not add_outcome(ledger, settings, entry(state="held", attempt="a"), NOW)
+    ledger.move(entry(state="discarded", attempt="a"))
+    fail(ledger, settings, entry(state="held", attempt="b"))
+    published = entry(state="published", attempt="b")
+    assert add_outcome(ledger, settings, published, NOW)
+    assert not add_outcome(ledger, settings, published, NOW)
+    fail(ledger, settings, entry(state="held", attempt="c"))
+    assert add_outcome(ledger, settings, entry(state="published", attempt="c"), NOW)
+    kinds = [f"{one.kind} {one.attempt}" for one in ledger.untold() if one.kind == "held"]
+    assert kinds == ["held a", "held b", "held c"]
+
+
+def test_a_failure_is_told_again_where_it_is_another_one(tmp_path: Path, ledger: RunLedger) -> None:
+    settings = settings_for(tmp_path, "json://a")
+    fail(ledger, settings, entry(attempt="a"))
+
+    def again(**more: Any) -> bool:
+        one = entry(**more)
+        ledger.move(entry(state="running"))
+        ledger.move(one)
+        return add_outcome(ledger, settings, one, NOW + timedelta(hours=2))
+
+    assert not again(attempt="b")  # for the same reason: cron, say, tries every few minutes
+    assert not again(attempt="c", who="sereno", reason="StorageError: The disk is full.")  # its own try
+    assert again(attempt="d", reason="PredictError: No.")
+    assert not again(attempt="e", reason="PredictError: No.")
+    ledger.move(entry(state="held", attempt="f", since=NOW + timedelta(hours=3)))
+    assert again(attempt="g", reason="PredictError: No.")
+
+
 # How they are told
 
 

@@ -739,3 +739,21 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_released_date_that_is_overtaken_is_skipped_and_nobody_is_told(home: Path) -> None:
+    bench = Bench(home, CHURN)
+    bench.tick()
+    bench.end("2026-05-09", "failed", "OlderDataError: Data of 2026-05-10 is in service.", who="sereno")
+    bench.tick(1)
+    assert bench.states() == {"2026-05-09": "skipped"}
+    assert bench.entry("2026-05-09").reason == "OlderDataError: Data of 2026-05-10 is in service."
+    assert bench.notices() == []
+
+
+def test_late_is_said_once_in_a_line(home: Path) -> None:
+    bench = Bench(home, replace(CHURN, has_arrival=True, deadline_seconds=60))
+    bench.tick()
+    bench.tick(3600)
+    (line,) = [line for line in bench.log if "late" in line]
+    assert line.startswith("churn 2026-05-09: late: 0:01:00 after the run was due")

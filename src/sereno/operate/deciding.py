@@ -272,6 +272,11 @@ def is_infrastructure(reason: str) -> bool:
     return reason.partition(":")[0] in INFRASTRUCTURE
 
 
+def is_outdated(entry: Entry) -> bool:
+    """Whether a run could not publish as a newer date is in service: it needs nobody, and is as good as skipped."""
+    return entry.who == WHO and entry.reason.startswith("OlderDataError:")
+
+
 def may_try_again(entry: Entry, model: Scheduled, first_failed: datetime, now: datetime) -> bool:
     """Whether a run that failed is tried again: a number of times, for a while; one that was interrupted goes on."""
     if entry.reason.startswith(INTERRUPTED):

@@ -115,7 +115,9 @@ class Endings:
         """Try again, or tell people, where a run has come to an end."""
         if entry.model in self.let_be:
             return
-        if entry.state == "failed":
+        if entry.state == "failed" and deciding.is_outdated(entry):
+            self._move(deciding.skipped(entry, entry.reason, now), "failed")
+        elif entry.state == "failed":
             if not self._try_again(entry, newest, now):
                 self.tell(entry, "failed", entry.reason, now)
         elif entry.state == "held":
@@ -160,7 +162,7 @@ class Endings:
     def tell(self, entry: Entry, kind: NoticeKind, says: str, now: datetime) -> None:
         """Log it, and have people told."""
         if self._said.get(entry.model) != (entry.run_key, kind):
-            self._log(f"{entry.model} {entry.label or entry.data_date}: {kind}: {says}")
+            self._log(f"{entry.model} {entry.label or entry.data_date}: {kind}: {says.removeprefix(f'{kind}: ')}")
             self._said[entry.model] = (entry.run_key, kind)
         self._teller.tell(entry, kind, says, now)
 

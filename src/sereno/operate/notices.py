@@ -96,7 +96,29 @@ def add(ledger: RunLedger, settings: Settings, entry: Entry, kind: NoticeKind, a
     """
     if not wants(settings, entry.model, kind):
         return False
-    return ledger.add_notice(entry.model, entry.run_key, kind, says or entry.reason, at)
+    says = says or entry.reason
+    attempt = _attempt_of_failure(ledger, entry, says) if kind == "failed" else entry.attempt if kind == "held" else ""
+    return ledger.add_notice(entry.model, entry.run_key, kind, says, at, attempt)
+
+
+def _attempt_of_failure(ledger: RunLedger, entry: Entry, says: str) -> str:
+    """Of a failure that people know of, that which they were told of; else the newest one.
+
+    They know where nothing but failing was in between, and it is the scheduler's own try, or failed for the same reason.
+    """
+    from sereno.operate.deciding import WHO, is_infrastructure  # not for who only looks: it knows of calendars
+
+    own = (one for one in ledger.notices(entry.model, NEWEST) if one.run_key == entry.run_key and one.kind == "failed")
+    told = next(own, None)
+    if told is None or (entry.who != WHO and told.says != says):
+        return entry.attempt
+    since = (one for one in ledger.transitions(entry.model, entry.run_key) if one.at > told.at)
+    went_on = any(
+        one.after in ("held", "discarded", "skipped")
+        or (one.after == "published" and not is_infrastructure(one.reason))
+        for one in since
+    )
+    return entry.attempt if went_on else told.attempt
 
 
 def add_outcome(ledger: RunLedger, settings: Settings, entry: Entry, at: datetime) -> bool:
@@ -115,16 +137,17 @@ def add_recovered(ledger: RunLedger, settings: Settings, entry: Entry, at: datet
     """A run was published: once, people hear so, where the last that they heard of the model was that something was wrong."""
     if not wants(settings, entry.model, "recovered"):
         return False
-    troubled: list[str] = []  # run keys; as texts they are in the order of time
+    troubled: list[Notice] = []  # their run keys, as texts, are in the order of time
     for notice in ledger.notices(entry.model, NEWEST):
         if notice.run_key.startswith(OF_FILE):
             continue
         if notice.kind == "recovered":
             break
-        troubled.append(notice.run_key)
-    if not troubled or entry.run_key < max(troubled):
+        troubled.append(notice)
+    if not troubled or entry.run_key < max(one.run_key for one in troubled):
         return False
-    return add(ledger, settings, entry, "recovered", at)
+    # of each trouble, though it was of one run: it may be held again, and released again
+    return ledger.add_notice(entry.model, entry.run_key, "recovered", entry.reason, at, str(troubled[0].number))
 
 
 class Teller:
@@ -264,7 +287,7 @@ def compose(
     subject = subject.format(**words)
     lines = [happened.format(**words)]
     if notice.says:
-        lines.append(f"Why: {_plain(notice.says)}")
+        lines.append(f"Why: {_plain(notice.says.removeprefix(f'{notice.kind}: '))}")
     if entry and (since := _since(notice, entry)):
         lines.append(since)
     lines += ["", _in_service(status)]

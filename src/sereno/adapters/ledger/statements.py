@@ -24,6 +24,7 @@ from sereno.adapters.ledger.tables import (
     notice_of,
     pause_of,
     row_of,
+    stored_kind,
     transition_of,
 )
 from sereno.exceptions import LedgerError
@@ -332,12 +333,14 @@ class SqlLedger:
         statement = f"SELECT {PAUSE} FROM sereno_pauses ORDER BY model"
         return {p.model: p for p in self._database.read(lambda cursor: [pause_of(r) for r in cursor.rows(statement)])}
 
-    def add_notice(self, model: str, run_key: str, kind: NoticeKind, says: str, at: datetime) -> bool:
+    def add_notice(
+        self, model: str, run_key: str, kind: NoticeKind, says: str, at: datetime, attempt: str = ""
+    ) -> bool:
         statement = (
             "INSERT INTO sereno_notices (model, run_key, kind, at, says, tries, error) VALUES (?, ?, ?, ?, ?, 0, '') "
             "ON CONFLICT (model, run_key, kind) DO NOTHING"
         )
-        row = (model, run_key, kind, micros(at), says)
+        row = (model, run_key, stored_kind(kind, attempt), micros(at), says)
         return self._database.write(lambda cursor: cursor.change(statement, row) == 1)
 
     def untold(self) -> list[Notice]:
@@ -391,7 +394,7 @@ class SqlLedger:
                     (
                         n.model,
                         n.run_key,
-                        n.kind,
+                        stored_kind(n.kind, n.attempt),
                         micros(n.at),
                         n.says,
                         n.tries,

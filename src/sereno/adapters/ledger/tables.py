@@ -48,7 +48,8 @@ def _columns(kind: type[Any]) -> str:
     return ", ".join(field.name for field in fields(kind))
 
 
-ENTRY, TRANSITION, PAUSE, NOTICE = (_columns(kind) for kind in (Entry, Transition, Pause, Notice))
+ENTRY, TRANSITION, PAUSE = (_columns(kind) for kind in (Entry, Transition, Pause))
+NOTICE = "number, model, run_key, kind, at, says, tries, told_at, error"
 
 
 def storable(parameters: Sequence[Any]) -> list[Any]:
@@ -116,8 +117,14 @@ def pause_of(row: Sequence[Any]) -> Pause:
     return Pause(model=model, since=moment(since), who=who, why=why)
 
 
+def stored_kind(kind: str, attempt: str) -> str:
+    """What makes a notice of one run another one: the attempt is kept with the kind."""
+    return f"{kind} {attempt}" if attempt else kind
+
+
 def notice_of(row: Sequence[Any]) -> Notice:
-    number, model, run_key, kind, at, says, tries, told_at, error = row
+    number, model, run_key, stored, at, says, tries, told_at, error = row
+    kind, _, attempt = stored.partition(" ")
     return Notice(
         number=number,
         model=model,
@@ -128,4 +135,5 @@ def notice_of(row: Sequence[Any]) -> Notice:
         tries=tries,
         told_at=None if told_at is None else moment(told_at),
         error=error,
+        attempt=attempt,
     )
