@@ -244,6 +244,11 @@ def test_bins_hold_their_numbers(numbers: list[float]) -> None:
         assert min(numbers) <= (profile.quantile(share) or 0.0) <= max(numbers)
 
 
+def test_a_quantile_is_between_the_least_and_the_greatest() -> None:
+    least_normal = 2.2250738585072014e-308  # below it the halves of a number do not add up to it
+    assert _of("float", [0.0, 0.0, *[least_normal] * 3]).quantile(0.5) == least_normal
+
+
 def test_bins_are_as_fine_as_few_can_be() -> None:
     years = _of("int", list(range(1900, 2030)))
     assert len(years.bins) == 130  # one each, though a float's first digits are the same

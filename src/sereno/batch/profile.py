@@ -105,7 +105,8 @@ class ColumnProfile:
         before = np.cumsum(counts) - counts
         at = max(int(np.searchsorted(before, place, side="right")) - 1, 0)
         within = min(max((place - before[at]) / counts[at], 0.0), 1.0)
-        return float(low[at] * (1 - within) + high[at] * within)
+        between = low[at] * (1 - within) + high[at] * within
+        return float(min(max(between, low[at]), high[at]))  # the least numbers are rounded beyond the two
 
     def ends(self) -> tuple[Floats, Floats, Floats]:
         """Least, greatest and count of each bin, in the order of their numbers, no wider than the column's own range."""
