@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 WHY_NOT = systemd.missing()
 NEEDS_SYSTEMD = pytest.mark.skipif(bool(WHY_NOT), reason=f"units cannot be run here: {WHY_NOT}")
 INSIDE = "/srv/bank"
+INSTALLED = "/opt/sereno"  # where this checkout lies within: services see no /tmp but their own
 PYTHON = sys.executable
 SPY = """
 from pathlib import Path
@@ -52,7 +53,12 @@ def units_of(project: Project, *options: str) -> dict[str, str]:
     """What the command writes, as of a project that lies in /srv."""
     project.sereno("deploy", "server", "--to", "units", "--user", "daemon", "--memory", "2G", *options)
     found = (project.folder / "units").iterdir()
-    return {unit.name: unit.read_text().replace(str(project.folder), INSIDE) for unit in found}
+    texts = {unit.name: unit.read_text() for unit in found}
+    path = f"Environment=PYTHONPATH={INSTALLED}/src\nEnvironmentFile="
+    return {
+        name: text.replace(str(project.folder), INSIDE).replace(str(ROOT), INSTALLED).replace("EnvironmentFile=", path)
+        for name, text in texts.items()
+    }
 
 
 def give_away(project: Project) -> None:
@@ -75,8 +81,8 @@ def test_the_service_runs_and_may_do_nothing_else(project: Project, tmp_path: Pa
     with systemd.booted(
         tmp_path / "systemd",
         {**units, "spy.service": spy},
-        shown={project.folder: INSIDE},
-        readable=[ROOT, Path(PYTHON).resolve()],
+        shown={project.folder: INSIDE, ROOT: INSTALLED},
+        readable=[Path(PYTHON).resolve()],
     ) as booted:
         until(lambda: booted.state("bank.service") != "activating")
         assert booted.state("bank.service") == "active", booted.journal("bank.service")
@@ -124,7 +130,7 @@ def test_a_timer_starts_a_run(project: Project, tmp_path: Path) -> None:
     units["bank-run-total.timer"] = "\n".join(line for line in timer if not line.startswith("Persistent="))
     give_away(project)
     with systemd.booted(
-        tmp_path / "systemd", units, shown={project.folder: INSIDE}, readable=[ROOT, Path(PYTHON).resolve()]
+        tmp_path / "systemd", units, shown={project.folder: INSIDE, ROOT: INSTALLED}, readable=[Path(PYTHON).resolve()]
     ) as booted:
         log = project.folder / "predictions" / "total" / "_delta_log"
         until(lambda: log.is_dir() and len(list(log.glob("*.json"))) == 1)
