@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sereno import __version__
 from sereno.cli import batch, compare, deploy, health, ledger, operate, published, runs, schedule, serving
 from sereno.cli.commands import FAILED, USAGE, Commands
+from sereno.cli.owner import refuse_root
 from sereno.cli.printing import write
 from sereno.exceptions import SerenoError, SettingsError
 from sereno.lines import whole_lines
@@ -66,6 +67,7 @@ def _run(options: argparse.Namespace, model: Model | None) -> int:
     try:
         # what the model's own code prints must not end up between the braces of our JSON
         with _working_folder(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+            refuse_root(options)
             return command(options)
     except SerenoError as error:
         if options.json:

@@ -22,7 +22,7 @@ class Commands:
         """A command with the options that all have."""
         described = f"{about[0].upper()}{about[1:]}. {more}"
         one = self._commands.add_parser(name, help=about, description=described, add_help=True)
-        one.set_defaults(command=function)
+        one.set_defaults(command=function, named=name)
         one.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
         one.add_argument("--home", type=Path, metavar="DIR", help="where predictions, exports and .sereno lie")
         one.add_argument("--env", metavar="NAME", help="the [env.NAME] of sereno.toml (or SERENO_ENV)")
