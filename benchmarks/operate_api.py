@@ -28,7 +28,7 @@ from benchmarks.live import rows_and_answers
 from benchmarks.server import Server, require_wrk, run_wrk
 from benchmarks.workload import DATA, FOLDER
 from sereno.ledger import Entry
-from sereno.operate.runs import Runs
+from sereno.operate.scheduling.runs import Runs
 from sereno.settings import UpSettings
 
 CONNECTIONS = (1, 16)

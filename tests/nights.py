@@ -21,10 +21,10 @@ from sereno.adapters.ledger.sqlite import SqliteDatabase
 from sereno.adapters.ledger.statements import Now
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Lease, NoticeKind, Pause
-from sereno.operate import deciding
-from sereno.operate.notices import add, add_recovered
-from sereno.operate.pausing import resume
-from sereno.operate.scheduler import Scheduler
+from sereno.operate.notices.words import add, add_recovered
+from sereno.operate.scheduling import deciding
+from sereno.operate.scheduling.pausing import resume
+from sereno.operate.scheduling.scheduler import Scheduler
 from sereno.schedule import Interval, due_between
 from sereno.settings import Settings
 

@@ -220,7 +220,7 @@ class Scheduling:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", *(command or ["-m", "sereno.operate.process"])],
+                [sys.executable, "-P", *(command or ["-m", "sereno.operate.scheduling.process"])],
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -341,7 +341,7 @@ def test_a_model_file_that_takes_long_to_read_keeps_no_other_waiting(folder: Pat
 def test_settings_that_cannot_be_end_it(folder: Path) -> None:
     (folder / "sereno.toml").write_text("[models.scores]\nschedul = 1\n")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "sereno.operate.process"], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-P", "-m", "sereno.operate.scheduling.process"], cwd=folder, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "Did you mean 'schedule'?" in done.stderr

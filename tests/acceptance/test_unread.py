@@ -14,7 +14,7 @@ import pytest
 
 from sereno.adapters.ledger import open_at
 from sereno.cli import main
-from sereno.operate.unread import unread_file
+from sereno.operate.notices.unread import unread_file
 from tests.acceptance.test_schedules import data, folder, project, scheduling, states
 from tests.channels import Webhook
 

@@ -53,7 +53,7 @@ class Up(Server):
         return next(iter(self.below("serve")), None)
 
     def scheduler(self) -> int | None:
-        return next(iter(self.below("sereno.operate.process")), None)
+        return next(iter(self.below("sereno.operate.scheduling.process")), None)
 
     def runs(self) -> list[int]:
         """The pids of runs, those of their workers not included."""
@@ -341,7 +341,7 @@ TARGETS: dict[str, Callable[[Up], list[int]]] = {
     "up": lambda up: [up.pid],
     "the API": lambda up: up.below("serve"),
     "a worker of the API": lambda up: up.workers(),
-    "the scheduler": lambda up: up.below("sereno.operate.process"),
+    "the scheduler": lambda up: up.below("sereno.operate.scheduling.process"),
     "a run": lambda up: up.runs(),
     "any": lambda up: [pid for pid in up.below() if pid not in up.runs()],
 }

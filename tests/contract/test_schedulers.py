@@ -16,7 +16,7 @@ from sereno.adapters.ledger import open_at
 from sereno.exceptions import BusyError
 from sereno.interfaces import RunLedger
 from sereno.ledger import LEASE_SECONDS, Entry, NoticeKind, holder_here
-from sereno.operate.scheduler import LEASE, Scheduler
+from sereno.operate.scheduling.scheduler import LEASE, Scheduler
 from sereno.storage import exclusive, run_lock
 from tests.nights import Night
 

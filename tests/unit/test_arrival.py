@@ -18,12 +18,12 @@ import pytest
 
 from sereno.exceptions import SourceError
 from sereno.ledger import Entry
-from sereno.operate import arrival as module
-from sereno.operate import changes, looking
-from sereno.operate.arrival import Arrival, Arrivals
-from sereno.operate.awaited import Awaited
+from sereno.operate.arrivals import arrivals as module
+from sereno.operate.arrivals import changes, looking
+from sereno.operate.arrivals.arrivals import Arrival, Arrivals
+from sereno.operate.arrivals.awaited import Awaited
+from sereno.operate.arrivals.looking import look
 from sereno.operate.declared import Declared
-from sereno.operate.looking import look
 from sereno.sources import find_files
 
 DAY = date(2026, 5, 1)
@@ -288,7 +288,7 @@ def test_a_folder_that_is_closed_to_this_user(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir(mode=0o700)
     (tmp_path / "in" / "a.csv").touch()
     code = (
-        "import os, sys; from sereno.operate.looking import look; os.setgid(65534); os.setuid(65534);"
+        "import os, sys; from sereno.operate.arrivals.looking import look; os.setgid(65534); os.setuid(65534);"
         "print(look(sys.argv[1], is_source=True, in_full=False).says)"
     )
     done = subprocess.run(
@@ -401,9 +401,9 @@ def test_nothing_is_looked_at_after_the_end(tmp_path: Path, open_arrivals: Open)
 
 def test_the_schedulers_process_stays_light() -> None:
     code = (
-        "import sys; import sereno.operate.arrival, sereno.operate.declared;"
+        "import sys; import sereno.operate.arrivals.arrivals, sereno.operate.declared;"
         "heavy = {'pyarrow', 'numpy', 'pandas', 'polars', 'deltalake', 'pydantic', 'asyncio'};"
-        "a = sereno.operate.arrival.Arrivals(); a.close();"
+        "a = sereno.operate.arrivals.arrivals.Arrivals(); a.close();"
         "print(heavy & {m.split('.')[0] for m in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

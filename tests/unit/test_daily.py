@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sereno.adapters.ledger import open_at
-from sereno.operate import daily
-from sereno.operate.daily import Daily
+from sereno.operate.scheduling import daily
+from sereno.operate.scheduling.daily import Daily
 
 
 def wait(is_so: Callable[[], bool]) -> None:

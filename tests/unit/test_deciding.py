@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from sereno.ledger import Entry, Transition
-from sereno.operate import deciding
+from sereno.operate.scheduling import deciding
 from sereno.schedule import last_interval
 from tests.nights import Night
 

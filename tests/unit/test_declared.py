@@ -14,7 +14,7 @@ import pytest
 
 from sereno.exceptions import WorkerError
 from sereno.operate import declared as module
-from sereno.operate.awaited import Awaited, interval_of
+from sereno.operate.arrivals.awaited import Awaited, interval_of
 from sereno.operate.declared import MOST_ALONE, Declarations, Declared, Reading, declared, settled
 
 MODEL = """

@@ -107,14 +107,18 @@ def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:
 
 def test_a_dollar_is_doubled_in_commands_alone(tmp_path: Path) -> None:
     place = tmp_path / "a$b"
-    unit = Server(project=place, home=place, name="bank", user="sereno", python=place / "python").units()["bank.service"]
+    unit = Server(project=place, home=place, name="bank", user="sereno", python=place / "python").units()[
+        "bank.service"
+    ]
     assert f"ReadWritePaths={tmp_path}/a$b/predictions " in unit
     assert f"ExecStart={tmp_path}/a$$b/python -P" in unit
 
 
 def test_an_interpreter_that_nobody_may_read_is_told(server: Server, tmp_path: Path) -> None:
     hidden = Server(project=tmp_path, home=tmp_path, name="bank", user="sereno", python=Path("/root/venv/bin/python"))
-    assert any(line.startswith("WARNING: Python lies in /root/") for line in next_steps(hidden, tmp_path, hidden.units()))
+    assert any(
+        line.startswith("WARNING: Python lies in /root/") for line in next_steps(hidden, tmp_path, hidden.units())
+    )
 
 
 def test_what_was_changed_by_hand_stays(server: Server, tmp_path: Path) -> None:

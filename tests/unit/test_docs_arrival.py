@@ -13,8 +13,9 @@ import pyarrow as pa
 from sereno import Key, Model
 from sereno.config import load_settings
 from sereno.loader import bind
-from sereno.operate import arrival, asking
-from sereno.operate.awaited import awaited
+from sereno.operate.arrivals import arrivals as arrival
+from sereno.operate.arrivals import asking
+from sereno.operate.arrivals.awaited import awaited
 
 PAGE = (Path(__file__).parents[2] / "docs" / "arrival.md").read_text(encoding="utf-8")
 

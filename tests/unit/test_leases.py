@@ -12,7 +12,7 @@ import pytest
 
 from sereno.adapters.ledger import open_at
 from sereno.ledger import Lease, holder_here, is_left
-from sereno.operate.scheduler import LEASE, Scheduler
+from sereno.operate.scheduling.scheduler import LEASE, Scheduler
 
 
 def lease(holder: str) -> Lease:

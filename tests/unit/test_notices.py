@@ -24,8 +24,11 @@ from sereno.adapters.channels import Channel, import_apprise, is_known
 from sereno.exceptions import LedgerError, MissingExtraError, SettingsError
 from sereno.interfaces import RunLedger
 from sereno.ledger import LEASE_SECONDS, Entry, Notice, NoticeKind, Pause, RunState, holder_here, open_ledger
-from sereno.operate import sender, telling
-from sereno.operate.notices import (
+from sereno.operate.notices import sender
+from sereno.operate.notices import sending as telling
+from sereno.operate.notices.sender import Sender, job_of, resolved, send, tell_test
+from sereno.operate.notices.sending import Sending, after_run, is_due
+from sereno.operate.notices.words import (
     MOST_TRIES,
     Place,
     Teller,
@@ -44,8 +47,6 @@ from sereno.operate.notices import (
     untellable,
     wants,
 )
-from sereno.operate.sender import Sender, job_of, resolved, send, tell_test
-from sereno.operate.telling import Sending, after_run, is_due
 from sereno.settings import ModelSettings, Settings
 from sereno.status import Status
 from tests.channels import MailServer, Webhook
@@ -732,7 +733,10 @@ def test_a_sender_without_a_ledger_says_so(tmp_path: Path) -> None:
     (tmp_path / ".sereno" / "ledger.sqlite").write_text("no ledger" * 1000)
     settings = settings_for(tmp_path, "json://u:hunter2@h/x")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "sereno.operate.sender"], input=job_of(settings), capture_output=True, check=False
+        [sys.executable, "-P", "-m", "sereno.operate.notices.sender"],
+        input=job_of(settings),
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 1
     assert b"sereno: Nobody can be told: The ledger " in done.stderr
@@ -921,14 +925,14 @@ def test_a_ledger_that_cannot_be_read_is_told_and_no_error(tmp_path: Path, monke
 
 
 def test_the_scheduler_can_afford_it() -> None:
-    show = "import sys, sereno.operate.telling, sereno.operate.notices, sereno.operate.health; print(*sys.modules)"
+    show = "import sys, sereno.operate.notices.sending, sereno.operate.notices.words, sereno.operate.health; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     heavy = {"apprise", "requests", "numpy", "pyarrow", "deltalake", "pandas", "asyncio"}
     assert heavy & set(done.stdout.split()) == set()
 
 
 def test_the_sender_is_light(tmp_path: Path) -> None:
-    show = "import sys, sereno.operate.sender, sereno.adapters.channels; print(*sys.modules)"
+    show = "import sys, sereno.operate.notices.sender, sereno.adapters.channels; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     assert {"numpy", "pyarrow", "deltalake", "pandas"} & set(done.stdout.split()) == set()
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sereno.operate import children as module
+from sereno.operate.up import children as module
 
 PATIENCE = 60.0
 
@@ -29,8 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 from sereno.config import ServeSettings, Settings
 from sereno.exceptions import SettingsError
-from sereno.operate import children
-from sereno.operate.children import Child, Children
+from sereno.operate.up import children
+from sereno.operate.up.children import Child, Children
 
 scripts, told = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 children.GRACE = told["grace"]

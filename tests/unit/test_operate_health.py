@@ -19,7 +19,7 @@ from sereno.exceptions import NotFoundError
 from sereno.interfaces import RunLedger
 from sereno.ledger import LEASE_SECONDS, Entry, Pause, RunState, holder_here, open_ledger
 from sereno.operate.health import Health, look
-from sereno.operate.notices import MOST_TRIES, Told, kept, key_of, place_of
+from sereno.operate.notices.words import MOST_TRIES, Told, kept, key_of, place_of
 from sereno.settings import ModelSettings, Settings
 from sereno.status import Status, write_status
 

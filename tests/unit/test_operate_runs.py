@@ -17,9 +17,9 @@ import pytest
 
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
-from sereno.operate import runs as module
-from sereno.operate.endings import Ended
-from sereno.operate.runs import Runs, cores_of_runs
+from sereno.operate.scheduling import runs as module
+from sereno.operate.scheduling.endings import Ended
+from sereno.operate.scheduling.runs import Runs, cores_of_runs
 from sereno.settings import UpSettings
 
 PATIENCE = 60.0

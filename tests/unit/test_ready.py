@@ -18,10 +18,10 @@ import msgspec
 import pytest
 
 from sereno.ledger import Entry
-from sereno.operate import asking
-from sereno.operate.arrival import Arrivals
-from sereno.operate.asking import Answer
-from sereno.operate.awaited import Awaited
+from sereno.operate.arrivals import asking
+from sereno.operate.arrivals.arrivals import Arrivals
+from sereno.operate.arrivals.asking import Answer
+from sereno.operate.arrivals.awaited import Awaited
 from sereno.operate.declared import Declared
 
 MODEL = """
@@ -283,7 +283,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from sereno.operate.asking import Asker, Question
+from sereno.operate.arrivals.asking import Asker, Question
 asker = Asker(lambda *_: None, lambda: None)
 asker.ask(("m", "k"), Question(file={model.file!r}, start="2026-04-30T22:00Z", end="2026-05-01T22:00Z", alone=True, ready_seconds=0.05))
 asker.tend()
@@ -308,7 +308,7 @@ def test_exit_codes(tmp_path: Path) -> None:
     )
     for file, code, kind in ((model.file, 0, "yes"), (f"{tmp_path}/no.py", 1, "failed")):
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "sereno.operate.ready"],
+            [sys.executable, "-P", "-m", "sereno.operate.arrivals.ready"],
             input=msgspec.json.encode(msgspec.structs.replace(question, file=file)),
             capture_output=True,
             timeout=60,

@@ -47,8 +47,6 @@ def test_nights_end_as_the_oracle_says(seed: int, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3, 53))
-def test_four_hundred_nights_end_as_the_oracle_says(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_four_hundred_nights_end_as_the_oracle_says(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(seed, 400, MODELS)
     compare(world, simulated(world, tmp_path, seed, monkeypatch))

@@ -14,9 +14,9 @@ import pytest
 from sereno.adapters.ledger import open_at
 from sereno.exceptions import LedgerError, WorkerError
 from sereno.ledger import LEASE_SECONDS, Entry, Notice, Pause
-from sereno.operate.notices import Teller
-from sereno.operate.pausing import resume
-from sereno.operate.scheduler import LEASE, Scheduler
+from sereno.operate.notices.words import Teller
+from sereno.operate.scheduling.pausing import resume
+from sereno.operate.scheduling.scheduler import LEASE, Scheduler
 from sereno.settings import Settings
 from tests.nights import Night
 
@@ -734,9 +734,7 @@ def test_what_waits_and_is_of_no_interval_any_more_gives_way_to_the_schedule(hom
 def test_nothing_heavy_is_imported() -> None:
     """The process is there for months, beside what needs the memory."""
     heavy = "{'pyarrow', 'numpy', 'pandas', 'polars', 'deltalake', 'datasketches', 'apprise'}"
-    code = (
-        f"import sys, sereno.operate.process, sereno.adapters.ledger.sqlite; print(sorted({heavy} & set(sys.modules)))"
-    )
+    code = f"import sys, sereno.operate.scheduling.process, sereno.adapters.ledger.sqlite; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

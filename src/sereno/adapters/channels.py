@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from sereno.exceptions import MissingExtraError
 from sereno.ledger import NoticeKind
-from sereno.operate.notices import host_of
+from sereno.operate.notices.words import host_of
 
 # What the socket had to say: apprise keeps it beside the address. These words hold nothing of it.
 CAUSES = (

@@ -23,7 +23,7 @@ from sereno.check.sample import Sample, has_source, take_sample
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.madeup import made_up
 from sereno.model import Model
-from sereno.operate.awaited import awaited
+from sereno.operate.arrivals.awaited import awaited
 from sereno.scoring import open_scorer
 
 if TYPE_CHECKING:

@@ -44,10 +44,10 @@ def tell_people(
     settings: Settings, model: str, since: datetime, *, file: Path | None = None, run_key: str | None = None
 ) -> None:
     """Have people told how a run ended that began at `since`; nothing that goes wrong here is an error of the run."""
-    from sereno.operate.notices import addresses
+    from sereno.operate.notices.words import addresses
 
     if addresses(settings, model):
-        from sereno.operate.telling import after_run
+        from sereno.operate.notices.sending import after_run
 
         if says := after_run(settings, model, since, file=file, run_key=run_key):
             print(f"sereno: {says}", file=sys.stderr)
@@ -99,7 +99,7 @@ def _lines(health: Health, *, whole: bool) -> Iterator[str]:
 
 def _notify(options: argparse.Namespace) -> int:
     from sereno.exceptions import SettingsError
-    from sereno.operate.notices import everyone
+    from sereno.operate.notices.words import everyone
 
     settings = _settings(options)
     if not everyone(settings):
@@ -115,8 +115,8 @@ def _tell(options: argparse.Namespace, settings: Settings) -> int:
     import contextlib
 
     from sereno.ledger import open_ledger
-    from sereno.operate.notices import addresses, told_to
-    from sereno.operate.telling import tell_again
+    from sereno.operate.notices.sending import tell_again
+    from sereno.operate.notices.words import addresses, told_to
 
     with contextlib.closing(open_ledger(settings)) as ledger:
         done, left = tell_again(ledger, settings)
@@ -135,7 +135,7 @@ def _tell(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _test(options: argparse.Namespace, settings: Settings) -> int:
-    from sereno.operate.telling import test_everyone
+    from sereno.operate.notices.sending import test_everyone
 
     results = test_everyone(settings)
     data: list[dict[str, Any]] = [{"address": label, "ok": not error, "says": error} for label, error in results]

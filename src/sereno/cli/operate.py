@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from sereno.operate.up import up
+    from sereno.operate.up.command import up
     from sereno.serve.command import note
     from sereno.serve.options import Options
 

@@ -18,8 +18,8 @@ from sereno.exceptions import ModelFileError, NotFoundError
 
 if TYPE_CHECKING:
     from sereno.config import Settings
-    from sereno.operate.backfill import Filled
     from sereno.operate.declared import Declared
+    from sereno.operate.scheduling.backfill import Filled
 
 _COUNTED = {"published": "published", "nothing": "published before", "held": "held", "failed": "failed"}
 _ADVICE = {
@@ -66,7 +66,7 @@ def _date(text: str) -> date:
 
 def _backfill(options: argparse.Namespace) -> int:
     from sereno.ledger import open_ledger
-    from sereno.operate.backfill import backfill, intervals_of
+    from sereno.operate.scheduling.backfill import backfill, intervals_of
 
     model = _declared(options, _file(options))
     intervals = intervals_of(model, options.first, options.last, datetime.now(UTC))
@@ -125,7 +125,7 @@ def _pause(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from sereno.ledger import open_ledger
-    from sereno.operate.pausing import resume
+    from sereno.operate.scheduling.pausing import resume
 
     settings, name = _named(options)
     with contextlib.closing(open_ledger(settings)) as ledger:

@@ -21,8 +21,8 @@ import msgspec
 
 from sereno.config import find_home, load_settings
 from sereno.exceptions import SerenoError, WorkerError
-from sereno.operate.awaited import Awaited, awaited
-from sereno.operate.tied import tied
+from sereno.operate.arrivals.awaited import Awaited, awaited
+from sereno.operate.up.tied import tied
 from sereno.settings import FILE_NAME
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any, cast
 from sereno.exceptions import LedgerError, NotFoundError
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, Pause, RunState, open_ledger
-from sereno.operate.notices import addresses, is_pending, untellable
-from sereno.operate.unread import Unread, read_unread
+from sereno.operate.notices.unread import Unread, read_unread
+from sereno.operate.notices.words import addresses, is_pending, untellable
 from sereno.settings import ModelSettings, Settings, redact
 from sereno.status import Status, read_statuses
 from sereno.typed import options_of, typed

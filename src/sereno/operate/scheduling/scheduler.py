@@ -18,9 +18,9 @@ from typing import Literal, Protocol
 from sereno.exceptions import WorkerError
 from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Entry, Lease, Pause, RunState, holder_here, is_left
-from sereno.operate import deciding
-from sereno.operate.deciding import WHO, Scheduled
-from sereno.operate.endings import ENDED, Ended, Endings, Teller
+from sereno.operate.scheduling import deciding
+from sereno.operate.scheduling.deciding import WHO, Scheduled
+from sereno.operate.scheduling.endings import ENDED, Ended, Endings, Teller
 from sereno.schedule import last_interval, next_end
 
 LEASE = "scheduler"

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Pause
-from sereno.operate import deciding
-from sereno.operate.deciding import Scheduled
+from sereno.operate.scheduling import deciding
+from sereno.operate.scheduling.deciding import Scheduled
 
 
 def resume(

@@ -17,11 +17,11 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from sereno.ledger import Entry
-from sereno.operate.asking import Answer, Asker, Question
-from sereno.operate.awaited import Awaited, interval_of
-from sereno.operate.changes import Changes
+from sereno.operate.arrivals.asking import Answer, Asker, Question
+from sereno.operate.arrivals.awaited import Awaited, interval_of
+from sereno.operate.arrivals.changes import Changes
+from sereno.operate.arrivals.looking import Look, Lookers, look
 from sereno.operate.declared import Declared
-from sereno.operate.looking import Look, Lookers, look
 
 POLL_SECONDS = 10.0
 SILENT = 30.0  # seconds after which a file system that does not answer is told as the reason

@@ -18,7 +18,7 @@ import msgspec
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Notice
-from sereno.operate.notices import NEWEST, OF_FILE, wants
+from sereno.operate.notices.words import NEWEST, OF_FILE, wants
 from sereno.settings import FILE_NAME, Settings, redact
 
 if TYPE_CHECKING:

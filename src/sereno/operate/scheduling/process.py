@@ -1,4 +1,4 @@
-"""The scheduler's process: `python -P -m sereno.operate.process`, as `sereno up` starts it. Not for people.
+"""The scheduler's process: `python -P -m sereno.operate.scheduling.process`, as `sereno up` starts it. Not for people.
 
 It prints one line of JSON once it schedules; with --beats also empty lines, as long as it does not stand still. SIGTERM ends
 it, with its runs, which go on when the next one starts; SIGHUP has it read settings and model files again. One thread does
@@ -26,16 +26,16 @@ from pathlib import Path
 from sereno.exceptions import LedgerError, SerenoError, WorkerError
 from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS, open_ledger
-from sereno.operate.arrival import Arrivals
-from sereno.operate.daily import Daily
-from sereno.operate.deciding import WHO
+from sereno.operate.arrivals.arrivals import Arrivals
 from sereno.operate.declared import Declared, Failed, Reading, settled
 from sereno.operate.mending import Mending
-from sereno.operate.notices import Teller
-from sereno.operate.runs import Runs
-from sereno.operate.scheduler import Scheduler
-from sereno.operate.telling import Sending
-from sereno.operate.unread import Unread, tell_unread, unread_now, write_unread
+from sereno.operate.notices.sending import Sending
+from sereno.operate.notices.unread import Unread, tell_unread, unread_now, write_unread
+from sereno.operate.notices.words import Teller
+from sereno.operate.scheduling.daily import Daily
+from sereno.operate.scheduling.deciding import WHO
+from sereno.operate.scheduling.runs import Runs
+from sereno.operate.scheduling.scheduler import Scheduler
 from sereno.serve.options import Options
 from sereno.settings import Settings
 from sereno.signals import Signals
@@ -48,7 +48,7 @@ LONGEST_START = 30.0  # seconds after which it is ready, whatever is still read
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 2 where the settings are wrong, 1 where another one is to start in its place."""
-    parser = argparse.ArgumentParser(prog="python -m sereno.operate.process", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sereno.operate.scheduling.process", description=__doc__)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--env")
     parser.add_argument("--set", action="append", default=[])

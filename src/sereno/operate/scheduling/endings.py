@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, NoticeKind, RunState
-from sereno.operate import deciding
-from sereno.operate.deciding import Scheduled
+from sereno.operate.scheduling import deciding
+from sereno.operate.scheduling.deciding import Scheduled
 from sereno.storage import is_held, run_lock
 
 RECENT = timedelta(days=1)  # what ended longer ago, nobody is told for the first time

@@ -1,4 +1,4 @@
-"""`python -P -m sereno.operate.ready`: asks a model's `ready` about one interval until it says yes. Not for people.
+"""`python -P -m sereno.operate.arrivals.ready`: asks a model's `ready` about one interval until it says yes. Not for people.
 
 It reads what to ask on its standard input, loads the model file, and prints a line for each answer. Whatever the function
 prints goes to the log. It ends with exit code 0 after a yes, with 1 where there is nothing to ask; with its parent, always.
@@ -17,7 +17,7 @@ import msgspec
 
 from sereno.config import find_home, load_settings
 from sereno.exceptions import SerenoError
-from sereno.operate.asking import Answer, Question
+from sereno.operate.arrivals.asking import Answer, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def prepared(question: Question) -> Callable[[], Answer]:
     """What asks once. Raises SerenoError where the model file or a setting is wrong."""
     from sereno.loader import bind, load_model
     from sereno.model import place
-    from sereno.operate.awaited import interval_between
+    from sereno.operate.arrivals.awaited import interval_between
 
     here = os.getcwd()
     file = Path(question.file)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sereno.config import find_home
 from sereno.exceptions import SettingsError
-from sereno.operate.children import Child, Children
+from sereno.operate.up.children import Child, Children
 from sereno.serve.options import Options
 from sereno.serve.processes.sockets import refuse_openness
 from sereno.settings import FILE_NAME, Settings
@@ -33,7 +33,7 @@ def up(
     as_json: bool,
     tell: Callable[[str], None],
     note: Callable[[str], None],
-    scheduler: Sequence[str] = ("sereno.operate.process",),
+    scheduler: Sequence[str] = ("sereno.operate.scheduling.process",),
     silence: float = 60.0,
 ) -> int:
     """Keep both running until a signal ends it; the exit code. `tell` prints for whoever started it. Raises SerenoError.

@@ -20,9 +20,9 @@ import msgspec
 from sereno.exceptions import SerenoError
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, open_ledger
-from sereno.operate.notices import add_outcome, addresses, is_anyone_told, is_pending, told_to
-from sereno.operate.sender import LEASE, job_of
-from sereno.operate.tied import tied
+from sereno.operate.notices.sender import LEASE, job_of
+from sereno.operate.notices.words import add_outcome, addresses, is_anyone_told, is_pending, told_to
+from sereno.operate.up.tied import tied
 from sereno.settings import Settings
 
 LOOK_SECONDS = 1.0
@@ -100,7 +100,7 @@ def start_sender(
 
     Raises OSError.
     """
-    command = [sys.executable, "-P", "-m", "sereno.operate.sender", *options]
+    command = [sys.executable, "-P", "-m", "sereno.operate.notices.sender", *options]
     process = subprocess.Popen(
         command if silent else tied(command),
         stdin=subprocess.PIPE,
@@ -122,7 +122,7 @@ def test_everyone(settings: Settings) -> list[tuple[str, str]]:
     from sereno.adapters.channels import import_apprise
 
     import_apprise()
-    command = tied([sys.executable, "-P", "-m", "sereno.operate.sender", "--test"])
+    command = tied([sys.executable, "-P", "-m", "sereno.operate.notices.sender", "--test"])
     done = subprocess.run(command, input=job_of(settings), stdout=subprocess.PIPE, check=True)
     return msgspec.json.decode(done.stdout, type=list[tuple[str, str]])
 

@@ -1,6 +1,6 @@
 """The sender: a process of its own that tells people what the ledger says they are to be told. One at a time.
 
-    python -P -m sereno.operate.sender [--once] [--again] [--test] < the job, as JSON
+    python -P -m sereno.operate.notices.sender [--once] [--again] [--test] < the job, as JSON
 
 It gets its job by stdin, as addresses are secrets that nobody is to read in a list of processes. Each address is told on
 its own, and what became of it is written down before the next one is: one that fails keeps no other from being told, and
@@ -30,7 +30,7 @@ from sereno.exceptions import SerenoError
 from sereno.failpoints import failpoint
 from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Lease, Notice, NoticeKind, holder_here
-from sereno.operate.notices import (
+from sereno.operate.notices.words import (
     Place,
     Told,
     addresses,
@@ -54,7 +54,7 @@ SECONDS_FOR_ONE = 60.0  # a channel that takes longer has failed; should it be d
 PAUSES = (10.0, 30.0, 90.0, 300.0, 900.0, 1800.0, 3600.0)  # before another try; about four hours until it is given up
 MOST_ALONE = 3  # notices that one address is told one by one; more of them are one message
 
-LOG = logging.getLogger("sereno.operate.sender")
+LOG = logging.getLogger("sereno.operate.notices.sender")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -332,7 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from sereno.ledger import open_ledger
 
-    parser = argparse.ArgumentParser(prog="python -m sereno.operate.sender", description="Run by Sereno itself.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sereno.operate.notices.sender", description="Run by Sereno itself."
+    )
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--test", action="store_true")

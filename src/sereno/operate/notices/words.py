@@ -106,7 +106,10 @@ def _attempt_of_failure(ledger: RunLedger, entry: Entry, says: str) -> str:
 
     They know where nothing but failing was in between, and it is the scheduler's own try, or failed for the same reason.
     """
-    from sereno.operate.deciding import WHO, is_infrastructure  # not for who only looks: it knows of calendars
+    from sereno.operate.scheduling.deciding import (  # not for who only looks: it knows of calendars
+        WHO,
+        is_infrastructure,
+    )
 
     own = (one for one in ledger.notices(entry.model, NEWEST) if one.run_key == entry.run_key and one.kind == "failed")
     told = next(own, None)

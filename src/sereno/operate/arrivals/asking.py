@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from sereno.operate.tied import tied
+from sereno.operate.up.tied import tied
 
 MOST = 4  # processes at once: each holds what its model file imports
 TURN = 10.0  # seconds that a process has before another's turn comes, if one waits
@@ -137,7 +137,7 @@ class Asker:
         self._queue.remove(key)
         try:
             process = subprocess.Popen(
-                tied([sys.executable, "-P", "-m", "sereno.operate.ready"], nice=NICE),
+                tied([sys.executable, "-P", "-m", "sereno.operate.arrivals.ready"], nice=NICE),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # what the function starts ends with it; Ctrl-C is not for it

@@ -1,0 +1,1 @@
+"""Whether the data has come that runs wait for."""

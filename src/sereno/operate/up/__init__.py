@@ -1,0 +1,1 @@
+"""`sereno up`: the processes that it keeps running, and how they are tied to it."""
