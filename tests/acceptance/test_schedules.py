@@ -321,7 +321,10 @@ def test_a_model_file_that_takes_long_to_read_keeps_no_other_waiting(folder: Pat
                 state="running", since=datetime.now(UTC), who="sereno", label=yesterday, tries=1,
             )
         )  # fmt: skip
-    code = "import sys; from sereno.operate import declared, process; declared.LONG = 0.5; sys.exit(process.main([]))"
+    code = (
+        "import sys; from sereno.operate import declared; from sereno.operate.scheduling import process; "
+        "declared.LONG = 0.5; sys.exit(process.main([]))"
+    )
     with scheduling(folder, "-c", code) as one:
         assert one.told["says"] == "Schedules scores. Still to be read: hangs.py."
         one.wait(lambda: states(folder) == {yesterday: "published"})
