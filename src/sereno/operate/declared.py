@@ -22,7 +22,7 @@ import msgspec
 from sereno.config import find_home, load_settings
 from sereno.exceptions import SerenoError, WorkerError
 from sereno.operate.arrivals.awaited import Awaited, awaited
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 from sereno.settings import FILE_NAME
 
 if TYPE_CHECKING:

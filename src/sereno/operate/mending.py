@@ -19,7 +19,7 @@ from sereno.adapters.ledger import ledger_file
 from sereno.exceptions import LedgerError
 from sereno.interfaces import RunLedger
 from sereno.operate.notices.sending import end
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 from sereno.settings import Settings
 from sereno.status import read_statuses
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 
 MOST = 4  # processes at once: each holds what its model file imports
 TURN = 10.0  # seconds that a process has before another's turn comes, if one waits

@@ -22,7 +22,7 @@ from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, open_ledger
 from sereno.operate.notices.sender import LEASE, job_of
 from sereno.operate.notices.words import add_outcome, addresses, is_anyone_told, is_pending, told_to
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 from sereno.settings import Settings
 
 LOOK_SECONDS = 1.0

@@ -21,7 +21,7 @@ from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS
 from sereno.operate.scheduling.deciding import Scheduled
 from sereno.operate.scheduling.scheduler import LEASE
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 from sereno.schedule import Interval, due_between, last_interval, span
 
 State = Literal["published", "nothing", "held", "failed"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from sereno.interfaces import RunLedger
 from sereno.ledger import Lease, holder_here
 from sereno.operate.notices.sending import end
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 
 LEASE = "daily"
 DAY = 86_400.0

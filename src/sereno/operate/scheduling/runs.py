@@ -21,7 +21,7 @@ from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
 from sereno.operate.scheduling.deciding import WHO, took_too_long
 from sereno.operate.scheduling.endings import Ended
-from sereno.operate.up.tied import tied
+from sereno.operate.tied import tied
 from sereno.schedule import span
 from sereno.settings import UpSettings
 

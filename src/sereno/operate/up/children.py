@@ -20,8 +20,8 @@ from typing import Any
 
 from sereno.backoff import BackOff
 from sereno.exceptions import SerenoError
+from sereno.operate.tied import adopt_orphans, tied
 from sereno.operate.up.systemd import Systemd
-from sereno.operate.up.tied import adopt_orphans, tied
 from sereno.serve.processes.watching import Watcher
 from sereno.settings import Settings
 from sereno.signals import OTHER, Signals, has_terminal
