@@ -888,7 +888,7 @@ def test_a_scheduler_has_it_told(tmp_path: Path, ledger: RunLedger) -> None:
     ledger.acquire("scheduler", f"{os.uname().nodename}:{os.getppid()}:x", LEASE_SECONDS)
     assert after_run(settings, "churn", NOW) == ""
     assert ledger.untold() == []  # it has started us, and tells when it does not try again
-    ledger.acquire("scheduler", f"{os.uname().nodename}:1:x", LEASE_SECONDS, by_force=True)
+    ledger.acquire("scheduler", f"{os.uname().nodename}:{os.getpid()}:x", LEASE_SECONDS, by_force=True)
     assert after_run(settings, "churn", NOW) == ""
     (left,) = ledger.untold()  # it sends what somebody's own run has added
     assert left.error == ""
