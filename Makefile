@@ -35,8 +35,17 @@ demo: setup
 shop: setup
 	$(BIN)/python -m examples.recommender.demo --keep $(ARGS)
 
+# Whole, it is two at once, of which the one that starts processes all the time waits for them half of its time.
 test: setup
+ifeq ($(strip $(ARGS)),)
+	@rest=$$(mktemp); \
+	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/contract tests/parity > $$rest 2>&1 & other=$$!; \
+	trap 'kill $$other; exit 130' INT TERM; \
+	$(BIN)/python -m pytest tests/acceptance; first=$$?; \
+	wait $$other; second=$$?; cat $$rest; rm -f $$rest; exit $$((first || second))
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 # The long campaigns, which `make test` leaves out.
 soak: setup

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from datetime import time as time_of_day
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ MOST = 3.0  # times the p99 of an idle machine
 
 class Scheduled:
     file = str(FOLDER / "models" / "heavy.py")
+    run_seconds = run_cores = run_memory_bytes = None
 
 
 @contextlib.contextmanager
@@ -66,10 +68,11 @@ def run(limits: UpSettings, source: Path) -> Iterator[psutil.Process]:
     """A run that goes on, within limits."""
     now = datetime.now(UTC)
     day = now.date().replace(month=1, day=1)
+    end = datetime.combine(day + timedelta(days=1), time_of_day(), UTC)
     with tempfile.TemporaryDirectory(dir=DATA, prefix="output-") as home:
         runs = Runs(limits, ["--home", home, f"--set=models.heavy.source={source}"])
         runs.start(
-            Entry(model="heavy", run_key="", data_date=day, data_time=now, state="due", since=now, label=str(day)),
+            Entry(model="heavy", run_key=f"{day}T00:00Z", data_date=day, data_time=end, state="due", since=now),
             Scheduled(),
         )
         try:
