@@ -326,7 +326,7 @@ def test_as_many_runs_go_on_at_once_as_are_said(shop: Project) -> None:
         up.until(lambda: published(shop) and published(shop, "other"), "publish")
 
 
-def test_a_schedule_that_is_changed_counts_from_then_on(shop: Project) -> None:
+def test_a_model_that_is_added_is_run_and_served(shop: Project) -> None:
     with Up(shop.folder) as up:
         up.until(lambda: published(shop), "publish")
         shop.write("other.py", MODEL.replace('"total"', '"other"'))

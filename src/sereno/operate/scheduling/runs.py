@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
-from sereno.operate.scheduling.deciding import WHO, took_too_long
+from sereno.operate.scheduling.deciding import WHO, Scheduled, took_too_long
 from sereno.operate.scheduling.endings import Ended
 from sereno.operate.tied import tied
 from sereno.schedule import span
@@ -29,19 +29,6 @@ LONGEST_LINE = 1 << 16  # of what a run writes; the rest of it is another line
 LAST_WORDS = 0.5  # seconds that what a run wrote may take to be read, once it has ended
 PATIENCE = 0.01  # seconds between two looks at runs that are to end
 LOG = 2  # stderr
-
-
-class HasFile(Protocol):
-    """What is scheduled."""
-
-    @property
-    def file(self) -> str: ...
-    @property
-    def run_seconds(self) -> float | None: ...
-    @property
-    def run_cores(self) -> int | None: ...
-    @property
-    def run_memory_bytes(self) -> int | None: ...
 
 
 @dataclass(eq=False)
@@ -104,7 +91,7 @@ class Runs:
         """Model → the process of its run."""
         return {run.model: run.process.pid for run in self._runs}
 
-    def start(self, entry: Entry, scheduled: HasFile) -> None:
+    def start(self, entry: Entry, scheduled: Scheduled) -> None:
         """Start the run of an entry. Raises WorkerError where the system has no room for another process."""
         label = entry.label or entry.data_date.isoformat()
         # --json: the report itself is kept with the attempt; of it the log gets a line
