@@ -400,7 +400,7 @@ class UpSettings:
     run_nice: int = _setting(
         19, _whole(0, 19), "How far a run gives way to other processes: with 19 it gets what nobody else wants."
     )
-    run_cores: int | None = _setting(None, _whole(1), "How many cores a run may use; else all.")
+    run_cores: int | None = _setting(None, _whole(1), "How many cores a run may use; else those that the API leaves.")
     run_memory_bytes: int | None = _setting(
         None, _whole(1 << 20), "How much memory each process of a run may take; else all there is."
     )

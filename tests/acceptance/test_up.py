@@ -269,10 +269,15 @@ SAYS_WHAT_IT_MAY = """
 def test_runs_keep_to_their_limits_and_write_to_one_log(shop: Project) -> None:
     shop.write("total.py", MODEL.replace("    return pa.table", SAYS_WHAT_IT_MAY + "    return pa.table"))
     shop.write("ask", "")
-    shop.write("sereno.toml", f"{SETTINGS}\n[up]\nrun_cores = 1\nrun_memory_bytes = 4_000_000_000\n")
+    shop.write("sereno.toml", f"{SETTINGS}\n[up]\nrun_memory_bytes = 4_000_000_000\n")
     with Up(shop.folder, "--set", "up.run_nice=7") as up:
         (line,) = up.wait_for(r"^total \d{4}-\d\d-\d\d: \[")
-        assert json.loads(line.partition(": ")[2]) == [os.nice(0) + 7, os.SCHED_BATCH, 1, 4_000_000_000]
+        assert json.loads(line.partition(": ")[2]) == [
+            os.nice(0) + 7,
+            os.SCHED_BATCH,
+            max(1, len(os.sched_getaffinity(0)) - 1),  # one is the API's
+            4_000_000_000,
+        ]
         assert psutil.Process(up.api() or 0).nice() == os.nice(0)
         up.until(lambda: published(shop), "publish")
 

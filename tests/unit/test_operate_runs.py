@@ -156,7 +156,16 @@ def test_it_gets_as_many_cores_as_are_said(log: Callable[[], str]) -> None:
     ours = sorted(os.sched_getaffinity(0))
     assert what_it_may(UpSettings(run_cores=1), log)["cores"] == ours[-1:]
     assert what_it_may(UpSettings(run_cores=99), log)["cores"] == ours
-    assert cores_of_runs(None) is None
+    assert what_it_may(UpSettings(), log)["cores"] == ours
+
+
+def test_it_leaves_the_api_a_core_for_each_of_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 2, 4, 5})
+    assert cores_of_runs(None) is None  # no API beside it
+    assert cores_of_runs(None, api_workers=1) == [4, 5, 7]
+    assert cores_of_runs(None, api_workers=3) == [7]
+    assert cores_of_runs(None, api_workers=4) == [7]  # at least one, whatever the API would have
+    assert cores_of_runs(2, api_workers=3) == [5, 7]  # what was set is what it gets
 
 
 def test_it_gets_as_much_memory_as_is_said(log: Callable[[], str]) -> None:

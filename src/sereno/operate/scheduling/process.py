@@ -53,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--beats", action="store_true")
+    parser.add_argument("--api-workers", type=int, default=0)
     given = parser.parse_args(arguments)
     overrides = dict(one.split("=", 1) for one in given.set)
     options = Options(files=[], home=given.home, env=given.env, overrides=overrides)
     try:
-        return Process(options, options.settings(), beats=given.beats).run()
+        return Process(options, options.settings(), beats=given.beats, api_workers=given.api_workers).run()
     except SerenoError as error:
         _note(str(error))
         return WRONG_SETTINGS
@@ -74,7 +75,7 @@ class _Working:
 class Process:
     """See the module."""
 
-    def __init__(self, options: Options, settings: Settings, *, beats: bool = False) -> None:
+    def __init__(self, options: Options, settings: Settings, *, beats: bool = False, api_workers: int = 0) -> None:
         self._options, self._settings = options, settings
         self._beats, self._beat_due = beats, 0.0
         self._command = [sys.executable, "-P", *(f"-W{one}" for one in sys.warnoptions), "-m", "sereno"]
@@ -98,7 +99,7 @@ class Process:
         self._unread: dict[str, Unread] = {}  # model → its file, which does not load
         self._unread_is_known = False  # to people, and to `sereno health`
         self._idle: set[str] = set()  # files that are not scheduled, and of which that was said
-        self._runs = Runs(settings.up, [*self._given, "--who", WHO])
+        self._runs = Runs(settings.up, [*self._given, "--who", WHO], api_workers=api_workers)
         self._teller = Teller(self._ledger, settings)
         self._sending = Sending(settings, self._ledger, _note)
         self._daily = Daily(self._ledger, [*self._command, "prune", "--json", *self._given], _note)

@@ -73,12 +73,18 @@ class _Run:
 class Runs:
     """Starts runs, and hears of their end. For one thread, which lives as long as its process: runs are tied to it."""
 
-    def __init__(self, limits: UpSettings, options: Sequence[str] = (), *, command: Sequence[str] = ()) -> None:
-        """`options`: those of `sereno run` that all of them get; `command`: in place of `sereno run` (for tests)."""
+    def __init__(
+        self, limits: UpSettings, options: Sequence[str] = (), *, command: Sequence[str] = (), api_workers: int = 0
+    ) -> None:
+        """`options`: those of `sereno run` that all of them get; `command`: in place of `sereno run` (for tests).
+
+        `api_workers`: processes of an API beside the runs, each of which keeps a core free of them as far as there are enough.
+        """
         warnings = [f"-W{option}" for option in sys.warnoptions]
         self.limits = limits  # of those that start from now on
         self._command = [*(command or (sys.executable, "-P", *warnings, "-m", "sereno", "run"))]
         self._options = [*options]
+        self._api_workers = api_workers
         self._runs: list[_Run] = []
 
     @property
@@ -106,7 +112,7 @@ class Runs:
                 tied(
                     command,
                     nice=self.limits.run_nice,
-                    cores=cores_of_runs(scheduled.run_cores or self.limits.run_cores),
+                    cores=cores_of_runs(scheduled.run_cores or self.limits.run_cores, self._api_workers),
                     memory_bytes=scheduled.run_memory_bytes or self.limits.run_memory_bytes,
                     dies_first=True,
                 ),
@@ -169,9 +175,17 @@ class Runs:
         return any(not run.has_ended() for run in self._runs)
 
 
-def cores_of_runs(count: int | None) -> list[int] | None:
-    """The numbers of the cores that a run may use: the last ones of those that this process may."""
-    return None if count is None else sorted(os.sched_getaffinity(0))[-count:]
+def cores_of_runs(count: int | None, api_workers: int = 0) -> list[int] | None:
+    """The numbers of the cores that a run may use: the last ones of those that this process may; None: all of them.
+
+    Without a count it is those that an API beside it leaves, at least one. To give way is not enough: on shared cores, callers
+    of the API waited four to five times as long at p99 whatever the priority, on a core of its own not longer at all
+    (`benchmarks/results/operate-api-*`).
+    """
+    if count is None and not api_workers:
+        return None
+    ours = sorted(os.sched_getaffinity(0))
+    return ours[-(count or max(1, len(ours) - api_workers)) :]
 
 
 def report_in(printed: bytes) -> dict[str, Any]:

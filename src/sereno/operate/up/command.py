@@ -80,7 +80,8 @@ def up(
             Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True, may_fail=True, again=again)
         )
     if schedule:
-        command = [*COMMAND[:2], *given, COMMAND[2], *scheduler, *common, "--beats"]
+        api_workers = (workers or settings.workers or 1) if api else 0
+        command = [*COMMAND[:2], *given, COMMAND[2], *scheduler, *common, "--beats", "--api-workers", str(api_workers)]
         children.append(Child(SCHEDULER, command, lambda now: now.up.stop_seconds, silence=silence))
 
     def announce(said: Mapping[str, Mapping[str, Any]]) -> None:
