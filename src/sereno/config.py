@@ -21,9 +21,11 @@ from sereno.settings import (
     GateSettings,
     Key,
     ModelSettings,
+    RaySettings,
     ServeSettings,
     Setting,
     Settings,
+    SparkSettings,
     UpSettings,
     Value,
     checked,
@@ -42,9 +44,11 @@ __all__ = [
     "ColumnSettings",
     "GateSettings",
     "ModelSettings",
+    "RaySettings",
     "ServeSettings",
     "Setting",
     "Settings",
+    "SparkSettings",
     "UpSettings",
     "Value",
     "find_home",
@@ -216,8 +220,7 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
     gates: dict[str, dict[str, Any]] = {}
     columns: dict[str, dict[str, dict[str, Any]]] = {}
     given: dict[str, dict[str, Path]] = {}
-    serve: dict[str, Any] = {}
-    up: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {"serve": {}, "up": {}, "ray": {}, "spark": {}}
     top: dict[str, Any] = {"home": folder}
     for key, entry in entries.items():
         value = entry.value
@@ -233,16 +236,16 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
             else:
                 (gates if key[2] == "gates" else models).setdefault(key[1], {})[key[-1]] = value
             given.setdefault(key[1], {})[".".join(key[2:])] = entry.base
-        elif key[0] == "serve":
-            serve[key[1]] = value
-        elif key[0] == "up":
-            up[key[1]] = value
+        elif key[0] in groups:
+            groups[key[0]][key[1]] = value
         else:
             top[key[0]] = value
     return Settings(
         **top,
-        serve=ServeSettings(**serve),
-        up=UpSettings(**up),
+        serve=ServeSettings(**groups["serve"]),
+        up=UpSettings(**groups["up"]),
+        ray=RaySettings(**groups["ray"]),
+        spark=SparkSettings(**groups["spark"]),
         values=values,
         models={
             name: ModelSettings(

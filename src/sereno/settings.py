@@ -16,6 +16,7 @@ from sereno.exceptions import SettingsError
 FILE_NAME = "sereno.toml"
 DAILY = "0 0 * * *"
 EXPORT_FORMATS = ("parquet", "csv", "jsonl")
+EXECUTORS = ("local", "ray", "spark")
 NOTICE_KINDS = ("failed", "held", "late", "recovered")
 
 ARRIVAL_ONLY = ("quiet_seconds", "ready_seconds", "late")  # heeded where data is waited for
@@ -410,6 +411,35 @@ class UpSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The settings of the executor "ray": the cluster, and what a worker takes of it."""
+
+    address: str | None = _setting(
+        None, _text('an address, "host:6379"'), "The head of the Ray cluster; else one is started on this machine."
+    )
+    worker_cpus: float = _setting(1.0, _number(None), "How many CPUs of a node a worker takes.")
+    worker_gpus: float = _setting(0.0, _number(None), "How many GPUs of a node a worker takes.")
+    worker_memory_bytes: int | None = _setting(
+        None, _whole(1 << 20), "How much memory of a node a worker takes, for Ray to place it."
+    )
+    runtime_env: Path | None = _setting(
+        None, PATH, "A file of JSON: the environment that Ray makes for the workers, its `runtime_env`."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparkSettings:
+    """The settings of the executor "spark"."""
+
+    master: str | None = _setting(
+        None,
+        _text('a master, "spark://host:7077" or "yarn"'),
+        "The cluster; else what `spark-submit` says, or this machine.",
+    )
+    config: Path | None = _setting(None, PATH, "A file of JSON: what else is set of Spark, as `spark.executor.memory`.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """One of `[values]`."""
 
@@ -425,6 +455,7 @@ class Settings:
     """Everything that was set, checked."""
 
     home: Path  # absolute
+    executor: str = "local"
     workers: int | None = None  # None: a run has as many as there are cores, a server one
     secrets_folder: Path = Path("/run/secrets")
     ledger: str | None = field(default=None, repr=False)  # None: SQLite in the home; it may hold a password
@@ -434,6 +465,8 @@ class Settings:
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
     serve: ServeSettings = field(default_factory=ServeSettings)
     up: UpSettings = field(default_factory=UpSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+    spark: SparkSettings = field(default_factory=SparkSettings)
     folder: Path | None = field(default=None, compare=False)  # where sereno.toml lies, or would
     given_options: tuple[str, ...] = field(
         default=(), compare=False
@@ -521,6 +554,12 @@ SETTINGS: Mapping[str, Setting] = {
     for setting in (
         Setting(name="home", kind=PATH, default=None, about="Where `predictions/`, `exports/` and `.sereno/` lie."),
         Setting(
+            name="executor",
+            kind=_choice(*EXECUTORS),
+            default="local",
+            about="What hands the tasks of a run to workers: this machine's processes, a Ray or a Spark cluster.",
+        ),
+        Setting(
             name="workers",
             kind=_whole(1),
             default=None,
@@ -543,6 +582,8 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(name="values.NAME", kind=_VALUE, default=None, about="Fills a parameter NAME, or {NAME} in a source."),
         *_rows("serve.", ServeSettings),
         *_rows("up.", UpSettings),
+        *_rows("ray.", RaySettings),
+        *_rows("spark.", SparkSettings),
         *_rows("models.NAME.", ModelSettings),
         *_rows("models.NAME.gates.", GateSettings),
         *_rows("models.NAME.columns.COLUMN.", ColumnSettings),

@@ -257,7 +257,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
     [
         (
             "wrokers = 2",
-            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'workers', 'secrets_folder', ",
+            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'executor', 'workers', ",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
         ("[models.m.columns.x]\nwarn_ps = 1", "There is no setting 'models.m.columns.x.warn_ps', which {file} sets. Did you mean 'warn_psi'?"),

@@ -17,7 +17,7 @@ import msgspec
 from sereno.batch.gates import Gate
 from sereno.batch.parts import WrittenPart
 from sereno.batch.profile import Profile, stored_profile
-from sereno.batch.tasks import TaskResult
+from sereno.batch.tasks import TaskResult, result_file
 from sereno.exceptions import NotFoundError, StorageError
 from sereno.schedule import Interval
 from sereno.storage import exclusive, is_held, run_lock, write_atomically
@@ -154,27 +154,32 @@ class Attempts:
             return "published"
         return "interrupted" if report.state == "running" and not self.going_on(report) else report.state
 
-    def finished_tasks(self, run_key: str) -> dict[str, TaskResult]:
-        """Key → result of the tasks that earlier attempts of this run finished, where all their files still stand.
+    def finished_tasks(self, run_key: str) -> dict[str, Path]:
+        """Key → result file of the tasks that earlier attempts of this run finished, where all their files still stand.
 
         A key holds all that a result depends on, so it does not matter which attempt it comes from.
         """
         found = {}
         for report in self.all():
             if report.run_key == run_key and report.state in ("running", "failed", "held"):
-                for result in self.results(report):
-                    if _whole(result):
-                        found[result.key] = result
+                for file in self._result_files(report):
+                    if (result := _read(file, TaskResult)) and _whole(result):
+                        found[result.key] = file
         return found
 
+    def _result_files(self, report: Report) -> Iterator[Path]:
+        return (self.work(report) / "tasks").glob("*.json")
+
     def results(self, report: Report) -> Iterator[TaskResult]:
-        for file in (self.work(report) / "tasks").glob("*.json"):
+        for file in self._result_files(report):
             if result := _read(file, TaskResult):
                 yield result
 
-    def adopt(self, report: Report, result: TaskResult) -> None:
-        """Take over a task that an earlier attempt finished."""
-        write_atomically(self.work(report) / "tasks" / f"{result.key[:32]}.json", msgspec.json.encode(result))
+    def adopt(self, report: Report, file: Path, index: int) -> TaskResult:
+        """Take over a task that an earlier attempt finished, as task `index` of this one."""
+        result = replace(msgspec.json.decode(file.read_bytes(), type=TaskResult), index=index)
+        write_atomically(result_file(self.work(report), result.key), msgspec.json.encode(result))
+        return result
 
     def forget(self, report: Report) -> None:
         """An attempt that had nothing to do leaves no trace."""

@@ -18,7 +18,7 @@ from sereno.batch.keys import duplicates
 from sereno.batch.parts import REJECTS, WrittenPart, delta_stats, open_part
 from sereno.batch.profile import Profile, merged
 from sereno.batch.profiling import ProfileBuilder
-from sereno.batch.tasks import Task, TaskResult, row_as_json
+from sereno.batch.tasks import Task, TaskResult, row_as_json, stored_result
 from sereno.exceptions import DataError, DuplicateKeysError, RunError, SourceError
 from sereno.loader import file_digest
 from sereno.model import Model
@@ -27,6 +27,7 @@ from sereno.storage import fsync, told
 MERGED_REJECTS = pa.schema([pa.field("run", pa.string(), nullable=False), *REJECTS])
 SHOWN = 5  # duplicate keys named in a message
 ENOUGH = 10_000  # duplicate keys to look up for it
+MERGED_AT_ONCE = 64  # profiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,11 @@ def finish(
     policy: str,
     attempt: str,
     parts_folder: Path,
+    work_folder: Path,
     rejects_file: Path,
     batch_rows: int,
 ) -> Outcome:
-    """One result of all tasks, in the order of the source.
+    """One result of all tasks, in the order of the source. Their results may be light: their files have the profiles.
 
     Raises SourceError where there are no rows, DuplicateKeysError (policy "fail"), DataError where no row could be
     scored, and RunError should a row be lost.
@@ -99,6 +101,7 @@ def finish(
         with told("The rejects could not be written"):
             _merge_rejects(rejects_file, attempt, tasks, results, dropped, policy, model, batch_rows)
         written = rejects_file
+    profile, inputs_profile = _profiles(kept, work_folder)
     return Outcome(
         rows_in=rows_in,
         answered=answered,
@@ -106,11 +109,25 @@ def finish(
         uncounted=uncounted,
         reasons=dict(sorted(reasons.items(), key=lambda r: -r[1])),
         parts=tuple(r.part for r in kept if r.part),
-        profile=merged([r.profile for r in kept]),
-        inputs_profile=merged([r.inputs_profile for r in kept]),
+        profile=profile,
+        inputs_profile=inputs_profile,
         rejects_file=written,
         rejects_sha256=file_digest(written) if written else "",
     )
+
+
+@told("The profiles of the tasks could not be read")
+def _profiles(results: Sequence[TaskResult], work_folder: Path) -> tuple[Profile, Profile]:
+    """Those of the outputs and of the inputs, over all tasks. Few are in memory at once, however many tasks there are."""
+    outputs: list[Profile] = []
+    inputs: list[Profile] = []
+    for result in results:
+        whole = result if result.profile and result.inputs_profile else stored_result(work_folder, result.key)
+        outputs.append(result.profile or whole.profile)
+        inputs.append(whole.inputs_profile)
+        if len(outputs) == MERGED_AT_ONCE:
+            outputs, inputs = [merged(outputs)], [merged(inputs)]
+    return merged(outputs), merged(inputs)
 
 
 def _duplicates(model: Model, results: Sequence[TaskResult], policy: str) -> dict[int, list[Dropped]]:

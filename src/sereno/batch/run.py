@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Literal, Protocol
@@ -410,13 +409,13 @@ class _Run:
                 if known is None:
                     yield task
                 else:
-                    results[task.index] = replace(known, index=task.index)
-                    home.attempts.adopt(report, results[task.index])
+                    result = home.attempts.adopt(report, known, task.index)
+                    results[task.index] = result.light
                     report.resumed_tasks += 1
-                    self.watcher.rows(known.rows_in)
+                    self.watcher.rows(result.rows_in)
 
         for result in self.executor.map(job, unfinished(), self.watcher.rows):
-            results[result.index] = result
+            results[result.index] = result.light
             self.held.check()  # it may have stood still for hours
         report.tasks = len(tasks)
         report.workers = max(1, min(self.executor.workers, len(tasks) - report.resumed_tasks))
@@ -450,6 +449,7 @@ class _Run:
             policy=self.chosen.duplicates,
             attempt=report.attempt,
             parts_folder=store.folder / report.attempt,
+            work_folder=self.home.attempts.work(report),
             rejects_file=store.folder / "_rejects" / f"{report.attempt}.parquet",
             batch_rows=self.chosen.batch_rows,
         )

@@ -1,15 +1,17 @@
 """Task: a piece of the input that one worker scores alone. No row crosses between processes.
 
 A worker reads its own rows, checks them, predicts, checks the answer, and writes its own part, its rejects, the hashes
-of its keys and its profile. `score_task` is idempotent: names come from the attempt and the task.
+of its keys and its profile. A task may be scored more than once, even twice at the same time, as on a cluster of which a
+node was cut off and comes back: every try writes files of its own, and those count that its answer names.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,21 @@ class TaskResult:
     def answered(self) -> int:
         return self.part.rows if self.part else 0
 
+    @property
+    def light(self) -> TaskResult:
+        """Without the profiles, which are most of it: `work_folder/tasks` has them (`stored_result`)."""
+        return replace(self, profile={}, inputs_profile={})
+
+
+def result_file(work_folder: Path, key: str) -> Path:
+    """Where the whole result of the task with that key is kept."""
+    return work_folder / "tasks" / f"{key[:32]}.json"
+
+
+def stored_result(work_folder: Path, key: str) -> TaskResult:
+    """The whole result of a task. Raises OSError."""
+    return msgspec.json.decode(result_file(work_folder, key).read_bytes(), type=TaskResult)
+
 
 @told("A task could not be written")
 def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], None]) -> TaskResult:
@@ -91,9 +108,10 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
     key_names = [c.name for c in model.inputs.keys]
     key = task.key(job)
     work = Path(job.work_folder)
-    part_path = Path(job.parts_folder) / f"part-{task.index:05d}-{key[:8]}.parquet"
-    writer = PartWriter(part_path, work / "keys" / f"{key[:32]}.u64", scorer.schema, keys=len(key_names))
-    rejects = RejectWriter(work / "rejects" / f"{key[:32]}.parquet")
+    name = f"{key[:32]}-{secrets.token_hex(4)}"
+    part_path = Path(job.parts_folder) / f"part-{task.index:05d}-{name[:8]}{name[32:]}.parquet"
+    writer = PartWriter(part_path, work / "keys" / f"{name}.u64", scorer.schema, keys=len(key_names))
+    rejects = RejectWriter(work / "rejects" / f"{name}.parquet")
     profile = ProfileBuilder(model.outputs.columns)
     inputs_profile = ProfileBuilder(model.inputs.features, sampled=True)
     json_rows = JsonRows(model.inputs) if any(p.kind == "json" for p in task.pieces) else None
@@ -146,7 +164,7 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
         inputs_profile=inputs_profile.build(),
         seconds=clock.seconds,
     )
-    write_atomically(work / "tasks" / f"{key[:32]}.json", msgspec.json.encode(result))
+    write_atomically(result_file(work, key), msgspec.json.encode(result), temporary=f".{name}.tmp")
     failpoint("task_done")
     return result
 

@@ -104,6 +104,7 @@ def _publish(reference: Reference, home: Path, *, policy: str, disposition: str,
         policy=policy,
         attempt=report.attempt,
         parts_folder=parts,
+        work_folder=attempts.work(report),
         rejects_file=attempts.work(report) / "rejects.parquet",
         batch_rows=batch_rows,
     )

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sereno.cli.commands import DONE, FAILED, HELD, Commands, positive
+from sereno.cli.commands import DONE, FAILED, HELD, Commands, add_executor, positive
 from sereno.cli.health import tell_people
 from sereno.cli.named import file_of, from_here, model_of, settings_of, who
 from sereno.cli.printing import output, write
@@ -48,6 +48,7 @@ def add(commands: Commands) -> None:
         "--force", action="store_true", help="score and publish even what is published, older or withdrawn"
     )
     one.add_argument("--workers", type=positive, metavar="N", help="processes; as many as cores if not given")
+    add_executor(one)
     one.add_argument("--source", metavar="S", help="read from here instead")
     one.add_argument("--who", metavar="NAME", help="who starts it, for the ledger; the user if not given")
     # for a scheduler and backfill: the very interval that is meant, and not again if it is published
@@ -88,18 +89,16 @@ def _run_one(options: argparse.Namespace, at_the_end: contextlib.ExitStack) -> i
         options.source = from_here(options.source)
     began, run_key = datetime.now(UTC), None
     with _ahead(options) as ahead:  # before anything heavy is imported here
-        from sereno.adapters.local import LocalExecutor
-        from sereno.adapters.spawn import cores
+        from sereno.adapters.executors import make_executor
         from sereno.baseline import baseline_of
         from sereno.batch.run import run
         from sereno.home import Home
         from sereno.progress import Shown
-        from sereno.scoring import open_scorer
         from sereno.show import run_lines
 
         model, settings = model_of(options)
         at_the_end.callback(lambda: tell_people(settings, model.name, began, file=model.file, run_key=run_key))
-        executor = LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
+        executor = make_executor(model, settings, ahead)
         with Shown() as watcher:
             report = run(
                 model,
@@ -131,8 +130,9 @@ def _ahead(options: argparse.Namespace) -> Iterator[Any]:
         yield None
         return
     file = file_of(options)
-    workers = settings_of(options, file).workers or cores()
-    if workers == 1 or not file.is_file():
+    settings = settings_of(options, file)
+    workers = settings.workers or cores()
+    if workers == 1 or settings.executor != "local" or not file.is_file():
         yield None
         return
     with Ahead(file.resolve(), workers) as ahead:

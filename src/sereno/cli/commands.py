@@ -47,3 +47,10 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return number
+
+
+def add_executor(one: Any) -> None:
+    """The option of commands that score in batch."""
+    one.add_argument(
+        "--executor", dest=SETTING + "executor", metavar="KIND", help="local, ray or spark: who hands out the tasks"
+    )

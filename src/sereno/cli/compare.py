@@ -7,7 +7,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from sereno.cli.commands import DONE, Commands, positive
+from sereno.cli.commands import DONE, Commands, add_executor, positive
 from sereno.cli.named import from_here, model_of
 from sereno.cli.printing import output, write_page
 
@@ -27,24 +27,23 @@ def add(commands: Commands) -> None:
     one.add_argument("--date", metavar="D", help="data date to score; the version's, if not given")
     one.add_argument("--html", type=Path, metavar="FILE", help="write it as a page that needs nothing beside it")
     one.add_argument("--workers", type=positive, metavar="N", help="processes; as many as cores if not given")
+    add_executor(one)
     one.add_argument("--source", metavar="S", help="read from here instead")
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sereno.adapters.local import LocalExecutor
-    from sereno.adapters.spawn import cores
+    from sereno.adapters.executors import make_executor
     from sereno.compare import compare
     from sereno.compare.lines import comparison_lines
     from sereno.compare.temporary import ended_in_order
     from sereno.progress import Shown
-    from sereno.scoring import open_scorer
 
     if options.source is not None:
         options.source = from_here(options.source)
     if options.html is not None:
         options.html = options.html.absolute()  # the working folder becomes the model's
     model, settings = model_of(options)
-    executor = LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings))
+    executor = make_executor(model, settings)
     try:
         with ended_in_order(), Shown() as watcher:
             found = compare(

@@ -80,7 +80,7 @@ def score(
             yield task
 
     with stopped, clock("score"):
-        results = {result.index: result for result in executor.map(job, drawn(), progress)}
+        results = {result.index: result.light for result in executor.map(job, drawn(), progress)}
     if not tasks:
         raise SourceError(f"{chosen.source or 'read'} gave no rows, so there is nothing to compare.")
     with clock("check"):
@@ -91,6 +91,7 @@ def score(
             policy=chosen.duplicates,
             attempt=folder.name,
             parts_folder=folder / "parts",
+            work_folder=folder / "work",
             rejects_file=folder / "rejects.parquet",
             batch_rows=chosen.batch_rows,
         )

@@ -1,0 +1,27 @@
+"""Which executor a run gets: what the setting `executor` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sereno.adapters.local import LocalExecutor
+from sereno.adapters.spawn import Ahead, cores
+from sereno.interfaces import Executor
+from sereno.scoring import open_scorer
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
+    from sereno.model import Model
+
+
+def make_executor(model: Model, settings: Settings, ahead: Ahead | None = None) -> Executor:
+    """Raises MissingExtraError where the package of a cluster is missing. `ahead`: a worker that was started already."""
+    if settings.executor == "ray":
+        from sereno.adapters.ray_executor import RayExecutor
+
+        return RayExecutor(settings)
+    if settings.executor == "spark":
+        from sereno.adapters.spark_executor import SparkExecutor
+
+        return SparkExecutor(settings)
+    return LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
