@@ -16,6 +16,7 @@
     │   ├── BusyError           another process has this run key, or publishes to this table, right now
     │   ├── ChangedError        what it reads is not what it was when it began: another try goes by what is there now
     │   ├── StorageError        a disk that is full, read-only or broken
+    │   │   └── NotSharedError  a folder that is not the same on every node of a cluster
     │   ├── LedgerError         the ledger cannot be read or written
     │   ├── LeaseLostError      somebody else has taken this run over
     │   └── WorkerError         a worker process died
@@ -106,6 +107,10 @@ class ChangedError(RunError):
 
 class StorageError(RunError):
     """A disk is full, read-only or broken."""
+
+
+class NotSharedError(StorageError):
+    """A folder is not the same on every node of a cluster."""
 
 
 class LedgerError(RunError):
