@@ -335,6 +335,9 @@ def ray_cluster(nodes: Sequence[Host], *, cpus: int = 1, options: Sequence[str] 
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "4",
+        # Whoever waits for an answer of a host whose power was cut waits for 7 minutes, unless it asks whether that is there.
+        "RAY_grpc_client_keepalive_time_ms": "2000",
+        "RAY_grpc_client_keepalive_timeout_ms": "2000",
     }
     common = [f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}", *options]
     started = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}

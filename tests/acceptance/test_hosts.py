@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import Host, hosts
+from tests.hosts import Host, hosts, ray_cluster
 
 ECHO = """
 import socket, time
@@ -114,3 +115,31 @@ def test_the_power_is_cut(pair: list[Host]) -> None:
     second.boot()
     listen(second)
     assert ask(first, second.address) == "host2"
+
+
+def test_ray_goes_on_when_a_node_is_lost(tmp_path: Path) -> None:
+    script = f"""
+import json, pathlib, ray, socket, time
+ray.init(log_to_driver=False)
+@ray.remote(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")
+def where(number):
+    pathlib.Path({str(tmp_path)!r}, f"{{number}}-{{socket.gethostname()}}").touch()
+    while number < 3 and not pathlib.Path({str(tmp_path)!r}, "go").exists():
+        time.sleep(0.05)
+    return socket.gethostname()
+print(json.dumps(ray.get([where.remote(number) for number in range(9)])))
+"""
+    with hosts(3, tmp_path) as (first, second, third), ray_cluster([first, second, third]) as ray:
+        driver = first.popen(
+            [sys.executable, "-c", script], ray.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while len({path.name.partition("-")[2] for path in tmp_path.glob("?-*")}) < 3:  # one on each node
+            assert driver.poll() is None, driver.communicate()
+        third.kill()
+        (tmp_path / "go").touch()
+        printed, errors = driver.communicate(timeout=60)
+
+    assert driver.returncode == 0, errors
+    answers = json.loads(printed)
+    assert len(answers) == 9
+    assert set(answers) <= {"host1", "host2"}
