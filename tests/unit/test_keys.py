@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import tracemalloc
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sereno.batch import keys as module
 from sereno.batch.keys import duplicates, hash_keys, repeated_hashes, write_hashes
+from sereno.exceptions import StorageError
 
 MODERATE = settings(max_examples=100, deadline=None)
 HASHES = st.integers(0, 2**64 - 1)
@@ -78,12 +79,13 @@ def test_ordinary_composite_keys_do_not_collide() -> None:
 @MODERATE
 @given(
     st.lists(
-        st.lists(st.one_of(st.integers(0, 30), st.integers(2**64 - 5, 2**64 - 1), HASHES), max_size=30), max_size=4
+        st.lists(st.one_of(st.integers(0, 30), st.integers(2**64 - 5, 2**64 - 1), HASHES), max_size=30), max_size=9
     ),
     st.integers(1, 40),
+    st.integers(2, 10),
 )
 def test_hashes_that_occur_twice_over_all_files(
-    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], at_once: int
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], at_once: int, files_at_once: int
 ) -> None:
     folder = tmp_path_factory.mktemp("hashes")
     paths = [folder / f"{i}.u64" for i in range(len(files))]
@@ -92,19 +94,54 @@ def test_hashes_that_occur_twice_over_all_files(
     every = sorted(h for f in files for h in f)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "AT_ONCE", at_once)
-        assert repeated_hashes(paths).tolist() == sorted({h for h in every if every.count(h) > 1})
+        patch.setattr(module, "FILES_AT_ONCE", files_at_once)
+        found = [h for some in repeated_hashes(paths) for h in some.tolist()]
+    assert found == sorted({h for h in every if every.count(h) > 1})
+    assert sorted(folder.iterdir()) == paths  # what was merged is gone
 
 
-def test_memory_is_bounded_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 1000)
-    rng = np.random.default_rng(7)
-    files = [tmp_path / f"{i}.u64" for i in range(3)]
-    arrays = [rng.integers(0, 2**64 - 1, 20_000, np.uint64) for _ in files]
-    for file, array in zip(files, arrays, strict=True):
-        write_hashes(file, array)
-    edges = [0, *module._bounds(files).tolist(), 2**64]
-    for low, high in itertools.pairwise(edges):
-        assert sum(int(((a >= low) & (a <= high - 1)).sum()) for a in arrays) < 2000
+@pytest.mark.parametrize("files_at_once", [4, 256])
+def test_memory_does_not_depend_on_rows_or_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_at_once: int
+) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 10_000)
+    monkeypatch.setattr(module, "FILES_AT_ONCE", files_at_once)
+    files = [tmp_path / f"{i}.u64" for i in range(20)]
+    for seed, file in enumerate(files):  # ordinary ones, and one whose every hash is the same
+        hashes = np.random.default_rng(seed).integers(0, 2**64 - 1, 20_000, np.uint64)
+        write_hashes(file, hashes if seed else np.full(200_000, 7, np.uint64))
+    list(repeated_hashes(files))
+    tracemalloc.start()
+    try:
+        assert [h for some in repeated_hashes(files) for h in some.tolist()] == [7]
+        assert tracemalloc.get_traced_memory()[1] < 8 * 10_000 * 10
+    finally:
+        tracemalloc.stop()
+
+
+def test_hashes_that_are_lost_while_they_are_read_do_not_hide_duplicates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 10)
+    files = [tmp_path / "0.u64", tmp_path / "1.u64"]
+    for file in files:
+        write_hashes(file, np.arange(100, dtype=np.uint64))
+    found = repeated_hashes(files)
+    next(found)
+    files[1].write_bytes(files[1].read_bytes()[:400])
+    with pytest.raises(StorageError, match=r"1\.u64 became shorter while it was read"):
+        list(found)
+
+
+def test_only_parts_that_may_hold_a_repeated_key_are_read_again(tmp_path: Path) -> None:
+    parts, files = [], []
+    for i, ids in enumerate(([1, 2], [3, 4], [2, 5])):
+        parts.append(tmp_path / f"{i}.parquet")
+        files.append(tmp_path / f"{i}.u64")
+        pq.write_table(pa.table({"id": ids}), parts[-1])
+        write_hashes(files[-1], np.array(ids, np.uint64))
+    parts[1].unlink()
+    assert duplicates(parts, files, ["id"]) == ({0: [(1, (2,))], 2: [(0, (2,))]}, True)
 
 
 @pytest.mark.parametrize("collide", [False, True])

@@ -1,11 +1,13 @@
 """Duplicate keys among any number of rows, in bounded memory.
 
-Each task leaves the sorted 64-bit hashes of its keys in a file. Hashes that occur twice are looked for range by range,
-a few million at a time, and only their rows are compared by the keys themselves.
+Each task leaves the sorted 64-bit hashes of its keys in a file. The files are merged, a few million hashes at a time, which
+shows those that occur twice, and only their rows are compared by the keys themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sereno.checks import one_array
+from sereno.exceptions import StorageError
 from sereno.storage import fsync
 
 Hashes = npt.NDArray[np.uint64]
 AT_ONCE = 2_000_000  # hashes in memory at a time: 16 MB
+FILES_AT_ONCE = 256  # so that 64 KB and more are read of each
+GREATEST = np.uint64(2**64 - 1)
 PRIME = np.uint64(0x100000001B3)
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -71,34 +76,79 @@ def write_hashes(path: Path, hashes: Hashes) -> None:
     fsync(path)  # the task counts as finished once its result stands, and a lost hash would hide a duplicate
 
 
-def repeated_hashes(files: Sequence[Path]) -> Hashes:
-    """The hashes that occur more than once over all files (each sorted); sorted, each once."""
-    found = [np.empty(0, np.uint64)]
-    if not files:
-        return found[0]
-    bounds = _bounds(files)
-    # where each file is cut; files are read, not mapped: mapped pages stay in memory and count as ours
-    cuts = [[0, *np.searchsorted(_read(f), bounds).tolist(), f.stat().st_size // 8] for f in files]
-    for lot in range(len(bounds) + 1):
-        together = np.concatenate([_read(f, cut[lot], cut[lot + 1]) for f, cut in zip(files, cuts, strict=True)])
-        together.sort()
-        found.append(np.unique(together[1:][together[1:] == together[:-1]]))
-    return np.concatenate(found)
+def repeated_hashes(files: Sequence[Path]) -> Iterator[Hashes]:
+    """The hashes that occur more than once over all files (each sorted): ascending, each once, some at a time.
+
+    Each file is read from its start to its end, once where there are few and once more for every FILES_AT_ONCE times as many: then
+    some are merged to one first, in a folder beside them that is removed at the end. Raises StorageError.
+    """
+    with contextlib.ExitStack() as merged:
+        while len(files) > FILES_AT_ONCE:
+            folder = Path(merged.enter_context(tempfile.TemporaryDirectory(dir=files[0].parent, prefix="merged-")))
+            lots = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+            files = [_merge(lot, folder / f"{number}.u64") for number, lot in enumerate(lots)]
+        for hashes in _ascending(files):
+            found = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+            if len(found):
+                yield found
 
 
-def _read(file: Path, start: int = 0, end: int | None = None) -> Hashes:
-    return np.fromfile(file, np.uint64, -1 if end is None else end - start, offset=8 * start)
+def _merge(files: Sequence[Path], into: Path) -> Path:
+    with into.open("wb") as stream:
+        for hashes in _ascending(files):
+            hashes.tofile(stream)
+    return into
 
 
-def _bounds(files: Sequence[Path]) -> Hashes:
-    """What splits the hashes in nearly equal lots of AT_ONCE, by a sample of each file."""
-    total = sum(f.stat().st_size // 8 for f in files)
-    lots = -(-total // AT_ONCE)
-    if lots < 2:
-        return np.empty(0, np.uint64)
-    step = max(1, total // (lots * 1000))
-    sample = np.sort(np.concatenate([_read(f)[::step] for f in files]))
-    return np.unique(sample[[len(sample) * i // lots for i in range(1, lots)]])
+def _ascending(files: Sequence[Path]) -> Iterator[Hashes]:
+    """All hashes of sorted files in order, some at a time: all equal ones at once, of which two stand for any more."""
+    stretches = [_Stretch(f, max(AT_ONCE // len(files), 1)) for f in files]
+    last = np.empty(0, np.uint64)  # equal ones may follow
+    while stretches := [s for s in stretches if s.read()]:
+        # the least of what each has read up to: beyond it, there may be more in one of the files
+        bound = min((s.hashes[-1] for s in stretches if s.left), default=GREATEST)
+        hashes = np.concatenate([last, *(s.take(bound) for s in stretches)])
+        hashes.sort()
+        end = int(np.searchsorted(hashes, hashes[-1]))
+        last = hashes[end : end + 2].copy()
+        yield hashes[:end]
+    yield last
+
+
+class _Stretch:
+    """What is in memory of one sorted file. It is read, not mapped: mapped pages stay in memory and count as ours."""
+
+    def __init__(self, file: Path, most: int) -> None:
+        self._file, self._most = file, most
+        self._at = 0
+        self.left = file.stat().st_size // 8  # not read yet
+        self.hashes = np.empty(0, np.uint64)
+
+    def read(self) -> bool:
+        """Read on, where less than half is left in memory; whether there is anything."""
+        if self.left and len(self.hashes) <= self._most // 2:
+            count = min(self._most - len(self.hashes), self.left)
+            more = np.fromfile(self._file, np.uint64, count, offset=8 * self._at)
+            if len(more) < count:  # it would hide duplicates
+                raise StorageError(
+                    f"{self._file} became shorter while it was read. Nothing was published; start the run again."
+                )
+            self._at, self.left = self._at + count, self.left - count
+            self.hashes = np.concatenate([self.hashes, more])
+        return len(self.hashes) > 0
+
+    def take(self, bound: np.uint64) -> Hashes:
+        """Those up to a bound, which are gone then."""
+        end = int(np.searchsorted(self.hashes, bound, side="right"))
+        taken, self.hashes = self.hashes[:end], self.hashes[end:]
+        return taken
+
+
+def _holds(file: Path, wanted: Hashes) -> bool:
+    """Whether a sorted file has any of these hashes: eight bytes a row tell, before its part is read."""
+    hashes = np.fromfile(file, np.uint64)
+    at = np.searchsorted(hashes, wanted)
+    return bool(len(hashes)) and bool((hashes[np.minimum(at, len(hashes) - 1)] == wanted).any())
 
 
 def rows_with(part: Path, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -126,20 +176,31 @@ def duplicates(
     With `enough`, so many repeated hashes are looked up at a time, and the search ends with the first lot that holds a
     duplicate: a feed that came twice must not fill the memory with its keys.
     """
-    wanted = repeated_hashes(files)
-    step = enough or max(len(wanted), 1)
-    for start in range(0, len(wanted), step):
-        found = _repeated(parts, keys, wanted[start : start + step])
-        if found:
-            return found, start + step >= len(wanted)
+    with contextlib.closing(repeated_hashes(files)) as lots:
+        for wanted, every_one in _in_lots(lots, enough):
+            found = _repeated(parts, files, keys, wanted)
+            if found:
+                return found, every_one
     return {}, True
 
 
-def _repeated(parts: Sequence[Path], keys: Sequence[str], wanted: Hashes) -> Found:
+def _in_lots(found: Iterator[Hashes], size: int | None) -> Iterator[tuple[Hashes, bool]]:
+    """The same hashes, so many at a time (None: all at once); and whether these are the last."""
+    waiting = np.concatenate([np.empty(0, np.uint64), *found]) if size is None else np.empty(0, np.uint64)
+    for more in found:
+        waiting = np.concatenate([waiting, more])
+        while size is not None and len(waiting) > size:
+            yield waiting[:size], False
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting, True
+
+
+def _repeated(parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str], wanted: Hashes) -> Found:
     candidates = {}
     seen: dict[tuple[Any, ...], int] = {}
-    for index, part in enumerate(parts):
-        rows = list(rows_with(part, keys, wanted))
+    for index, (part, file) in enumerate(zip(parts, files, strict=True)):
+        rows = list(rows_with(part, keys, wanted)) if _holds(file, wanted) else []
         if rows:
             candidates[index] = rows
             for _, key in rows:
