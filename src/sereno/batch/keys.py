@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def write_hashes(path: Path, hashes: Hashes) -> None:
     fsync(path)  # the task counts as finished once its result stands, and a lost hash would hide a duplicate
 
 
-def repeated_hashes(files: Sequence[Path]) -> Iterator[Hashes]:
+def repeated_hashes(files: Sequence[Path]) -> Generator[Hashes, None, None]:
     """The hashes that occur more than once over all files (each sorted): ascending, each once, some at a time.
 
     Each file is read from its start to its end, once where there are few and once more for every FILES_AT_ONCE times as many: then
