@@ -13,6 +13,7 @@ import msgspec
 
 from sereno.adapters.exports import make_export
 from sereno.batch.attempts import Attempts
+from sereno.batch.lease import hold_name
 from sereno.batch.record import but_not_told, tell_rollbacks
 from sereno.config import ModelSettings, Settings
 from sereno.exceptions import (
@@ -30,7 +31,7 @@ from sereno.lookup.pointer import lookup_folder
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
 from sereno.status import Status, read_status, write_status
-from sereno.storage import exclusive, told, write_atomically
+from sereno.storage import exclusive, refresh, told, write_atomically
 
 EXPORT_PATIENCE = 300.0  # seconds that an export may keep the next one waiting
 STATUS_PATIENCE = 10.0  # and who writes the status file, which takes a millisecond
@@ -44,7 +45,7 @@ class Home:
         self.path = settings.home.resolve()  # one spelling, so that paths that were written down compare
         self.name = name
         self.chosen = chosen or settings.model(name, {})
-        self.store = SnapshotStore(self.path, name)
+        self.store = SnapshotStore(self.path, name, partial(self._across, "publish"))
         self.attempts = Attempts(self.path, name)
         self.settings = settings
 
@@ -82,37 +83,68 @@ class Home:
         """
         locks = self.path / ".sereno" / "locks"
         busy = f"Another process (pid {{pid}}) is exporting {self.name!r}. Start this again when it is done."
-        with exclusive(locks / f"{self.name}.export", busy, wait_seconds=EXPORT_PATIENCE):
+        with (
+            exclusive(locks / f"{self.name}.export", busy, wait_seconds=EXPORT_PATIENCE),
+            self._across("export", busy, EXPORT_PATIENCE),
+        ):
             state = self.store.state()
-            if not state.served:
-                return
-            self.store.flush(state.version)
-            keep = state.kept(datetime.now(UTC), self.keep)
-            followers: list[tuple[str, Callable[[], object]]] = []
-            if self.is_looked_up or lookup_folder(self.path, self.name).is_dir():
-                from sereno.adapters.lookup_folder import LookupFolder
+            self._follow(state, succeeded, due_at)
+            while self._has_moved_on(state):  # this one stood still, and another host took its turn
+                state = self.store.state()
+                self._follow(state, succeeded, due_at)
 
-                lookups = LookupFolder(self.path, self.name)
-                indexed = state.kept(datetime.now(UTC)) & keep
-                # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
-                most = None if self.chosen.lookup == "required" else 0
-                if self.is_looked_up:
-                    followers.append(("lookup", partial(lookups.follow, state, indexed, most=most)))
-                else:
-                    followers.append(("lookup", lookups.remove))
-            followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
-            failed = []
-            for name, follow in followers:
-                try:
-                    follow()
-                except (ExportError, IndexingError, StorageError, BusyError) as error:
-                    failed.append(f"{name}: {error}")
-            self._write_status(state, succeeded=succeeded and not failed, due_at=due_at)
-            if failed:
-                raise ExportError(
-                    f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not "
-                    f"follow: {' '.join(failed)}"
-                )
+    def _follow(self, state: State, succeeded: bool, due_at: datetime | None) -> None:
+        if not state.served:
+            return
+        self.store.flush(state.version)
+        keep = state.kept(datetime.now(UTC), self.keep)
+        followers: list[tuple[str, Callable[[], object]]] = []
+        if self.is_looked_up or lookup_folder(self.path, self.name).is_dir():
+            from sereno.adapters.lookup_folder import LookupFolder
+
+            lookups = LookupFolder(self.path, self.name)
+            indexed = state.kept(datetime.now(UTC)) & keep
+            # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
+            most = None if self.chosen.lookup == "required" else 0
+            if self.is_looked_up:
+                followers.append(("lookup", partial(lookups.follow, state, indexed, most=most)))
+            else:
+                followers.append(("lookup", lookups.remove))
+        followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
+        failed = []
+        for name, follow in followers:
+            try:
+                follow()
+            except (ExportError, IndexingError, StorageError, BusyError) as error:
+                failed.append(f"{name}: {error}")
+        self._write_status(state, succeeded=succeeded and not failed, due_at=due_at)
+        if failed:
+            raise ExportError(
+                f"Version {state.served[-1].number} is in service, but {len(failed)} of its exports could not "
+                f"follow: {' '.join(failed)}"
+            )
+
+    @contextlib.contextmanager
+    def _across(self, what: str, busy: str, patience: float) -> Iterator[None]:
+        """Keep other hosts out, too, where there may be any: where the ledger is one that several can use.
+
+        The locks of files may be each host's own. Should the ledger fail, it goes on with those alone: a rollback must be
+        possible without it, no commit needs it, and exports that two hosts have mixed up follow with the next run.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.settings.ledger is not None:
+                with contextlib.suppress(LedgerError):
+                    ledger = stack.enter_context(self.ledger())
+                    told_where = busy.replace("(pid", "on host {host} (pid")
+                    stack.enter_context(hold_name(ledger, f"{what}:{self.name}", told_where, patience))
+                self.store.refresh()
+            yield
+
+    def _has_moved_on(self, state: State) -> bool:
+        if self.settings.ledger is None:
+            return False
+        self.store.refresh()
+        return self.store.version() > state.version
 
     def succeeded(self, due_at: datetime | None) -> None:
         """A run has ended well; the next one is due then, if that is known. Raises OSError where it cannot be noted."""
@@ -160,7 +192,12 @@ class Home:
             except LedgerError:
                 return True  # nobody knows: they are removed another time
 
-        return self.store.clean(partial(self.attempts.needed, elsewhere), self.keep, dry_run=dry_run)
+        def needed() -> tuple[set[str], set[Path]]:
+            if self.settings.ledger is not None:
+                refresh(self.attempts.folder)  # an attempt that another host has just begun
+            return self.attempts.needed(elsewhere)
+
+        return self.store.clean(needed, self.keep, dry_run=dry_run)
 
 
 def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = "") -> Rollback:
@@ -183,13 +220,13 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
             if to in (None, served and served.number) and chosen in (None, before and before.data_date):
                 # It died, or its exports failed, after its commit: this one finishes it, and goes no further back.
                 home.follow()
-                home.rolling_back.unlink()
+                home.rolling_back.unlink(missing_ok=True)
                 _tell_ledger(home, who)
                 return state.last_rollback
         write_atomically(home.rolling_back, str(state.version + 1).encode())
         done = home.store.rollback(to=to, day=chosen, why=why, who=who)
         home.follow()
-        home.rolling_back.unlink()
+        home.rolling_back.unlink(missing_ok=True)
         _tell_ledger(home, who)
     return done
 

@@ -7,6 +7,7 @@ The table's own versions are not snapshot numbers: a rollback is a commit too, w
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sereno.exceptions import BusyError, LeaseLostError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
-from sereno.storage import exclusive, fsync, told
+from sereno.storage import exclusive, fsync, refresh, told
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +29,9 @@ KEPT_FOR = timedelta(hours=24)  # younger than this
 PROFILES_KEPT_FOR = timedelta(days=400)
 PATIENCE = 60.0  # seconds to wait for another process that publishes to the table, which takes it well under one
 PARTITION = "data_date"
+
+# what BusyError says (`{pid}`), and how long to wait → a context in which no other host works on the table
+Across = Callable[[str, float], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +159,22 @@ class State:
 class SnapshotStore:
     """The published table of one model, in one folder."""
 
-    def __init__(self, home: Path, model: str) -> None:
+    def __init__(self, home: Path, model: str, across: Across | None = None) -> None:
+        """`across` keeps other hosts out while this one publishes, rolls back or cleans up; None: there are none."""
         self.model = model
         self.folder = home / "predictions" / model
         self._lock = home / ".sereno" / "locks" / f"{model}.publish"
+        self._across = across or (lambda busy, patience: contextlib.nullcontext())
+
+    def version(self) -> int:
+        """Of the table now, whoever made it; -1: there is none."""
+        from sereno.adapters import delta
+
+        return delta.current_version(self.folder)
+
+    def refresh(self) -> None:
+        """See what other hosts have committed until now. Raises OSError."""
+        refresh(self.folder / "_delta_log")
 
     def state(self, until: datetime | None = None) -> State:
         """Read the log, as it was at a time."""
@@ -263,7 +279,7 @@ class SnapshotStore:
         from sereno.adapters import delta
 
         busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
-        with exclusive(self._lock, busy, wait_seconds=PATIENCE):
+        with exclusive(self._lock, busy, wait_seconds=PATIENCE), self._across(busy, PATIENCE):
             delta.remove_torn_checkpoints(self.folder)
             yield
 
@@ -323,7 +339,7 @@ class SnapshotStore:
                 fsync(folder)
         confirm()
         for part, _ in publication.parts:  # another host may have cleaned up behind a process that stood still
-            if not part.path.exists():
+            if not _is_there(part.path):
                 raise PublishError(f"{part.path} was removed since it was scored. Run the data date again.")
         failpoint("commit_before")
         try:
@@ -445,7 +461,7 @@ class SnapshotStore:
         snapshot = state.snapshots.get(number)
         if snapshot is None:
             raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {listed(state.snapshots)}.")
-        if not all(p.path.exists() for p in snapshot.parts):
+        if not all(_is_there(p.path) for p in snapshot.parts):
             raise NotFoundError(
                 f"Version {number} of model {self.model!r} is no longer kept: its parts were removed, see keep_snapshots and "
                 f"keep_hours. Run data date {snapshot.data_date} again."
@@ -544,6 +560,17 @@ def _attempt_of(file: Path) -> str:
         return file.parent.name
     found = IN_THEM.fullmatch(file.name)
     return found[1] if found else ""
+
+
+def _is_there(file: Path) -> bool:
+    """Asks a file server, where there is one: that a file exists, this host may only remember. Raises OSError."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            raise
+        return False
+    return True
 
 
 def schema_of(snapshot: Snapshot) -> pa.Schema:

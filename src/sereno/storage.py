@@ -6,6 +6,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import secrets
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,8 @@ CAUSES = {
     errno.EACCES: "this user may not write there",
     errno.EPERM: "this user may not write there",
     errno.EIO: "the disk reports an error",
+    errno.ENOLCK: "the file system has no locks to give: mount it with them (NFS: version 4, or local_lock=flock)",
+    errno.ESTALE: "the file server has another folder there by now: mount it again",
 }
 GOES_ON = "Nothing was published by this run. Mend that, then start it again: it goes on where it was."
 
@@ -52,9 +57,26 @@ def write_atomically(path: Path, content: bytes, *, temporary: str = "") -> None
     fsync(path.parent)
 
 
+def refresh(folder: Path) -> None:
+    """Have this host ask the file server anew what is in a folder. Raises OSError.
+
+    A network file system may remember for a minute what was there, and what was not. Whoever makes a file in a folder is
+    told by the server that others have changed it, and forgets. On a disk of this host it does nothing of use.
+    """
+    if folder.is_dir():
+        probe = folder / f".{host_name()}-{secrets.token_hex(6)}.look"
+        probe.touch()
+        probe.unlink()
+
+
+def host_name() -> str:
+    """This machine's name, as part of a file's name: what others, elsewhere, write to the same folder has theirs."""
+    return re.sub(r"[^\w.]", "_", socket.gethostname())
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, busy: str, *, wait_seconds: float = 0.2) -> Iterator[None]:
-    """Hold a lock file; it is free again when the process ends, however it ends.
+    """Hold a lock file; it is free again when the process ends, however it ends. Other hosts need not see it.
 
     Raises BusyError(busy), with the holder's pid in place of `{pid}`, once it has waited. The shortest wait is there
     because whoever only looks (`is_held`) holds it for a moment.

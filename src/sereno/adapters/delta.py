@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -50,6 +51,7 @@ class Commit:
 
 
 PREFIX = "sereno."
+WHOLE_SECONDS = 1.0  # until a commit's file is taken for damaged, where it is not whole
 
 
 def log_file(table: Path, version: int) -> Path:
@@ -94,15 +96,7 @@ def commits(table: Path) -> Iterator[Commit]:
 def read_commit(table: Path, version: int) -> Commit:
     metadata: dict[str, str] = {}
     files = []
-    try:
-        lines = log_file(table, version).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise StorageError(
-            f"The log of table {table} lacks version {version}: somebody removed {log_file(table, version)}. "
-            "Restore the folder _delta_log from a backup."
-        ) from None
-    for line in lines:
-        action = json.loads(line)
+    for action in _actions(table, version):
         if "commitInfo" in action:
             own = {k.removeprefix(PREFIX): v for k, v in action["commitInfo"].items() if k.startswith(PREFIX)}
             metadata |= own
@@ -117,6 +111,27 @@ def read_commit(table: Path, version: int) -> Commit:
                 )
             )
     return Commit(version=version, metadata=metadata, files=tuple(files))
+
+
+def _actions(table: Path, version: int) -> list[dict[str, Any]]:
+    """What a commit's file says. Another host's may get its name a moment before its content: it is waited for."""
+    deadline = time.monotonic() + WHOLE_SECONDS
+    while True:
+        is_late = time.monotonic() > deadline
+        try:
+            lines = log_file(table, version).read_text(encoding="utf-8").splitlines()
+            actions = [json.loads(line) for line in lines]
+            if actions or is_late:
+                return actions
+        except FileNotFoundError:
+            raise StorageError(
+                f"The log of table {table} lacks version {version}: somebody removed {log_file(table, version)}. "
+                "Restore the folder _delta_log from a backup."
+            ) from None
+        except ValueError:
+            if is_late:
+                raise
+        time.sleep(0.05)
 
 
 def commit(

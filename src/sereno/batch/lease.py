@@ -98,7 +98,18 @@ def hold(ledger: RunLedger, model: str, run_key: str) -> Iterator[HeldLease]:
 
     Raises BusyError where a process on another host holds it and goes on doing so, LedgerError where nobody knows.
     """
-    began, lease = _acquire(ledger, model, run_key)
+    busy = (
+        f"A run of model {model!r} for this interval is going on already on host {{host}} (pid {{pid}}). "
+        "Wait for it, or end it."
+    )
+    with hold_name(ledger, lease_name(model, run_key), busy) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def hold_name(ledger: RunLedger, name: str, busy: str, patience: float = PATIENCE) -> Iterator[HeldLease]:
+    """Hold a lease of any name, as `hold` does. `busy`: what BusyError says, with `{host}` and `{pid}` of who has it."""
+    began, lease = _acquire(ledger, name, busy, patience)
     held = HeldLease(ledger, lease, began)
     held.start()
     try:
@@ -107,25 +118,22 @@ def hold(ledger: RunLedger, model: str, run_key: str) -> Iterator[HeldLease]:
         held.end()
 
 
-def _acquire(ledger: RunLedger, model: str, run_key: str) -> tuple[float, Lease]:
-    name, here = lease_name(model, run_key), holder_here()
-    deadline = _now() + PATIENCE
+def _acquire(ledger: RunLedger, name: str, busy: str, patience: float) -> tuple[float, Lease]:
+    here = holder_here()
+    deadline = _now() + patience
     while True:
         began = _now()
         lease = ledger.acquire(name, here, LEASE_SECONDS)
         if lease is None and (other := ledger.holder(name)) is not None:
             host, pid = other.holder.split(":")[:2]
             if host == here.split(":")[0]:
-                # it would hold the lock of the key, which is ours: it was killed
+                # it would hold the lock of that name, which is ours: it was killed
                 lease = ledger.acquire(name, here, LEASE_SECONDS, by_force=True)
             elif _now() > deadline:
-                raise BusyError(
-                    f"A run of model {model!r} for this interval is going on already on host {host} (pid {pid}). "
-                    "Wait for it, or end it."
-                )
+                raise BusyError(busy.format(host=host, pid=pid))
         if lease is not None:
             return began, lease
-        time.sleep(LOOK_SECONDS)
+        time.sleep(min(LOOK_SECONDS, patience / 10))
 
 
 def _now() -> float:
