@@ -17,7 +17,7 @@ import msgspec
 
 from sereno.adapters.local import Answer, Request, error_answer, loaded_with
 from sereno.adapters.spawn import threads_each
-from sereno.batch.tasks import Job, score_task
+from sereno.batch.tasks import Job, received_values, score_task
 from sereno.config import Settings, Value
 from sereno.lines import whole_lines
 from sereno.loader import load_model
@@ -30,7 +30,7 @@ def load_for(job: Job, model: Model) -> Scorer:
     settings = Settings(
         home=Path(job.home),
         secrets_folder=Path(job.secrets_folder),
-        values={name: Value(value=value, base=Path(base)) for name, (value, base) in job.values.items()},
+        values={name: Value(value=value, base=Path(base)) for name, (value, base) in received_values(job).items()},
     )
     return open_scorer(model, settings)
 

@@ -22,7 +22,7 @@ from sereno.batch.plan import Plan, make_plan
 from sereno.batch.profile import StoredProfile, store_profile
 from sereno.batch.publish import failed_gates, publication_of
 from sereno.batch.record import Record, but_not_told, tell_published, withdrawn
-from sereno.batch.tasks import Job, Task, TaskResult
+from sereno.batch.tasks import Job, Task, TaskResult, sent_values
 from sereno.config import Settings
 from sereno.exceptions import (
     BusyError,
@@ -430,7 +430,7 @@ class _Run:
         return Job(
             model_file=str(self.model.file),
             home=str(settings.home),
-            values={n: (v.value, str(v.base)) for n, v in settings.values.items()},
+            values=sent_values(settings),
             secrets_folder=str(settings.secrets_folder),
             attempt=report.attempt,
             parts_folder=str(self.home.store.folder / report.attempt),

@@ -12,8 +12,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from datetime import time as time_of_day
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +28,9 @@ from sereno.failpoints import failpoint
 from sereno.rows import JsonRows
 from sereno.scoring import Scorer
 from sereno.storage import told, write_atomically
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class Job:
 
     model_file: str
     home: str
-    values: dict[str, tuple[Any, str]]  # value and the folder that relative paths in it resolve against
+    values: dict[str, tuple[Any, str]]  # see `sent_values`
     secrets_folder: str
     attempt: str
     parts_folder: str  # predictions/<model>/<attempt>
@@ -60,6 +65,36 @@ class Job:
     batch_rows: int
     fingerprint: str  # of the model, when the run was planned
     revision_of_model: str  # digest of model file, siblings, artefacts and settings: what a finished task depends on
+
+
+def sent_values(settings: Settings) -> dict[str, tuple[Any, str]]:
+    """The settings' values, each with the folder that relative paths in it resolve against, so that a worker gets the same.
+
+    A date would come as text: it is sent as its kind and its text.
+    """
+    return {name: (_sent(one.value), str(one.base)) for name, one in settings.values.items()}
+
+
+def received_values(job: Job) -> dict[str, tuple[Any, str]]:
+    return {name: (_received(value), base) for name, (value, base) in job.values.items()}
+
+
+_TIMES = {"date": date, "datetime": datetime, "time": time_of_day}
+
+
+def _sent(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_sent(one) for one in value]
+    return {type(value).__name__: value.isoformat()} if type(value) in _TIMES.values() else value
+
+
+def _received(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_received(one) for one in value]
+    if not isinstance(value, dict):  # of settings, no value is one
+        return value
+    ((kind, text),) = value.items()
+    return _TIMES[kind].fromisoformat(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sereno.batch.finish import Outcome, finish
 from sereno.batch.plan import make_plan
 from sereno.batch.run import Watcher
-from sereno.batch.tasks import Job, Task
+from sereno.batch.tasks import Job, Task, sent_values
 from sereno.exceptions import SourceError, WorkerError
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint
@@ -53,7 +53,7 @@ def score(
     job = Job(
         model_file=str(model.file),
         home=str(settings.home),
-        values={n: (v.value, str(v.base)) for n, v in settings.values.items()},
+        values=sent_values(settings),
         secrets_folder=str(settings.secrets_folder),
         attempt=folder.name,
         parts_folder=str(folder / "parts"),
