@@ -172,23 +172,35 @@ def test_paths_that_cannot_be_filled(tmp_path: Path, template: str, words: str) 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 300_000), max_size=6), min_size=1, max_size=5), st.integers(1, 8))
 def test_row_groups_are_each_in_one_task(files: list[list[int]], workers: int) -> None:
-    units = [
-        (Piece(kind="parquet", path=f"/{f}", row_groups=(g,)), size)
-        for f, sizes in enumerate(files)
-        for g, size in enumerate(sizes)
-    ]
-    total = sum(size for _, size in units)
+    units = [(Piece(kind="parquet", path=f"/{f}"), tuple(sizes)) for f, sizes in enumerate(files)]
+    total = sum(map(sum, files))
     tasks = list(module._grouped(units, total, workers))
     assert [t.index for t in tasks] == list(range(len(tasks)))
     assert sum(t.rows or 0 for t in tasks) == total
     held = [(p.path, g) for t in tasks for p in t.pieces for g in p.row_groups or ()]
-    wanted = [(p.path, (p.row_groups or ())[0]) for p, size in units]
-    assert held == wanted[: len(held)]
-    assert all(size == 0 for _, size in units[len(held) :])
+    wanted = [(f"/{f}", g, size) for f, sizes in enumerate(files) for g, size in enumerate(sizes)]
+    assert held == [(path, group) for path, group, _ in wanted[: len(held)]]
+    assert all(size == 0 for *_, size in wanted[len(held) :])
+    assert all(len({p.path for p in t.pieces}) == len(t.pieces) for t in tasks)
     if total <= 2 * module.SMALLEST_TASK:
         assert len(tasks) <= 1
-    largest = max((size for _, size in units), default=0)
+    largest = max((size for *_, size in wanted), default=0)
     assert all((t.rows or 0) <= max(module.LARGEST_TASK, largest) for t in tasks)
+
+
+def test_many_files_are_read_some_at_a_time_and_planned_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FOOTERS", 3)
+    for file in range(10):
+        table = pa.table({"id": [2 * file, 2 * file + 1], "x": [0.5, 0.5]})
+        pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=1)
+    plan = planned(tmp_path, source="*.parquet")
+    assert plan.rows == 20
+    assert [row["id"] for row in rows_of(plan)] == list(range(20))
+    (tmp_path / "7.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SourceError, match=r"7\.parquet cannot be read as Parquet"):
+        planned(tmp_path, source="*.parquet")
 
 
 # A `read` function

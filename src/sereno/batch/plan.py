@@ -7,7 +7,9 @@ to Parquet as it streams, and its tasks start before it ends.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +48,7 @@ SMALLEST_TASK = 65_536  # rows
 LARGEST_TASK = 1_048_576
 SPOOL_ROWS = 262_144  # rows of a spooled task
 SPAN_BYTES = 32 << 20  # of JSON lines
+FOOTERS_AT_ONCE, MOST_FOOTERS = 8, 512  # of Parquet files that are read, and are in memory
 
 
 @dataclass(kw_only=True)
@@ -94,59 +97,78 @@ def make_plan(
     return _csv(model, files, spool)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Footer:
+    """What the end of a Parquet file says, and what stands in its path."""
+
+    piece: Piece  # the whole file
+    schema: pa.Schema
+    groups: tuple[int, ...]  # rows of each row group
+
+
 def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], source: str, workers: int) -> Plan:
     """Tasks of whole row groups. They shrink towards the end, so that no worker is left with a large last one."""
-    units: list[tuple[Piece, int]] = []
+    units: list[tuple[Piece, tuple[int, ...]]] = []
     seen: list[tuple[pa.Schema, set[str]]] = []
-    names = names_of([path for path, _ in files])
-    for (path, partition), name in zip(files, names, strict=True):
-        file = open_parquet(path)
-        schema = file.schema_arrow
-        if (schema, set(partition)) not in seen:
-            _check_types(model, schema, partition, str(path))
-            seen.append((schema, set(partition)))
-        print_ = stamp(name, path)
-        for group in range(file.num_row_groups):
-            piece = Piece(
-                kind="parquet", path=str(path.absolute()), row_groups=(group,), partition=partition, stamp=print_
-            )
-            units.append((piece, file.metadata.row_group(group).num_rows))
-    total = sum(rows for _, rows in units)
+    for footer in _footers(files):
+        partition = footer.piece.partition
+        if (footer.schema, set(partition)) not in seen:
+            _check_types(model, footer.schema, partition, footer.piece.path)
+            seen.append((footer.schema, set(partition)))
+        if footer.groups:
+            units.append((footer.piece, footer.groups))
+    total = sum(sum(groups) for _, groups in units)
     if not total:
         raise SourceError(f"The source {source} holds no rows. Nothing was published; see what feeds it.")
     return Plan(
-        tasks=iter(list(_grouped(units, total, workers))),
+        tasks=_grouped(units, total, workers),
         known_before=True,
         rows=total,
-        inputs=sorted({p.identity for p, _ in units}),
+        inputs=sorted({piece.identity for piece, _ in units}),
     )
 
 
-def _grouped(units: list[tuple[Piece, int]], total: int, workers: int) -> Iterator[Task]:
-    index, pieces, rows, left = 0, list[Piece](), 0, total
-    for piece, size in units:
-        target = min(max(left // (2 * workers), SMALLEST_TASK), LARGEST_TASK)
-        if total <= 2 * SMALLEST_TASK:
-            target = total  # not worth a second process
-        if pieces and rows + size > target:
-            yield Task(index=index, pieces=_joined(pieces), rows=rows)
-            index, pieces, left, rows = index + 1, [], left - rows, 0
-        pieces.append(piece)
-        rows += size
+def _footers(files: list[tuple[Path, dict[str, str | None]]]) -> Iterator[_Footer]:
+    """In the order of the files; several are read at once, for those of a file server are waited for. Raises SourceError."""
+    names = names_of([path for path, _ in files])
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
+        for first in range(0, len(files), MOST_FOOTERS):  # so that few are in memory
+            some = slice(first, first + MOST_FOOTERS)
+            yield from threads.map(_footer, files[some], names[some])
+
+
+def _footer(file: tuple[Path, dict[str, str | None]], name: str) -> _Footer:
+    path, partition = file
+    with open_parquet(path) as opened:
+        metadata = opened.metadata
+        groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        schema = opened.schema_arrow
+    piece = Piece(kind="parquet", path=str(path.absolute()), partition=partition, stamp=stamp(name, path))
+    return _Footer(piece=piece, schema=schema, groups=groups)
+
+
+def _grouped(units: list[tuple[Piece, tuple[int, ...]]], total: int, workers: int) -> Iterator[Task]:
+    index, pieces, rows, left = 0, list[tuple[Piece, int]](), 0, total
+    for piece, groups in units:
+        for group, size in enumerate(groups):
+            target = min(max(left // (2 * workers), SMALLEST_TASK), LARGEST_TASK)
+            if total <= 2 * SMALLEST_TASK:
+                target = total  # not worth a second process
+            if pieces and rows + size > target:
+                yield Task(index=index, pieces=_joined(pieces), rows=rows)
+                index, pieces, left, rows = index + 1, [], left - rows, 0
+            pieces.append((piece, group))
+            rows += size
     if rows:
         yield Task(index=index, pieces=_joined(pieces), rows=rows)
 
 
-def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
+def _joined(groups: list[tuple[Piece, int]]) -> tuple[Piece, ...]:
     """Neighbouring row groups of one file as one piece."""
-    out: list[Piece] = []
-    for piece in pieces:
-        if out and out[-1].path == piece.path:
-            groups = (*(out[-1].row_groups or ()), *(piece.row_groups or ()))
-            out[-1] = replace(piece, row_groups=groups)
-        else:
-            out.append(piece)
-    return tuple(out)
+    by_file = itertools.groupby(groups, key=lambda one: one[0].path)
+    return tuple(
+        replace(piece, row_groups=(first, *(group for _, group in others))) for _, ((piece, first), *others) in by_file
+    )
 
 
 def _check_types(
