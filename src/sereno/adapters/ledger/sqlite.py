@@ -1,6 +1,10 @@
 """A ledger in a file of the home: for one host, any number of processes and threads.
 
 Its clock is the host's, counted from its start: leases end in time, however the clock on the wall is set.
+
+Where several hosts share a home, SQLite would damage the file: neither its locks nor its memory reach over a network. So
+whoever uses it leaves a mark beside it, `ledger.host`, every few seconds, and whoever finds a young one of another host
+keeps its hands off. How old it is says the clock of the file server, by the time of a file that was made just now.
 """
 
 from __future__ import annotations
@@ -8,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
+import socket
 import sqlite3
 import tempfile
 import threading
@@ -28,6 +34,8 @@ from sereno.storage import CAUSES, exclusive, fsync
 
 T = TypeVar("T")
 BUSY_SECONDS = 5.0  # how long another process may keep a transaction waiting
+MARK_SECONDS = 15.0  # between two marks of a host that uses it
+USED_SECONDS = 60.0  # for so long after a mark it is that host's
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file
 _NUMBER = "INTEGER PRIMARY KEY AUTOINCREMENT"
 _LITTLE = 1 << 16  # bytes: a disk with no more than this is full
@@ -79,6 +87,7 @@ class SqliteDatabase:
         self._opened: tuple[int, ...] = ()  # process, device and inode that the connection is of
         self._for_once = False  # this connection can only read
         self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._marked_at = -MARK_SECONDS  # by the host's clock
 
     def read(self, work: Callable[[Cursor], T]) -> T:
         return self._do(work, reads=True)
@@ -129,6 +138,9 @@ class SqliteDatabase:
 
         A fork must not use its parent's, and must not close it either.
         """
+        if (now := time.clock_gettime(time.CLOCK_BOOTTIME)) - self._marked_at >= MARK_SECONDS:
+            _mark_use(self._file)
+            self._marked_at = now
         this = self._this()
         if self._connection is not None and this == self._opened and not self._for_once:
             return self._connection
@@ -244,6 +256,42 @@ def _connected(file: Path, mode: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _mark_use(file: Path) -> None:
+    """Say that this host uses a ledger. Raises LedgerError where another one does.
+
+    Hosts are told apart by name and by boot: a host that was started anew goes on with its own, and so do containers of one.
+    """
+    mark = file.with_name("ledger.host")
+    boot, host = _boot(), socket.gethostname()
+    try:
+        with mark.open("rb") as stream:
+            known = stream.read(1000).decode("utf-8", "replace").split()
+            marked_at = os.fstat(stream.fileno()).st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        known, marked_at = [], 0.0
+    if known == [boot, host]:
+        with contextlib.suppress(OSError):  # it is another user's, or the disk can only be read
+            os.utime(mark)
+        return
+    new = file.with_name(f".ledger.host.{secrets.token_hex(6)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(f"{boot} {host}\n")
+        age = new.stat().st_mtime - marked_at
+        if len(known) == 2 and boot != known[0] and host != known[1] and age < USED_SECONDS:
+            raise LedgerError(
+                f"The ledger {file} is in use on host {known[1]}, and SQLite cannot be shared with this one ({host}): it would "
+                'be damaged. Give the hosts that share a home a ledger in PostgreSQL: ledger = "postgresql://…" in sereno.toml. '
+                f"If {known[1]} has stopped using it, try again in a minute."
+            )
+        os.replace(new, mark)
+    except OSError:  # this user may not write there, or the disk is full: who writes will be told
+        pass
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def _lock(file: Path) -> Path:
