@@ -101,8 +101,12 @@ def exclusive(path: Path, busy: str, *, wait_seconds: float = 0.2) -> Iterator[N
 
 
 def run_lock(home: Path, model: str, run_key: str) -> Path:
-    """The lock file of a run key: who works on the run holds it."""
-    return home / ".sereno" / "locks" / f"{model}.{run_key.replace(':', '')}.run"
+    """The lock file of a run key, for processes of this host: who works on the run holds it.
+
+    Other hosts have others: what tells hosts apart is the lease, which ends. A lock on a file server that gives locks would
+    be kept by a host that is cut off from the ledger, and nobody could take its run over.
+    """
+    return home / ".sereno" / "locks" / f"{model}.{run_key.replace(':', '')}.{host_name()}.run"
 
 
 def is_held(path: Path) -> bool:
