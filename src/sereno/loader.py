@@ -214,7 +214,7 @@ def checked_artifacts(model: Model) -> dict[str, Path]:
     Raises ArtifactError: missing, another hash, or in a place where others can write.
     """
     paths = {}
-    for name, (path, pinned) in _artifact_paths(model).items():
+    for name, (path, pinned) in artifact_paths(model).items():
         if pinned and (found := file_digest(path)) != pinned:
             raise ArtifactError(
                 f"Artefact {name!r} ({path}) has SHA-256 {found}, but the model file pins {pinned}. "
@@ -224,7 +224,8 @@ def checked_artifacts(model: Model) -> dict[str, Path]:
     return paths
 
 
-def _artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
+def artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
+    """Name → path of every artefact, and the SHA-256 that the model file pins ("": none). Raises ArtifactError."""
     base = model.file.parent if model.file else Path.cwd()
     found = {}
     for name, declared in model.artifacts.items():
@@ -266,7 +267,7 @@ def fingerprint(model: Model) -> str:
     for file in [model.file, *siblings(model.file)]:
         _refuse_shared(file, "module")
         digest.update(f"{file.relative_to(model.file.parent)}\0{file_digest(file)}\0".encode())
-    for name, (path, _) in sorted(_artifact_paths(model).items()):
+    for name, (path, _) in sorted(artifact_paths(model).items()):
         for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
             _refuse_shared(file, f"artefact {name!r}")
             digest.update(f"{name}\0{file.relative_to(path)}\0{file_digest(file)}\0".encode())
