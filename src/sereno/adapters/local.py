@@ -39,6 +39,10 @@ class Answer(msgspec.Struct):
     result: TaskResult | None = None
     error: str | None = None  # name of the exception
     message: str = ""
+    # of a worker elsewhere
+    host: str = ""
+    printed: str = ""  # what the model printed there
+    shared: bytes = b""  # what `shared.confirm` gave
 
 
 class LocalExecutor:
@@ -155,9 +159,7 @@ class _Lanes:
                 raise WorkerError(_died(process, task)) from error
             if answer.result is not None:
                 return answer.result
-            if answer.error is not None:
-                kind = getattr(exceptions, answer.error, None)
-                raise kind(answer.message) if kind else WorkerError(answer.message)
+            raise_told(answer)
             self.progress(answer.rows)
 
 
@@ -171,6 +173,13 @@ def _died(process: subprocess.Popen[bytes], task: Task) -> str:
         f"A worker process {how} while it scored task {task.index}.{hint} Nothing was published; finished tasks are kept: "
         "start the run again and it goes on where it was."
     )
+
+
+def raise_told(answer: Answer) -> None:
+    """Raise the error that a worker told, if it did."""
+    if answer.error is not None:
+        kind = getattr(exceptions, answer.error, None)
+        raise kind(answer.message) if kind else WorkerError(answer.message)
 
 
 def error_answer(error: BaseException) -> Answer:
