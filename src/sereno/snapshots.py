@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from sereno.exceptions import BusyError, LeaseLostError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
@@ -22,7 +24,7 @@ from sereno.storage import exclusive, fsync, refresh, told
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sereno.adapters.delta import AddedFile, Commit
+    from sereno.adapters.delta import AddedFile
 
 KEPT = 7  # snapshots whose parts and exports are kept, and any that is
 KEPT_FOR = timedelta(hours=24)  # younger than this
@@ -44,6 +46,35 @@ class Part:
     sha256: str  # hex, of the file
 
 
+class LoggedParts(Sequence[Part]):
+    """The parts of a snapshot as its commit names them, read when somebody asks for them: of all snapshots that a table ever
+    had, which are in `State`, there may be millions. Raises StorageError then."""
+
+    def __init__(self, table: Path, version: int) -> None:
+        self._table, self._version = table, version
+
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:
+        from sereno.adapters import delta
+
+        commit = delta.read_commit(self._table, self._version)
+        digests = commit.metadata["sha256"].split(",") if commit.metadata["sha256"] else []
+        return tuple(
+            Part(path=self._table / f.path, rows=json.loads(f.stats)["numRecords"], size=f.size, sha256=digest)
+            for f, digest in zip(commit.files, digests, strict=True)
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> Part: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Part, ...]: ...
+    def __getitem__(self, index: int | slice) -> Part | tuple[Part, ...]:
+        return self._parts[index]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A published run's output."""
@@ -61,7 +92,7 @@ class Snapshot:
     rejects: int
     disposition: str  # replace | partition
     keys: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: Sequence[Part] = field(compare=False)  # an attempt has the same ones for ever
     rejects_file: str = ""  # relative to the table, with its SHA-256 beside it
     rejects_sha256: str = ""
     profile_file: str = ""  # the same of its profile; "": it has none, as it was published before there were any
@@ -185,23 +216,23 @@ class SnapshotStore:
         withdrawn: dict[int, str] = {}
         last_rollback = None
         version = -1
-        for commit in delta.commits(self.folder):
-            when = commit.metadata.get("published_at") or commit.metadata.get("at")
+        for commit, metadata in delta.metadata_of_commits(self.folder):
+            when = metadata.get("published_at") or metadata.get("at")
             if until and when and datetime.fromisoformat(when) > until:
                 break
-            version = commit.version
-            what = commit.metadata.get("kind")
+            version = commit
+            what = metadata.get("kind")
             if what == "publish":
                 last_rollback = None
-                snapshot = self._snapshot(commit)
+                snapshot = self._snapshot(commit, metadata)
                 snapshots[snapshot.number] = snapshot
                 if snapshot.disposition == "replace":
                     served.clear()
                 served[snapshot.data_date] = snapshot
             elif what == "rollback":
-                told_by = ": ".join(text for text in (commit.metadata["who"], commit.metadata["why"]) if text)
-                withdrawn |= {int(n): told_by for n in commit.metadata["withdrawn"].split(",") if n}
-                before, target = (snapshots.get(int(commit.metadata[k] or 0)) for k in ("rolled_back", "serves"))
+                told_by = ": ".join(text for text in (metadata["who"], metadata["why"]) if text)
+                withdrawn |= {int(n): told_by for n in metadata["withdrawn"].split(",") if n}
+                before, target = (snapshots.get(int(metadata[k] or 0)) for k in ("rolled_back", "serves"))
                 last_rollback = (before, target)
                 if target:
                     withdrawn.pop(target.number, None)
@@ -209,7 +240,7 @@ class SnapshotStore:
                         served.clear()
                     served[target.data_date] = target
                 else:
-                    del served[date.fromisoformat(commit.metadata["data_date"])]
+                    del served[date.fromisoformat(metadata["data_date"])]
         return State(
             version=version,
             snapshots=snapshots,
@@ -360,7 +391,7 @@ class SnapshotStore:
             version = settled.snapshots[settled.attempts[publication.attempt]].table_version
         failpoint("commit_after")
         self.flush(version)
-        return self._snapshot(delta.read_commit(self.folder, version))
+        return self._snapshot(version, delta.read_metadata(self.folder, version))
 
     def flush(self, version: int) -> None:
         """Make a commit last: the log and every folder on the way to it. Whoever commits may die before, so all who
@@ -478,15 +509,7 @@ class SnapshotStore:
 
         return schema.append(pa.field(PARTITION, pa.date32())) if by_date else schema
 
-    def _snapshot(self, commit: Commit) -> Snapshot:
-        import json
-
-        m = commit.metadata
-        digests = m["sha256"].split(",") if m["sha256"] else []
-        parts = tuple(
-            Part(path=self.folder / f.path, rows=json.loads(f.stats)["numRecords"], size=f.size, sha256=digest)
-            for f, digest in zip(commit.files, digests, strict=True)
-        )
+    def _snapshot(self, table_version: int, m: dict[str, str]) -> Snapshot:
         return Snapshot(
             model=m["model"],
             number=int(m["snapshot"]),
@@ -501,13 +524,13 @@ class SnapshotStore:
             rejects=int(m["rejects"]),
             disposition=m["disposition"],
             keys=tuple(m["keys"].split(",")),
-            parts=parts,
+            parts=LoggedParts(self.folder, table_version),
             rejects_file=m["rejects_file"],
             rejects_sha256=m["rejects_sha256"],
             profile_file=m.get("profile_file", ""),
             profile_sha256=m.get("profile_sha256", ""),
             token=int(m.get("token", 0)),
-            table_version=commit.version,
+            table_version=table_version,
         )
 
     def clean(

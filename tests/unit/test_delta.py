@@ -1,7 +1,8 @@
-"""The table of predictions after a power cut."""
+"""The table of predictions after a power cut, and with a long history of many parts."""
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from sereno import snapshots
-from sereno.adapters.delta import checkpoint_files
-from sereno.snapshots import SnapshotStore
+from sereno.adapters import delta
+from sereno.adapters.delta import AddedFile, checkpoint_files
+from sereno.exceptions import StorageError
+from sereno.snapshots import Part, SnapshotStore
 
 
 @pytest.fixture
@@ -46,3 +49,83 @@ def test_a_torn_checkpoint_is_removed(store: SnapshotStore, content: bytes) -> N
 def test_a_checkpoint_that_is_well_stays(store: SnapshotStore) -> None:
     with store._alone():
         assert len(checkpoint_files(store.folder)) == 2
+
+
+# A long history
+
+
+def publish(store: SnapshotStore, number: int, parts: int) -> None:
+    """A commit as a run makes it, of parts that nobody wrote."""
+    attempt = f"2026-05-01-{number:06x}"
+    files = [AddedFile(path=f"{attempt}/part-{i:05d}.parquet", size=9, stats='{"numRecords":7}') for i in range(parts)]
+    when = "2026-05-02T00:00:00+00:00"
+    metadata = dict.fromkeys(("rejects_file", "rejects_sha256", "profile_file", "profile_sha256"), "") | {
+        "kind": "publish",
+        "model": "m",
+        "snapshot": str(number),
+        "attempt": attempt,
+        "run_key": str(number),
+        "revision": "r",
+        "data_date": "2026-05-01",
+        "data_time": when,
+        "published_at": when,
+        "fingerprint": "f",
+        "rows": str(7 * parts),
+        "rejects": "0",
+        "disposition": "replace",
+        "keys": "id",
+        "token": "1",
+        "sha256": ",".join(f"{i:064x}" for i in range(parts)),
+    }
+    schema = pa.schema([("id", pa.int64())])
+    delta.commit(
+        store.folder,
+        expected=number - 2,
+        schema=schema,
+        files=files,
+        metadata=metadata,
+        partition=None,
+        partition_value=None,
+    )
+
+
+def test_memory_of_a_history_does_not_depend_on_its_parts(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path, "m")
+    for number in range(1, 21):
+        publish(store, number, parts=500)
+    store.state()
+    tracemalloc.start()
+    try:
+        state = store.state()
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 20 * 5_000  # bytes; each of the 10,000 parts would take 600
+    assert most < 1_000_000
+    assert state.newest is not None
+    assert [p.rows for p in state.newest.parts[:2]] == [7, 7]
+    assert len(state.newest.parts) == 500
+    assert state.newest.parts[499] == Part(
+        path=store.folder / "2026-05-01-000014" / "part-00499.parquet", rows=7, size=9, sha256=f"{499:064x}"
+    )
+    assert state.newest == store.state().newest
+
+
+def test_metadata_is_found_wherever_a_writer_puts_it(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path, "m")
+    publish(store, 1, parts=2)
+    log = delta.log_file(store.folder, 0)
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([*others, first]))
+    state = store.state()
+    assert list(state.snapshots) == [1]
+    assert len(state.snapshots[1].parts) == 2
+
+
+def test_parts_whose_commit_was_removed_since(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path, "m")
+    publish(store, 1, parts=2)
+    snapshot = store.state().snapshots[1]
+    delta.log_file(store.folder, 0).unlink()
+    with pytest.raises(StorageError, match="lacks version 0"):
+        len(snapshot.parts)

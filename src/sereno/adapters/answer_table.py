@@ -28,7 +28,7 @@ from sereno.adapters.delta import (
     checkpoint_files,
     current_version,
     log_file,
-    read_commit,
+    read_metadata,
     remove_torn_checkpoints,
     translated,
 )
@@ -173,7 +173,7 @@ def _text(when: datetime) -> str:
 def find_commit(table: Path, after: int, name: str, value: str) -> int | None:
     """The version, younger than `after`, whose commit says so of itself."""
     for version in range(after + 1, current_version(table) + 1):
-        if read_commit(table, version).metadata.get(name) == value:
+        if read_metadata(table, version).get(name) == value:
             return version
     return None
 

@@ -7,11 +7,12 @@ the log's file, `checkpoint_files` and the folder afterwards, and begins with `r
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -50,7 +51,10 @@ class Commit:
     files: tuple[AddedFile, ...]
 
 
+T = TypeVar("T")
+
 PREFIX = "sereno."
+CHECKED_ROWS = 4_096  # of a checkpoint that are in memory
 WHOLE_SECONDS = 1.0  # until a commit's file is taken for damaged, where it is not whole
 
 
@@ -76,7 +80,10 @@ def remove_torn_checkpoints(table: Path) -> None:
     for path in sorted(log.glob("*.checkpoint*.parquet"), reverse=True):
         first = int(path.name.partition(".")[0])
         try:
-            pq.read_table(path)
+            for _ in pq.ParquetFile(path, buffer_size=1 << 20).iter_batches(
+                CHECKED_ROWS
+            ):  # it names every file of years
+                pass
             return  # older ones were flushed before
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -87,42 +94,63 @@ def remove_torn_checkpoints(table: Path) -> None:
             path.unlink()
 
 
-def commits(table: Path) -> Iterator[Commit]:
-    """Every commit, oldest first. Those of others (an OPTIMIZE, say) have no metadata of ours."""
+def metadata_of_commits(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Version and metadata of every commit, oldest first. Those of others (an OPTIMIZE, say) have none of ours.
+
+    Their files are not read: a table that has been replaced by 10,000 parts for a year has millions.
+    """
     for version in range(current_version(table) + 1):
-        yield read_commit(table, version)
+        yield version, read_metadata(table, version)
+
+
+def read_metadata(table: Path, version: int) -> dict[str, str]:
+    """What we wrote into a commit beside its files. Raises StorageError."""
+    return _whole(table, version, lambda lines: _metadata(_first_with_metadata(lines)))
 
 
 def read_commit(table: Path, version: int) -> Commit:
-    metadata: dict[str, str] = {}
-    files = []
-    for action in _actions(table, version):
-        if "commitInfo" in action:
-            own = {k.removeprefix(PREFIX): v for k, v in action["commitInfo"].items() if k.startswith(PREFIX)}
-            metadata |= own
-        elif "add" in action:
-            add = action["add"]
-            files.append(
-                AddedFile(
-                    path=unquote(add["path"]),
-                    size=add["size"],
-                    stats=add.get("stats") or "{}",
-                    partition=add.get("partitionValues") or {},
+    """A commit with its files. Raises StorageError."""
+
+    def read(lines: Iterable[str]) -> Commit:
+        metadata: dict[str, str] = {}
+        files = []
+        for line in lines:
+            action = json.loads(line)
+            metadata |= _metadata(action)
+            if "add" in action:
+                add = action["add"]
+                files.append(
+                    AddedFile(
+                        path=unquote(add["path"]),
+                        size=add["size"],
+                        stats=add.get("stats") or "{}",
+                        partition=add.get("partitionValues") or {},
+                    )
                 )
-            )
-    return Commit(version=version, metadata=metadata, files=tuple(files))
+        return Commit(version=version, metadata=metadata, files=tuple(files))
+
+    return _whole(table, version, read)
 
 
-def _actions(table: Path, version: int) -> list[dict[str, Any]]:
-    """What a commit's file says. Another host's may get its name a moment before its content: it is waited for."""
+def _metadata(action: dict[str, Any]) -> dict[str, str]:
+    info = action.get("commitInfo", {})
+    return {k.removeprefix(PREFIX): v for k, v in info.items() if k.startswith(PREFIX)}
+
+
+def _first_with_metadata(lines: Iterable[str]) -> dict[str, Any]:
+    """delta-rs writes it as a commit's first line, others may not."""
+    return next((json.loads(line) for line in lines if '"commitInfo"' in line[:20]), {})
+
+
+def _whole(table: Path, version: int, read: Callable[[Iterable[str]], T]) -> T:
+    """What `read` finds in a commit's file. Another host's may get its name a moment before its content: it is waited for."""
     deadline = time.monotonic() + WHOLE_SECONDS
     while True:
         is_late = time.monotonic() > deadline
         try:
-            lines = log_file(table, version).read_text(encoding="utf-8").splitlines()
-            actions = [json.loads(line) for line in lines]
-            if actions or is_late:
-                return actions
+            with log_file(table, version).open(encoding="utf-8") as lines:
+                if is_late or os.fstat(lines.fileno()).st_size:
+                    return read(lines)
         except FileNotFoundError:
             raise StorageError(
                 f"The log of table {table} lacks version {version}: somebody removed {log_file(table, version)}. "
