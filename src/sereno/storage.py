@@ -69,6 +69,20 @@ def refresh(folder: Path) -> None:
         probe.unlink()
 
 
+def age(path: Path) -> float:
+    """Seconds since a file was changed in any way, by the clock of whoever keeps it. Raises OSError.
+
+    This host's clock may differ by minutes from that of another, or of a file server, whose times files have.
+    """
+    probe = path.with_name(f".{host_name()}-{secrets.token_hex(6)}.look")
+    try:
+        probe.touch()
+        now = probe.stat().st_ctime
+    finally:
+        probe.unlink(missing_ok=True)
+    return now - path.stat().st_ctime
+
+
 def host_name() -> str:
     """This machine's name, as part of a file's name: what others, elsewhere, write to the same folder has theirs."""
     return re.sub(r"[^\w.]", "_", socket.gethostname())

@@ -4,6 +4,9 @@ One at a time works on a model's table: the holder of its lock. What it is about
 with the table's version, before the first file of it is. Whoever holds the lock next looks whether the log has that
 commit since. It has: the segments in it are removed, if that is still to be done. It has not: its files are removed, and
 the segments go into another. So an answer is in the table once, wherever the process was killed.
+
+Hosts that share a home need not share its locks. So what is pending is made as a name that nobody has yet, which one of two
+hosts can do; and what another host has pending is left to it, unless it is old.
 """
 
 from __future__ import annotations
@@ -24,12 +27,20 @@ import pyarrow.compute as pc
 from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
-from sereno.answers.folder import DAMAGE, PENDING, finished_segments, known_keys, make_folder, segments_folder
+from sereno.answers.folder import (
+    DAMAGE,
+    LEFT_SECONDS,
+    PENDING,
+    finished_segments,
+    known_keys,
+    make_folder,
+    segments_folder,
+)
 from sereno.answers.parts import Parts, remove_parts
 from sereno.answers.segments import Header, read_header, read_segment
-from sereno.exceptions import SerenoError
+from sereno.exceptions import BusyError, SerenoError
 from sereno.failpoints import failpoint
-from sereno.storage import exclusive, fsync, told, write_atomically
+from sereno.storage import age, exclusive, fsync, host_name, told, write_atomically
 
 LOG = logging.getLogger("sereno.answers")
 
@@ -44,6 +55,7 @@ class Pending(msgspec.Struct):
     attempt: str
     version: int  # of the table before it
     segments: list[str] = []  # names, which the table will hold
+    host: str = ""  # whose process it is
 
     @classmethod
     def read(cls, folder: Path) -> Pending | None:
@@ -96,8 +108,12 @@ class Compactor:
     # Exactly once
 
     def _recover(self) -> None:
-        answer_table.mend_log(self.table)
         pending = Pending.read(self.segments)
+        if pending is not None and pending.host not in ("", host_name()):
+            with contextlib.suppress(FileNotFoundError):
+                if age(self.segments / PENDING) < LEFT_SECONDS:
+                    raise self._busy(pending.host)
+        answer_table.mend_log(self.table)
         if pending is None:
             return
         if self.is_committed(pending):
@@ -105,7 +121,39 @@ class Compactor:
             self._remove_segments(pending.segments)
         else:
             remove_parts(self.table, pending.attempt)
-        (self.segments / PENDING).unlink()
+        (self.segments / PENDING).unlink(missing_ok=True)
+
+    def _announce(self, pending: Pending) -> None:
+        """Write down what is about to be committed. Raises BusyError where another host has done so just now."""
+        file, new = self.segments / PENDING, self.segments / f".{pending.attempt}.pending"
+        write_atomically(new, msgspec.json.encode(pending))
+        try:
+            file.hardlink_to(new)
+        except FileExistsError as error:
+            there = Pending.read(self.segments)
+            if there != pending:  # else the file server has done it, and its answer was lost
+                raise self._busy(there.host if there else "") from error
+        finally:
+            new.unlink(missing_ok=True)
+        fsync(self.segments)
+
+    def _confirm(self, pending: Pending, files: Iterable[DataFile]) -> None:
+        """Raise BusyError where another host took this one for dead, and has removed what is about to be committed."""
+        there = Pending.read(self.segments)
+        try:
+            for file in files:
+                (self.table / file.path).open("rb").close()
+        except FileNotFoundError:
+            there = None
+        if there != pending:
+            raise self._busy(there.host if there else "")
+
+    def _busy(self, host: str) -> BusyError:
+        where = f"host {host}" if host else "another host"
+        return BusyError(
+            f"A process on {where} works on the answers of {self.model!r}. {answer_table.THEN} Should that host be gone for "
+            "good, another one goes on after an hour."
+        )
 
     def is_committed(self, pending: Pending) -> bool:
         return answer_table.find_commit(self.table, pending.version, "attempt", pending.attempt) is not None
@@ -135,14 +183,16 @@ class Compactor:
         """
         version = -1 if state is None else state.version
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        pending = Pending(attempt=f"{stamp}-{secrets.token_hex(4)}", version=version, segments=list(segments))
-        write_atomically(self.segments / PENDING, msgspec.json.encode(pending))
+        attempt = f"{stamp}-{secrets.token_hex(4)}"
+        pending = Pending(attempt=attempt, version=version, segments=list(segments), host=host_name())
+        self._announce(pending)
         failpoint("answers_pending")
         parts = Parts(self.table, pending.attempt, pa.schema([f for f in schema if f.name in columns]))
         try:
             write(parts)
             files = parts.close()
             failpoint("answers_commit_before")
+            self._confirm(pending, files)
             if files or remove:
                 said = {
                     "kind": kind,
@@ -156,7 +206,7 @@ class Compactor:
                 failpoint("answers_commit_after")
                 answer_table.flush_log(self.table, version)
             self._remove_segments(segments)
-            (self.segments / PENDING).unlink()
+            (self.segments / PENDING).unlink(missing_ok=True)
         except (OSError, SerenoError):
             parts.abandon()
             with contextlib.suppress(OSError, SerenoError):  # what is not committed would fill the disk for nothing

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sereno.storage import is_held, write_atomically
+from sereno.storage import age, host_name, is_held, write_atomically
 
 PENDING = "pending.json"  # what is about to be committed
 DAMAGE = "damage.jsonl"  # what could not be read
 TIDIED = "tidied"  # when old days were last dropped
 SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are handed over together
 SEGMENT_BYTES = 64 << 20  # or as soon as there is so much
+LEFT_SECONDS = 3_600  # without a sign of life, after which what another host's worker had is taken for left
+BEAT_SECONDS = 300.0  # between two signs of life of a log that has nothing to write
 _DAYS = "days"  # how long answers are kept
 _KEYS = "keys.json"  # the keys as versions of the model have declared them
 _NO_DAYS = "none"
@@ -35,15 +37,48 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
+# Several hosts may have their workers write here. What they hold is locked, but a lock may be seen on its own host only: so
+# names end with that of the host, and what another host does not hold, as it seems, is its own as long as it is not old.
+
+
+def name_of(*parts: object) -> str:
+    """A name that no other file has: `<parts>-<pid>-<random>-<host>`."""
+    return "-".join(map(str, (*parts, os.getpid(), secrets.token_hex(3), host_name())))
+
+
+def host_of(path: Path) -> str:
+    """The host whose worker wrote it; "": this one, or it is of an older version, which knew no others."""
+    known = _pieces(path)[2:]
+    return known[0] if known and known[0] != host_name() else ""
+
+
+def _pieces(path: Path) -> list[str]:
+    """Pid, random number and host of a name; a segment's begins with its time."""
+    pieces = path.stem.split("-")
+    return pieces[1:] if "T" in pieces[0] else pieces
+
+
+def is_alive(path: Path) -> bool:
+    """Whether a living worker has a file, here or on another host. Raises FileNotFoundError where it has just gone."""
+    return is_held(path) or (bool(host_of(path)) and age(path) < LEFT_SECONDS)
+
+
 def open_segments(folder: Path) -> list[Path]:
     """Segments that a living worker writes."""
-    return [path for path in sorted(folder.glob("*.open")) if is_held(path)]
+    return [path for path in sorted(folder.glob("*.open")) if _is_alive(path)]
+
+
+def _is_alive(path: Path) -> bool:
+    try:
+        return is_alive(path)
+    except FileNotFoundError:
+        return False
 
 
 def finished_segments(folder: Path) -> list[Path]:
     """Segments that nobody writes any more: sealed, or left by a worker that died."""
     there = sorted(folder.glob("*.open"))
-    left = [path for path in there if path.exists() and not is_held(path)]
+    left = [path for path in there if path.exists() and not _is_alive(path)]
     # In this order: one that is sealed in between is found at the second look.
     sealed = sorted(folder.glob("*.sealed"))
     return sorted({*sealed, *(path for path in left if path.exists())})
@@ -116,14 +151,14 @@ def ask_to_seal(folder: Path) -> int:
 
 
 class Writer:
-    """The file of one log, `<pid>-<random>.writer`: locked as long as the log may hold answers in memory.
+    """The file of one log, `<pid>-<random>-<host>.writer`: locked as long as the log may hold answers in memory.
 
     Its time is that of the last request before which all its answers are handed over.
     """
 
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
-        self._path = folder / f"{os.getpid()}-{secrets.token_hex(3)}.writer"
+        self._path = folder / f"{name_of()}.writer"
         hidden = self._path.with_suffix(".new")  # it gets its name once it is locked
         self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -140,6 +175,12 @@ class Writer:
         """Say that all that was answered before this request is in segments that nobody writes any more."""
         os.utime(self._descriptor, ns=(request, request))
         self.request = request
+        self._beat_at = time.monotonic()
+
+    def beat(self) -> None:
+        """Show other hosts that this log lives on."""
+        if time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self.hand_over(self.request)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -152,9 +193,15 @@ def late_writers(folder: Path, request: int) -> list[str]:
     late = []
     for path in sorted(folder.glob("*.writer")):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime_ns < request and is_held(path):
-                late.append(path.stem.partition("-")[0])
+            if path.stat().st_mtime_ns < request and is_alive(path):
+                late.append(worker_of(path))
     return late
+
+
+def worker_of(path: Path) -> str:
+    """The process that writes a file of this folder, in words: its pid, with its host if that is another one."""
+    pid = _pieces(path)[0]
+    return f"{pid} on host {host}" if (host := host_of(path)) else pid
 
 
 def last_request(folder: Path) -> int:

@@ -287,6 +287,9 @@ class AnswerLog:
             if self._writer is not None and is_asked and not self._writing and self._segment is None:
                 with contextlib.suppress(OSError):  # it is done at the next turn, then
                     self._writer.hand_over(request)
+            elif self._writer is not None:
+                with contextlib.suppress(OSError):
+                    self._writer.beat()
             if closing and not self._packed:
                 if self._writer is not None:
                     self._writer.close()

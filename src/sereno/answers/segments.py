@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import socket
 import struct
 import zlib
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import msgspec
 
-from sereno.answers.folder import make_folder
+from sereno.answers.folder import make_folder, name_of
 from sereno.failpoints import FailpointError, failpoint
 from sereno.schema import Column, RowType
 from sereno.storage import fsync
@@ -109,7 +108,7 @@ class SegmentWriter:
         """`ahead`: write zeros where frames will lie, so that a flush of new frames need not flush the file's size too."""
         make_folder(folder)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        self.path = folder / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}.open"
+        self.path = folder / f"{name_of(stamp)}.open"
         self.size = self.rows = 0
         self.is_torn = False
         self._header = header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -14,10 +15,10 @@ from sereno.adapters import answer_table
 from sereno.adapters.answer_table import DataFile, TableState
 from sereno.answers.columns import CHUNK, OWN, key_columns, matches_key
 from sereno.answers.compact import Compactor, Done
-from sereno.answers.folder import ask_to_seal, is_tidy, late_writers, open_segments, say_tidy
+from sereno.answers.folder import ask_to_seal, is_alive, is_tidy, late_writers, open_segments, say_tidy, worker_of
 from sereno.answers.parts import Parts
 from sereno.exceptions import BusyError, NotFoundError
-from sereno.storage import is_held
+from sereno.storage import age
 
 SMALL_BYTES = 32 << 20  # files of a past day that are smaller are joined,
 SMALL_FILES = 8  # once there are more of them than this
@@ -35,8 +36,9 @@ def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
     if state is None:
         return
     for path in [*compactor.segments.glob("*.new"), *compactor.segments.glob("*.writer")]:  # of workers that died
-        if not is_held(path) and path.stat().st_mtime < time.time() - 60:
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # it has got its name, or was removed
+            if not is_alive(path) and age(path) > 60:
+                path.unlink()
     if days is not None:
         first = today - timedelta(days=days)
         old = [f for f in state.files if f.day < first]
@@ -45,7 +47,7 @@ def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
             done.dropped_days = len({f.day for f in old})
         for path in compactor.segments.glob("*.unreadable"):
             if path.stat().st_mtime < time.time() - days * 86_400:
-                path.unlink()
+                path.unlink(missing_ok=True)
     answer_table.vacuum(compactor.table, OLD_HOURS)
     say_tidy(compactor.segments, days)
 
@@ -121,7 +123,7 @@ def hand_over(compactor: Compactor) -> list[str]:
     request = ask_to_seal(folder)
     deadline = time.monotonic() + HAND_OVER_SECONDS
     while True:
-        there = [path.stem.split("-")[1] for path in before if path in open_segments(folder)]
+        there = [worker_of(path) for path in before if path in open_segments(folder)]
         late = sorted({*there, *late_writers(folder, request)})
         if not late or time.monotonic() > deadline:
             return late
