@@ -24,6 +24,7 @@ from sereno.storage import exclusive, is_held, run_lock, write_atomically
 
 RunState = Literal["running", "held", "published", "failed", "nothing", "discarded"]
 KEPT_FOR = timedelta(days=7)  # the finished tasks of an attempt that nobody resumes
+MOST_PARTS, PARTS = 100, "parts.json"  # in a report; and where more of them are, beside it
 WORK = ("tasks", "spool", "rejects", "keys")
 
 
@@ -64,6 +65,7 @@ class Report:
     keys: tuple[str, ...] = ()
     disposition: str = "replace"
     parts: list[WrittenPart] = field(default_factory=list)
+    parts_file: str = ""  # where they are, if they are too many for the report itself
     version: int | None = None  # of the snapshot it published, or found published
     says: str = ""  # in words: why it failed, was held, or had nothing to do
 
@@ -108,17 +110,27 @@ class Attempts:
 
     def save(self, report: Report) -> None:
         """Write the report, without what is kept in a file of its own: every run reads all reports."""
-        write_atomically(self.work(report) / "report.json", replace(report, inputs_profile={}).to_json())
+        if len(report.parts) > MOST_PARTS:
+            report.parts_file = PARTS
+            write_atomically(self.work(report) / PARTS, msgspec.json.encode(report.parts))
+        parts = [] if report.parts_file else report.parts
+        light = replace(report, inputs_profile={}, parts=parts)
+        write_atomically(self.work(report) / "report.json", light.to_json())
 
     def work(self, report: Report) -> Path:
         return self.folder / report.attempt
 
     def all(self) -> list[Report]:
-        """Every attempt, oldest first."""
+        """Every attempt, oldest first; of those with many parts, without them."""
         found = [r for f in self.folder.glob("*/report.json") if (r := _read(f, Report))]
         for report in found:
             report.parts = [self._here(part) for part in report.parts]
         return sorted(found, key=lambda r: r.started_at)
+
+    def _parts(self, report: Report) -> list[WrittenPart]:
+        if not report.parts_file:
+            return report.parts
+        return [self._here(part) for part in _read(self.work(report) / report.parts_file, list[WrittenPart]) or []]
 
     def _here(self, part: WrittenPart) -> WrittenPart:
         """A home may have been moved, or restored elsewhere, since a report was written."""
@@ -136,6 +148,7 @@ class Attempts:
                 ):  # it is shown without; who judges by it reads it again, and tells
                     stored = stored_profile(self._table, report)
                     report.inputs_profile = stored.inputs if stored else {}
+                report.parts = self._parts(report)
                 return report
         shown = ", ".join(r.attempt for r in reports[-5:]) or "none"
         raise NotFoundError(f"Model {self._model!r} has no run {name!r}. The latest are: {shown}. See `sereno runs`.")
@@ -225,7 +238,7 @@ class Attempts:
         files: set[Path] = set()
         for report in self.all():
             if report.state == "held":
-                files |= {Path(p.path) for p in report.parts}
+                files |= {Path(p.path) for p in self._parts(report)}
                 attempts.add(report.attempt)
             elif report.state in ("running", "failed"):
                 if report.state == "running" and (self.going_on(report) or elsewhere(report.run_key)):

@@ -41,6 +41,11 @@ def publication_of(report: Report, token: int = 0) -> Publication:
     """
     import pyarrow.parquet as pq
 
+    if sum(part.rows for part in report.parts) != report.predictions:
+        raise PublishError(
+            f"The report of run {report.attempt} does not name all of its parts any more"
+            f"{f': {report.parts_file} beside it was removed' if report.parts_file else ''}. Run the data date again."
+        )
     for part in report.parts:
         if not os.path.exists(part.path) or os.path.getsize(part.path) != part.size:
             raise PublishError(f"{part.path} was removed or changed since it was scored. Run the data date again.")
