@@ -23,5 +23,5 @@ def make_executor(model: Model, settings: Settings, ahead: Ahead | None = None) 
     if settings.executor == "spark":
         from sereno.adapters.spark_executor import SparkExecutor
 
-        return SparkExecutor(settings)
+        return SparkExecutor(settings, model)
     return LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)

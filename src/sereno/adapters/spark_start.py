@@ -1,0 +1,233 @@
+"""Starting Spark: what is set of it, and what it writes to the terminal.
+
+Its Java process writes many lines that are of no use to whoever scores. Where we start it ourselves, they are kept aside
+(`Chatter`). Under `spark-submit`, or in a session of the caller's own, its logging is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pyspark import SparkConf, SparkContext
+from pyspark.java_gateway import launch_gateway
+
+from sereno.adapters.spawn import THREAD_VARIABLES, cores, threads_each
+from sereno.config import Settings
+from sereno.exceptions import SettingsError, WorkerError
+
+ON_THIS_MACHINE = re.compile(r"local(?:\[(?P<workers>\d+|\*)(?:,(?P<tries>\d+))?\])?")
+TRIES = 4  # of a task, as many as Spark makes on a cluster
+KEPT_LINES = 400  # of what Spark wrote, for the message when it fails
+PATIENCE = 60.0  # seconds until a cluster should have given a worker; after it we say that we wait
+SETTLES = 0.5  # seconds without another worker: those that are there have come
+LOG = """\
+rootLogger.level = warn
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n
+"""
+
+
+def master_of(master: str | None, settings: Settings) -> str:
+    """The master that Spark is given, where it is this machine: with several tries of a task, as elsewhere."""
+    found = ON_THIS_MACHINE.fullmatch(master or "local[*]")
+    if found is None:
+        assert master is not None
+        return master
+    told = found["workers"] or "1"
+    workers = (settings.workers or cores()) if told == "*" else min(int(told), settings.workers or int(told))
+    return f"local[{workers},{found['tries'] or TRIES}]"
+
+
+def start(settings: Settings) -> tuple[SparkContext, Chatter]:
+    """A context of our own. Raises SettingsError where it cannot be as it is set, and WorkerError."""
+    master = settings.spark.master
+    if master is not None and master.startswith("sc:"):
+        raise SettingsError(
+            f"'spark.master' is {master!r}, a server of Spark Connect, which runs no Python functions of other kinds than "
+            'SQL\'s. Give the cluster\'s own master: "spark://host:7077" or "yarn".'
+        )
+    own = _own_settings(settings)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it reports is raised, too
+    os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON") or sys.executable
+    chatter = Chatter()
+    gateway = SparkContext._gateway or chatter.launch(own)
+    conf = SparkConf(loadDefaults=True, _jvm=gateway.jvm)
+    for name, value in own.items():
+        conf.set(name, value)
+    conf.setMaster(master_of(master or conf.get("spark.master"), settings))
+    for name, value in _defaults(conf, settings).items():
+        conf.setIfMissing(name, value)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        context = SparkContext(conf=conf, gateway=gateway)
+    except Exception as error:
+        raise WorkerError(
+            f"Spark at {conf.get('spark.master')} did not start: {first_line(error)} Nothing was published. See that the "
+            f"master can be reached from here, and [spark] of the settings.{chatter.told()}"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)  # Spark's own would speak to Java wherever the signal comes
+    _wait_for_workers(context)
+    return context, chatter
+
+
+def _own_settings(settings: Settings) -> dict[str, str]:
+    """What the file `[spark] config` sets."""
+    file = settings.spark.config
+    if file is None:
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"'spark.config' is {file}, which cannot be read as JSON: {error}.") from None
+    plain = str | int | float | bool
+    if not isinstance(found, dict) or not all(isinstance(one, plain) for one in found.values()):
+        raise SettingsError(
+            f"{file}, from 'spark.config', is not what Spark is set with: an object of names and texts or numbers, "
+            'such as {"spark.executor.memory": "4g"}.'
+        )
+    return {name: json.dumps(one) if isinstance(one, bool) else str(one) for name, one in found.items()}
+
+
+def _defaults(conf: SparkConf, settings: Settings) -> dict[str, str]:
+    """What is set unless the caller, `spark-submit` or the file of defaults says otherwise."""
+    master = conf.get("spark.master")
+    assert master is not None
+    defaults = {
+        "spark.app.name": "sereno",
+        "spark.ui.enabled": "false",  # a page without a password
+        "spark.ui.showConsoleProgress": "false",
+        "spark.ui.retainedJobs": "20",  # memory stays the same however many there are
+        "spark.ui.retainedStages": "20",
+        "spark.ui.retainedTasks": "1000",
+        "spark.python.worker.faulthandler.enabled": "true",
+    }
+    if master.startswith("local["):
+        here = ("spark.driver.host", "spark.driver.bindAddress")
+        return defaults | dict.fromkeys(here, "127.0.0.1") | {"spark.authenticate": "true"}
+    if settings.workers:
+        cpus = int(conf.get("spark.task.cpus", "1") or 1)
+        each = max(1, int(conf.get("spark.executor.cores", "1") or 1) // cpus)
+        defaults["spark.cores.max"] = str(settings.workers * cpus)
+        defaults["spark.executor.instances"] = str(-(-settings.workers // each))
+    return defaults
+
+
+def threads_of(context: SparkContext) -> int:
+    """How many threads the libraries of each worker may use."""
+    found = ON_THIS_MACHINE.match(context.master or "")
+    if found:
+        return threads_each(int(found["workers"] or 1))
+    return int(context.getConf().get("spark.task.cpus", "1") or 1)
+
+
+def variables_of(context: SparkContext, attempt: str) -> dict[str, str]:
+    """The environment of the workers, beside what their nodes give them. Those of another run are other processes."""
+    threads = str(threads_of(context))
+    quiet = "ignore:PySpark does not yet fully support pandas:FutureWarning"
+    asked = os.environ.get("PYTHONWARNINGS")
+    return {
+        "SERENO_ATTEMPT": attempt,
+        "PYTHONWARNINGS": f"{asked},{quiet}" if asked else quiet,
+        **dict.fromkeys(THREAD_VARIABLES, threads),
+    }
+
+
+def slots(context: SparkContext) -> int:
+    """How many tasks the workers that are there score at once."""
+    found = context.defaultParallelism
+    return max(1, found // int(context.getConf().get("spark.task.cpus", "1") or 1))
+
+
+def _wait_for_workers(context: SparkContext) -> None:
+    """Until those have come that come at once: what is planned depends on how many there are."""
+    if (context.master or "").startswith("local["):
+        return
+    began, told, known, since = time.monotonic(), False, 1, time.monotonic()
+    while True:
+        now = time.monotonic()
+        found = int(context._jsc.sc().getExecutorMemoryStatus().size())  # with the driver
+        if found != known:
+            known, since = found, now
+        if found > 1 and now - since > SETTLES:
+            return
+        if not told and now - began > PATIENCE:
+            sys.stderr.write(f"sereno: {context.master} has given no worker for {PATIENCE:.0f} s; waiting for one.\n")
+            sys.stderr.flush()
+            told = True
+        time.sleep(0.05)
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, of a Java exception or another."""
+    java = getattr(error, "java_exception", None)
+    text = ""
+    if java is not None:
+        with contextlib.suppress(Exception):  # its process may be gone
+            text = str(java.getMessage())
+    text = (text or str(error) or type(error).__name__).strip().splitlines()[0]
+    return text if text.endswith(".") else f"{text}."
+
+
+class Chatter:
+    """What our Java process writes: read to the end, and kept for the message when it fails."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def launch(self, own: dict[str, str]) -> Any:
+        """Start the Java process, or find the one that `spark-submit` started. Raises SettingsError."""
+        if "PYSPARK_GATEWAY_PORT" in os.environ:
+            return launch_gateway()  # type: ignore[no-untyped-call]
+        with tempfile.TemporaryDirectory(prefix="sereno-spark-") as folder:
+            log = Path(folder, "log4j2.properties")
+            log.write_text(LOG)
+            conf = SparkConf(loadDefaults=False)
+            for name, value in own.items():
+                conf.set(name, value)
+            options = own.get("spark.driver.extraJavaOptions", "")
+            conf.set("spark.driver.extraJavaOptions", f"{options} -Dlog4j2.configurationFile={log}".strip())
+            reads, writes = os.pipe()
+            reader = threading.Thread(target=self._read, args=(reads,), name="spark-output", daemon=True)
+            reader.start()
+            try:
+                return launch_gateway(conf, {"stdout": writes, "stderr": writes})  # type: ignore[no-untyped-call]
+            except Exception as error:
+                os.close(writes)
+                writes = -1
+                reader.join(1.0)
+                raise SettingsError(
+                    "Spark needs Java 17 or newer, and its Java process did not start: install one (Debian: "
+                    f"openjdk-17-jre-headless), or set JAVA_HOME.{self.told()}"
+                ) from error
+            finally:
+                if writes >= 0:
+                    os.close(writes)
+
+    def _read(self, descriptor: int) -> None:
+        with open(descriptor, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                self._lines.append(line.rstrip())
+
+    def told(self) -> str:
+        """The last of what Spark wrote, as the end of a message."""
+        lines = list(self._lines)
+        last = [line for line in lines if " WARN " not in line and not line.startswith("WARNING")][-3:] or lines[-3:]
+        return f" The last of what it wrote: {' / '.join(last)}" if last else ""
