@@ -48,7 +48,7 @@ SMALLEST_TASK = 65_536  # rows
 LARGEST_TASK = 1_048_576
 SPOOL_ROWS = 262_144  # rows of a spooled task
 SPAN_BYTES = 32 << 20  # of JSON lines
-FOOTERS_AT_ONCE, MOST_FOOTERS = 8, 512  # of Parquet files that are read, and are in memory
+FOOTERS_AT_ONCE, MOST_FOOTERS = 4, 512  # of Parquet files that are read, and are in memory
 
 
 @dataclass(kw_only=True)
