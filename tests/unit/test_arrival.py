@@ -133,6 +133,14 @@ def test_what_was_written_long_before_is_ready_at_once(tmp_path: Path, open_arri
     until(open_arrivals(declared(tmp_path, quiet_seconds=600), poll_seconds=LONG), "ready")
 
 
+def test_what_seems_to_be_older_by_less_than_clocks_differ_is_watched(tmp_path: Path, open_arrivals: Open) -> None:
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "2026-05-01.csv"
+    file.write_text("id\n")  # it is being written by a machine whose clock is 5 minutes behind
+    os.utime(file, (time.time() - 300,) * 2)
+    until(open_arrivals(declared(tmp_path, quiet_seconds=60), poll_seconds=LONG), "changed within 60 s")
+
+
 def test_a_time_to_come_says_nothing(tmp_path: Path, open_arrivals: Open) -> None:
     (tmp_path / "in").mkdir()
     file = tmp_path / "in" / "2026-05-01.csv"

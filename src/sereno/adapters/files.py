@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +51,15 @@ class Piece:
         return self.digest or self.stamp
 
     def check_unchanged(self) -> None:
-        """Raise ChangedError where the file is no longer the one that was planned."""
-        if self.stamp and self.stamp != stamp(self.stamp.split(":", 2)[2], Path(self.path)):
+        """Raise ChangedError where the file is no longer the one that was planned, SourceError where there is none."""
+        try:
+            is_same = not self.stamp or self.stamp == stamp(self.stamp.split(":", 2)[2], Path(self.path))
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"{self.path} is not there on host {socket.gethostname()}, and was when the run was planned. Every node needs "
+                "the source at the same path; or it was removed since: start the run again when it is there."
+            ) from error
+        if not is_same:
             raise ChangedError(
                 f"{self.path} changed while it was read. Nothing was published; start the run again when it is whole."
             )
@@ -89,7 +97,8 @@ def names_of(files: list[Path]) -> list[str]:
 
 def stamp(name: str, file: Path) -> str:
     """What tells a file from another or a changed one without reading it: name, size, time of change."""
-    stat = file.stat()
+    with file.open("rb") as stream:  # a file server is asked; else this host may tell what it remembers
+        stat = os.fstat(stream.fileno())
     return f"{stat.st_size}:{stat.st_mtime_ns}:{name}"
 
 

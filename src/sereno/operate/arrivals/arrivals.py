@@ -25,6 +25,7 @@ from sereno.operate.declared import Declared
 
 POLL_SECONDS = 10.0
 SILENT = 30.0  # seconds after which a file system that does not answer is told as the reason
+CLOCKS_APART = 600.0  # seconds by which the clock of a file server may be behind this one's
 SHORTEST = 0.2  # seconds between two looks for the same, however much changes beside it
 SHARE = 20  # and so many times as long as a look takes
 
@@ -229,7 +230,8 @@ class Arrivals:
         if found.digest != wait.digest:
             wait.digest, wait.unchanged_since = found.digest, wait.looked
         left = wait.unchanged_since + quiet_seconds - (wait.looked - wait.took)
-        has_been_quiet = time.time() - found.changed >= quiet_seconds  # a time to come, of another clock, says nothing
+        # By whose clock files have their times is not known: one that seems to be older by less is watched for a while.
+        has_been_quiet = time.time() - found.changed >= quiet_seconds + CLOCKS_APART
         if quiet_seconds and left > 0 and not has_been_quiet:
             wait.due = min(wait.due, wait.looked + left)
             return Arrival("waiting", f"{found.says}, but changed within {quiet_seconds:g} s ('quiet_seconds')")

@@ -47,7 +47,7 @@ def look(path: str, *, is_source: bool, in_full: bool) -> Look:
             found += 1
             if not in_full:
                 break
-            known = os.stat(file)
+            known = _as_it_is(file)
             changed = max(changed, known.st_mtime)
             digest.update(
                 f"{file}\0{known.st_ino} {known.st_size} {known.st_mtime_ns}\0".encode(errors="surrogateescape")
@@ -61,6 +61,15 @@ def look(path: str, *, is_source: bool, in_full: bool) -> Look:
     if found:
         return Look(found=True, says=f"{path} is there", digest=digest.hexdigest(), changed=changed, folder=folder)
     return Look(found=False, says=_missing(path, folder), folder=folder)
+
+
+def _as_it_is(file: Path) -> os.stat_result:
+    """Of a file that is opened, a file server is asked; else this host may tell what it remembers, for a minute."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep who opens it
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _source(path: str) -> Iterator[Path]:
