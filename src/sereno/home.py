@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,10 +28,14 @@ from sereno.exceptions import (
 from sereno.interfaces import Export, RunLedger
 from sereno.ledger import lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
+from sereno.lookup.where import few, where_of
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
 from sereno.status import Status, read_status, write_status
 from sereno.storage import exclusive, refresh, told, write_atomically
+
+if TYPE_CHECKING:
+    from sereno.adapters.lookup_redis.store import LookupRedis
 
 EXPORT_PATIENCE = 300.0  # seconds that an export may keep the next one waiting
 STATUS_PATIENCE = 10.0  # and who writes the status file, which takes a millisecond
@@ -93,23 +97,45 @@ class Home:
                 state = self.store.state()
                 self._follow(state, succeeded, due_at)
 
+    def shared_lookups(self) -> LookupRedis | None:
+        """The lookups that several hosts share, where a setting says so. Nothing is opened yet.
+
+        Raises SettingsError, and MissingExtraError.
+        """
+        where = where_of(self.settings)
+        if where is None:
+            return None
+        from sereno.adapters.lookup_redis.store import LookupRedis
+
+        return LookupRedis(self.path, self.name, address=where.address, prefix=where.prefix)
+
+    def _lookup_followers(self, state: State, indexed: frozenset[int]) -> list[tuple[str, Callable[[], object]]]:
+        """What makes the lookups show what is served, or removes those that are off."""
+        followers: list[tuple[str, Callable[[], object]]] = []
+        shared = self.shared_lookups()
+        if shared is not None and self.chosen.lookup != "off":
+            held = few(state, indexed, self.settings.lookup_versions)
+            followers.append(("lookup", partial(shared.follow, state, held)))
+        elif shared is not None:
+            followers.append(("lookup", shared.remove))
+        if (self.is_looked_up and shared is None) or lookup_folder(self.path, self.name).is_dir():
+            from sereno.adapters.lookup_folder import LookupFolder
+
+            lookups = LookupFolder(self.path, self.name)
+            # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
+            most = None if self.chosen.lookup == "required" else 0
+            if self.is_looked_up and shared is None:
+                followers.append(("lookup", partial(lookups.follow, state, indexed, most=most)))
+            else:
+                followers.append(("lookup", lookups.remove))
+        return followers
+
     def _follow(self, state: State, succeeded: bool, due_at: datetime | None) -> None:
         if not state.served:
             return
         self.store.flush(state.version)
         keep = state.kept(datetime.now(UTC), self.keep)
-        followers: list[tuple[str, Callable[[], object]]] = []
-        if self.is_looked_up or lookup_folder(self.path, self.name).is_dir():
-            from sereno.adapters.lookup_folder import LookupFolder
-
-            lookups = LookupFolder(self.path, self.name)
-            indexed = state.kept(datetime.now(UTC)) & keep
-            # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
-            most = None if self.chosen.lookup == "required" else 0
-            if self.is_looked_up:
-                followers.append(("lookup", partial(lookups.follow, state, indexed, most=most)))
-            else:
-                followers.append(("lookup", lookups.remove))
+        followers = self._lookup_followers(state, state.kept(datetime.now(UTC)) & keep)
         followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
         failed = []
         for name, follow in followers:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from datetime import date, datetime
 
     from sereno.batch.tasks import Job, Task, TaskResult
+    from sereno.exceptions import StorageError
     from sereno.ledger import Entry, Lease, Notice, NoticeKind, Pause, RunState, Transition
     from sereno.lookup.keys import KeyCodec
     from sereno.snapshots import Snapshot, State
@@ -76,12 +77,41 @@ class LookupIndex(Protocol):
         ...
 
 
+class FarIndex(LookupIndex, Protocol):
+    """An index on another machine. `get` and `get_many` wait for it, and raise StorageError where it does not answer.
+
+    None of its predictions is ever missing: where the index was lost there, that is an error, and no unknown key.
+    """
+
+    is_gone: bool  # it was found to be no longer there: the store is to be opened anew
+
+    def ask(self, keys: Sequence[bytes], then: Callable[[list[bytes | None] | StorageError], None]) -> None:
+        """What `get_many` gives, told later: for event loops, where nothing may wait. Answers come in the order of questions.
+
+        Soon, whatever becomes of the other machine: what does not answer in time is an error.
+        """
+        ...
+
+
+class Seen(NamedTuple):
+    """What a look at a store shows."""
+
+    mark: object
+    is_behind: bool
+    was_rolled_back: bool  # the index that was asked about
+
+
 class LookupStore(Protocol):
     """Where the lookups of one model find what its table serves: an index for each kept snapshot, and which one is served.
 
     Readers and the one who follows may be different processes, and any of them may die at any point: a reader finds what
     was served before or what is served now, whole, and whoever follows next finishes what the other left.
     """
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is on another machine (a FarStore, of FarIndexes): whatever is asked of it may have to wait."""
+        ...
 
     def follow(self, state: State, keep: frozenset[int]) -> bool:
         """Make lookups answer from the served snapshot of the newest data date; say whether anything changed.
@@ -113,6 +143,14 @@ class LookupStore(Protocol):
         not rolled back is opened in its place, until then. May take a second: it reads the whole index once, so that
         answers from it need not wait for the disk.
         """
+        ...
+
+
+class FarStore(LookupStore, Protocol):
+    """A store on another machine. Everything may wait, a second or two, and raise StorageError where it does not answer."""
+
+    def look(self, number: int | None) -> Seen:
+        """`mark`, `is_behind`, and `was_rolled_back` of this snapshot (None: of none), in one."""
         ...
 
 

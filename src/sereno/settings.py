@@ -129,6 +129,18 @@ def _check_ledger(raw: object) -> str:
     return raw
 
 
+def _check_lookup_store(raw: object) -> str:
+    if not isinstance(raw, str) or not re.match(r"(rediss?|unix)://.", raw):
+        raise ValueError
+    return raw
+
+
+def _check_prefix(raw: object) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", raw):
+        raise ValueError
+    return raw
+
+
 def _check_notify(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list | tuple):
         raise ValueError('Write a list: ["mailto://…"].' if isinstance(raw, str) else "")
@@ -204,6 +216,8 @@ _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 _ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 _VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
 _LEDGER = Kind(name='an address, "postgresql://…"', check=_check_ledger)
+_LOOKUP_STORE = Kind(name='an address, "redis://…", "rediss://…" or "unix://…"', check=_check_lookup_store)
+_PREFIX = Kind(name="letters, digits and ._-", check=_check_prefix)
 _READY = Kind(name='"auto", "off" or a path', check=_check_ready)
 _TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
 _BOOL = Kind(name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text, text))
@@ -459,6 +473,9 @@ class Settings:
     workers: int | None = None  # None: a run has as many as there are cores, a server one
     secrets_folder: Path = Path("/run/secrets")
     ledger: str | None = field(default=None, repr=False)  # None: SQLite in the home; it may hold a password
+    lookup_store: str | None = field(default=None, repr=False)  # None: the home's folder; it may hold a password
+    lookup_prefix: str = "sereno"
+    lookup_versions: int = 2
     notify: tuple[str, ...] = field(default=(), repr=False)  # addresses that may hold secrets
     notify_on: tuple[str, ...] = NOTICE_KINDS
     values: Mapping[str, Value] = field(default_factory=dict)
@@ -571,6 +588,24 @@ SETTINGS: Mapping[str, Setting] = {
             kind=_LEDGER,
             default=None,
             about="Where the ledger of runs is kept: a PostgreSQL database; else a file in `.sereno/`.",
+        ),
+        Setting(
+            name="lookup_store",
+            kind=_LOOKUP_STORE,
+            default=None,
+            about="Where lookups are kept: a Redis or Valkey server, which several hosts share; else in `.sereno/`.",
+        ),
+        Setting(
+            name="lookup_prefix",
+            kind=_PREFIX,
+            default="sereno",
+            about="How names begin in `lookup_store`: homes that share a server have one each.",
+        ),
+        Setting(
+            name="lookup_versions",
+            kind=_whole(1),
+            default=2,
+            about="How many versions `lookup_store` holds: what is served, and those that a rollback is to find there.",
         ),
         Setting(
             name="notify",

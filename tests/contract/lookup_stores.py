@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sereno.adapters.lookup_folder import LookupFolder
+from sereno.adapters.lookup_redis.store import LookupRedis
 from sereno.batch.parts import PartWriter
 from sereno.exceptions import IndexingError
 from sereno.failpoints import failpoint
@@ -19,6 +20,7 @@ from sereno.interfaces import LookupIndex, LookupStore
 from sereno.lookup.entries import Entries
 from sereno.lookup.keys import KeyCodec
 from sereno.snapshots import Part, Publication, Snapshot, SnapshotStore, State
+from tests.valkey import Valkey
 
 MODEL = "scores"
 ALL = frozenset(range(1_000))
@@ -110,6 +112,23 @@ class FolderKept:
         return {int(path.name[:6]) for path in self.folder.glob("*.lmdb")}
 
 
+class RedisKept:
+    """Lookups in a server that the tests have started: SERVERS has it."""
+
+    def __init__(self, home: Path) -> None:
+        self.server = SERVERS[0]
+        self.server.client.flushall()
+        self.store: LookupStore = LookupRedis(home, MODEL, address=self.server.url, prefix="test")
+        self.again: LookupStore = LookupRedis(home, MODEL, address=self.server.url, prefix="test")
+
+    def held(self) -> set[int]:
+        client = self.server.client
+        keys = {key.decode() for key in client.keys()} - {"test:{scores}:catalogue"}
+        stay = {key for key in keys if client.ttl(key) == -1}  # the others go by themselves
+        assert all(key.startswith("test:{scores}:0") for key in keys)
+        return {int(key.split(":")[2][:6]) for key in stay}
+
+
 class MemoryKept:
     def __init__(self, home: Path) -> None:
         self.store = self.again = MemoryStore(home)
@@ -137,6 +156,8 @@ class MemoryIndex:
 
 class MemoryStore:
     """The least that a store must be: everything in a dictionary, for one process."""
+
+    is_far = False
 
     def __init__(self, home: Path) -> None:
         self._table = SnapshotStore(home, MODEL)
@@ -188,4 +209,5 @@ class MemoryStore:
         return self.indexes[self._served] if self._served is not None else None
 
 
-KEPT: dict[str, Any] = {"folder": FolderKept, "memory": MemoryKept}
+KEPT: dict[str, Any] = {"folder": FolderKept, "memory": MemoryKept, "redis": RedisKept}
+SERVERS: list[Valkey] = []  # the one that "redis" uses

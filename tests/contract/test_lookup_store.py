@@ -17,12 +17,21 @@ from sereno.exceptions import IndexingError
 from sereno.failpoints import FailpointError
 from sereno.interfaces import LookupIndex
 from sereno.lookup.keys import KeyCodec
-from tests.contract.lookup_stores import ALL, KEPT, Kept, Table, answer, scores
+from tests.contract.lookup_stores import ALL, KEPT, SERVERS, Kept, Table, answer, scores
+from tests.valkey import valkey
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
     return Table(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with valkey() as one:
+        SERVERS.append(one)
+        yield
+        SERVERS.remove(one)
 
 
 @pytest.fixture(params=list(KEPT))

@@ -103,6 +103,8 @@ class Index:
 
 
 class Store:
+    is_far = False
+
     def __init__(self, index: Index | None) -> None:
         self._index = index
 

@@ -43,6 +43,8 @@ class Index:
 class Store:
     """Opens what a test puts there: an index, or an error."""
 
+    is_far = False
+
     def __init__(self, there: Index | Exception | None) -> None:
         self.there = there
         self.served = there.number if isinstance(there, Index) else 0

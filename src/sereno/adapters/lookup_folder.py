@@ -26,14 +26,12 @@ import lmdb
 import msgspec
 
 from sereno.adapters import durable
-from sereno.exceptions import IndexingError
 from sereno.failpoints import failpoint
+from sereno.lookup.following import Following, name_of
 from sereno.lookup.keys import KeyCodec
 from sereno.lookup.pointer import (
-    AS_BEFORE,
     Manifest,
     Pointer,
-    commit_time,
     index_path,
     is_behind,
     lock_path,
@@ -43,7 +41,6 @@ from sereno.lookup.pointer import (
     read_manifest,
     read_pointer,
 )
-from sereno.snapshots import KEPT
 from sereno.storage import exclusive, fsync, told, write_atomically
 
 if TYPE_CHECKING:
@@ -58,15 +55,13 @@ MADV_POPULATE_READ = 22  # of Linux, madvise(2)
 TRIES = 5  # to open what another process is replacing
 
 
-class _OvertakenError(Exception):
-    """The table has moved on: what is being built can wait, and those who moved it cannot."""
-
-
-class LookupFolder:
+class LookupFolder(Following):
     """The lookups of one model below a home. Several processes may follow at once: one works, the others wait."""
 
+    is_far = False
+
     def __init__(self, home: Path, model: str) -> None:
-        self.home, self.model = home, model
+        super().__init__(home, model)
         self.folder = lookup_folder(home, model)
 
     # Following the table
@@ -105,109 +100,15 @@ class LookupFolder:
         busy = f"Another process (pid {{pid}}) is building the lookups of {self.model!r}. Start this again when it is done."
         return exclusive(lock_path(self.home, self.model), busy, wait_seconds=PATIENCE)
 
-    def _follow(self, state: State, keep: frozenset[int], most: int | None) -> bool:
-        pointer = read_pointer(self.home, self.model)
-        if pointer and pointer.table_version > state.version and self._is_current(pointer):
-            return False
-        self._sweep()
-        newest = state.newest
-        if newest is None:
-            return self._serve_nothing(state, pointer) | self._prune(set())
-        manifest = self._found(name_of(newest))
-        built = manifest is None or manifest.attempt != newest.attempt
-        if manifest is None or built:
-            manifest = self._build(newest)
-        stay = self._stay(state, keep) & state.snapshots.keys()
-        others = [
-            state.snapshots[number]
-            for number in sorted(stay - state.withdrawn - {newest.number}, reverse=True)
-            # of a table that is published to all day long, many more are kept than are worth an index that is not there
-            if number in _latest(state) or self._found(name_of(state.snapshots[number]))
-        ]
-        left_out = set(pointer.left_out) if pointer is not None else set()
-        failpoint("lookup_swap_before")
-        now = Pointer(
-            index=name_of(newest),
-            build=manifest.build,
-            table_version=state.version,
-            commit=commit_time(self.home, self.model, state.version) or 0,
-            before=[],
-        )
-        now = self._point(now, others, left_out, was=pointer)
-        failpoint("lookup_swapped")
-        pruned = self._prune({name_of(state.snapshots[n]) for n in stay})
-        if now.missing:
-            built |= self._complete(now, others, most if most is None else most - built)
-        return pruned or built or pointer is None or (pointer.index, pointer.build) != (now.index, now.build)
-
-    def _point(
-        self, wanted: Pointer, others: Sequence[Snapshot], left_out: set[str], *, was: Pointer | None
-    ) -> Pointer:
-        """Have the pointer say what is wanted, and what there is of the other snapshots."""
-        names = [name_of(snapshot) for snapshot in others]
-        there = {name for name in names if self._found(name)}
-        number = int(wanted.index.partition("-")[0])
-        wanted = msgspec.structs.replace(
-            wanted,
-            before=[name_of(s) for s in others if s.number < number and name_of(s) in there],
-            missing=[name for name in names if name not in there | left_out],
-            left_out=[name for name in names if name in left_out - there],
-        )
-        if wanted != was:
-            write_atomically(pointer_path(self.folder), msgspec.json.encode(wanted))
-        return wanted
-
-    def _complete(self, pointer: Pointer, others: Sequence[Snapshot], most: int | None) -> bool:
-        """Build what is missing, newest first: a rollback to any of them only moves the pointer then."""
-
-        def look() -> None:
-            if is_behind(self.home, self.model):
-                raise _OvertakenError
-
-        built = 0
-        left_out = set(pointer.left_out)
-        for snapshot in others:
-            if name_of(snapshot) not in pointer.missing:
-                continue
-            if most is not None and built >= most:
-                break
-            try:
-                self._build(snapshot, look)
-                built += 1
-            except _OvertakenError:
-                break  # whoever moved the table on is about to wait for this
-            except (IndexingError, OSError) as error:
-                if isinstance(error, OSError) and error.errno != errno.EIO:
-                    raise
-                what = str(error).partition(f" {AS_BEFORE}")[0]
-                LOG.warning("lookups of %s: a version that is not in service has no index. %s", self.model, what)
-                left_out.add(name_of(snapshot))
-            pointer = self._point(pointer, others, left_out, was=pointer)
-        return built > 0
-
-    def _stay(self, state: State, keep: frozenset[int]) -> frozenset[int]:
-        """Whose indexes are kept, once they were built: all of `keep`, but for long past dates that are served still.
-
-        Nobody looks up in those, and a table of dates would keep an index for each of them for ever.
-        """
-        past = {snapshot.number for snapshot in state.served[:-1]} - _latest(state)
-        return keep - past | {snapshot.number for snapshot in state.served[-1:]}
-
-    def _is_current(self, pointer: Pointer) -> bool:
-        """Whether the table is still the one that was followed, and not another that was begun in its place."""
-        return commit_time(self.home, self.model, pointer.table_version) == pointer.commit
-
-    def _serve_nothing(self, state: State, pointer: Pointer | None) -> bool:
-        """There is no table, or one in which nothing of ours was ever published."""
-        if state.version < 0:
+    def _point_at(self, pointer: Pointer | None) -> None:
+        if pointer is not None:
+            write_atomically(pointer_path(self.folder), msgspec.json.encode(pointer))
+        else:
             pointer_path(self.folder).unlink(missing_ok=True)
             fsync(self.folder)
-        else:
-            commit = commit_time(self.home, self.model, state.version) or 0
-            empty = Pointer(index="", build="", table_version=state.version, commit=commit, before=[])
-            if pointer != empty:
-                write_atomically(pointer_path(self.folder), msgspec.json.encode(empty))
-        return pointer is not None and bool(pointer.index)
+
+    def _pointer(self) -> Pointer | None:
+        return read_pointer(self.home, self.model)
 
     def _found(self, name: str) -> Manifest | None:
         """The manifest of an index, if it and its file are there."""
@@ -302,12 +203,6 @@ class LookupFolder:
                 code = _cause(path) if error.code == errno.EIO else error.code
                 raise OSError(code, os.strerror(code), str(path)) from error
             raise self._sick(snapshot, f"does not fit an index ({error})") from error
-
-    def _sick(self, snapshot: Snapshot, what: str) -> IndexingError:
-        return IndexingError(
-            f"Version {snapshot.number} of model {self.model!r} cannot be looked up: it {what}. {AS_BEFORE} Run "
-            f"data date {snapshot.data_date} again, or roll back."
-        )
 
     # Reading
 
@@ -484,15 +379,6 @@ def _let_go(opened: _Opened) -> None:
 
 def _mark_of(pointer: Pointer | None) -> object:
     return (pointer.index, pointer.build) if pointer is not None else None
-
-
-def _latest(state: State) -> set[int]:
-    return set(sorted(state.snapshots)[-KEPT:])
-
-
-def name_of(snapshot: Snapshot) -> str:
-    """What the index of a snapshot is called."""
-    return f"{snapshot.number:06}-{snapshot.attempt}"
 
 
 def checksum(descriptor: int) -> int:

@@ -108,12 +108,16 @@ def is_behind(home: Path, model: str) -> bool:
     A few questions to the file system, however long the table's log is.
     """
     pointer = read_pointer(home, model)
+    return has_moved_on(home, model, pointer) or (pointer is not None and not pointer.is_there(home, model))
+
+
+def has_moved_on(home: Path, model: str, pointer: Pointer | None) -> bool:
+    """Whether the table is another than that which the pointer followed, or was committed to since."""
     if pointer is None:
         return _newest_commit(home, model) >= 0
     return (
         commit_time(home, model, pointer.table_version) != pointer.commit
         or commit_time(home, model, pointer.table_version + 1) is not None
-        or not pointer.is_there(home, model)
     )
 
 
@@ -130,10 +134,17 @@ def work(home: Path, model: str) -> Work | None:
     As cheap as `is_behind` where they have.
     """
     if is_behind(home, model):
+        return work_of(home, model, None)
+    pointer = read_pointer(home, model)
+    return work_of(home, model, pointer) if pointer is not None else None
+
+
+def work_of(home: Path, model: str, pointer: Pointer | None) -> Work | None:
+    """What there is to do beside what this pointer serves; of none (the table has moved on, an index is lost), that."""
+    if pointer is None:
         newest = _newest_commit(home, model)
         return Work((newest, commit_time(home, model, newest)), ())
-    pointer = read_pointer(home, model)
-    if pointer is None or not pointer.missing:
+    if not pointer.missing:
         return None
     return Work((pointer.table_version, pointer.commit), tuple(pointer.missing))
 

@@ -24,7 +24,7 @@ from sereno.model import Model
 from sereno.serve.options import Options
 from sereno.serve.routes import refuse_at, socket_routes
 from sereno.serve.service import Service, open_service
-from sereno.serve.wire import Reply, Request, RequestError, Route, settle
+from sereno.serve.wire import Reply, Request, RequestError, Route, read, settle
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -145,7 +145,7 @@ class Call:
                 return route.answer(self.service, self._request(body), parameters)
             self.protocol, self.model = exchange.name, live.name
             request = self._request(await self._body() if route.method == "POST" else b"")
-            asked = exchange.read(live, request)
+            asked = await read(exchange, live, request)
             if asked.reply is not None:
                 return asked.reply
             self.rows = len(asked.rows)

@@ -19,6 +19,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sereno.serve.live import Live
+from sereno.serve.lookup import Lookups
+from sereno.serve.reads import Plain
 from sereno.serve.service import Service
 from sereno.serve.turn import Head, Tail, Turn
 from sereno.serve.wire import Exchange, Reply, Request, RequestError
@@ -141,12 +143,23 @@ class Lane(HttpToolsProtocol):
         if lookup is None:
             return False
         since = perf_counter()
+        if lookup.reads is not None:
+            return self._look_up_far(lookup, data[4:end], at - 4, tail.none_match, since)
         reply = lookup.plain(data[at:end], tail.none_match, service, self.server_state.default_headers)
         if reply is None:
             return False
         self.transport.write(reply)
         self.active, self.has_asked = service.now, True
         service.done(lookup.name, "lookup", 200 if tail.none_match is None else 304, perf_counter() - since)
+        return True
+
+    def _look_up_far(self, lookup: Lookups, path: bytes, at: int, none_match: bytes | None, since: float) -> bool:
+        """The same where the store is on another machine."""
+        assert lookup.reads is not None
+        if not lookup.is_plain or lookup.reads.is_full or (key := lookup.keys.plain(path[at:])) is None:
+            return False
+        self.turns.append(IN_BURST)
+        lookup.reads.add(Plain(self, key, path, none_match, since))
         return True
 
     def on_message_begin(self) -> None:

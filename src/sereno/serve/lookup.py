@@ -3,6 +3,9 @@
 The answer to a key is what the last published run computed, ready as JSON since then, with a few words about its age that
 are made anew once a second. A newer snapshot is noticed within `service.TICK_SECONDS`, opened and read in a thread, and
 takes over between two requests: each answer is of one snapshot.
+
+A store on another machine (`is_far`) is asked in a thread whatever it is asked, but for what stands under keys: see
+`reads.py`.
 """
 
 from __future__ import annotations
@@ -10,16 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from sereno.exceptions import StorageError
 from sereno.lookup.keys import Key, KeyCodec
+from sereno.serve.reads import Reads
 from sereno.serve.wire import JSON, RequestError
 
 if TYPE_CHECKING:
-    from sereno.interfaces import LookupIndex, LookupStore
+    from sereno.interfaces import FarIndex, FarStore, LookupIndex, LookupStore, Seen
     from sereno.serve.metrics import Metrics
     from sereno.serve.service import Service
     from sereno.settings import ModelSettings
@@ -28,9 +33,13 @@ LOG = logging.getLogger("sereno.lookup")
 
 AT_ONCE = 64  # keys that are looked up before it is seen how large what they found is
 RETRY_SECONDS = 5.0  # after an index that could not be opened
+RETRY_FAR_SECONDS = 0.5  # the same, where it costs but a question
 START = b'{"prediction":'
 BODY = b"\r\n\r\n" + START
 NO_STORE = (b"cache-control", b"no-store")
+
+
+_OTHER = object()  # than any mark
 
 
 def _no_prediction(key: bytes) -> bytes | None:
@@ -76,7 +85,9 @@ class Lookups:
         self._has_other_keys = False  # that is why there is no index
         self.counts = metrics.lookups(name)
         self.index: LookupIndex | None = None
-        self.get: Callable[[bytes], bytes | None] = _no_prediction  # of the index
+        self.get: Callable[[bytes], bytes | None] = _no_prediction  # of the index, where that need not wait
+        self.reads = Reads(self, max_reply_bytes) if store.is_far else None
+        self.far: FarIndex | None = None  # the index, where reads are needed
         self.standing: Standing | None = None
         self.etag = b""
         self.headers: tuple[tuple[bytes, bytes], ...] = ()  # of an answer
@@ -91,8 +102,11 @@ class Lookups:
         self._not_before = 0.0
         self._trouble = ""  # what was said last of an index that could not be opened
         self._behind_since: float | None = None
-        mark = store.mark()
+        self._looking: asyncio.Task[None] | None = None  # at a store that is far
+        self._seen: Seen | None = None  # what that said last; None: it did not answer
+        self._had_index = False
         try:
+            mark = self._look_far().mark if self.reads is not None else store.mark()
             self._opened(store.open(), mark)
         except Exception as error:  # noqa: BLE001 - the model answers without it, and it is tried again
             self._cannot_follow(error)
@@ -101,9 +115,31 @@ class Lookups:
 
     def look(self) -> None:
         """Follow what is served, and let the age grow. Called several times a second."""
-        now = self._clock()
-        self._renew(now)
-        if self._opening is None and now >= self._not_before and (mark := self._store.mark()) != self._mark:
+        self._renew(self._clock())
+        if self.reads is None:
+            self._follow(self._store.mark())
+        elif self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look_aside())
+
+    async def _look_aside(self) -> None:
+        try:
+            seen = await asyncio.to_thread(self._look_far)
+        except Exception as error:  # noqa: BLE001 - what is served stays, as far as it can be read
+            self._seen = None
+            self._say(error)
+        else:
+            self._follow(seen.mark)
+        finally:
+            self._looking = None
+
+    def _look_far(self) -> Seen:
+        index = self.index
+        store = cast("FarStore", self._store)
+        self._seen = seen = store.look(index.number if index is not None else None)
+        return seen
+
+    def _follow(self, mark: object) -> None:
+        if self._opening is None and self._clock() >= self._not_before and mark != self._mark:
             self._opening = asyncio.get_running_loop().create_task(self._open(mark))
 
     async def _open(self, mark: object) -> None:
@@ -115,6 +151,13 @@ class Lookups:
             self._opened(index, mark)
         finally:
             self._opening = None
+
+    def lost(self, index: FarIndex, error: StorageError) -> None:
+        """An index on another machine could not be read. One that is gone there is not asked again."""
+        if index is self.far and index.is_gone:
+            LOG.error("%s", error)
+            self._mark = _OTHER  # whatever is there now is opened
+            self._serve(None)
 
     def _opened(self, index: LookupIndex | None, mark: object) -> None:
         # what was opened may be newer than what was noticed
@@ -131,25 +174,44 @@ class Lookups:
         elif index is not None:
             self._has_other_keys = False
             self._serve(index)
+        elif self.reads is not None:
+            self._serve(None)
         else:
             self._leave_what_was_rolled_back()  # else what it answers from was removed: it stays until there is another
 
     def _cannot_follow(self, error: Exception) -> None:
-        self._not_before = self._clock() + RETRY_SECONDS
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            LOG.error("the lookups of %s cannot follow their table: %s. It is tried again.", self.name, error)
+        self._not_before = self._clock() + (RETRY_SECONDS if self.reads is None else RETRY_FAR_SECONDS)
+        self._say(error)
         self._leave_what_was_rolled_back()
 
+    def _say(self, error: Exception) -> None:
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            LOG.error(
+                "the lookups of %s cannot follow their table: %s. It is tried again.",
+                self.name,
+                str(error).removesuffix("."),
+            )
+
     def _leave_what_was_rolled_back(self) -> None:
-        if self.index is not None and self._store.was_rolled_back(self.index.number):
+        if self.index is None:
+            return
+        if self.reads is not None:
+            was_rolled_back = self._seen is not None and self._seen.was_rolled_back
+        else:
+            was_rolled_back = self._store.was_rolled_back(self.index.number)
+        if was_rolled_back:
             LOG.warning("lookups of %s have no answers, until the version that is in service can be opened.", self.name)
             self._serve(None)
 
     def _serve(self, index: LookupIndex | None) -> None:
         before, self.index = self.index, index
         self.standing, self.is_plain = None, False
-        self.get = _no_prediction if index is None else index.get
+        self._had_index = self._had_index or index is not None
+        if self.reads is None:
+            self.get = _no_prediction if index is None else index.get
+        else:
+            self.far = cast("FarIndex | None", index)
         if index is not None and before is not None and before.number != index.number:
             LOG.info("lookups of %s answer from version %d.", self.name, index.number)
         self._renew(self._clock())
@@ -187,6 +249,8 @@ class Lookups:
     def close(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if self.index is not None:
             self.index.close()
 
@@ -204,7 +268,11 @@ class Lookups:
     def behind_seconds(self) -> float:
         """For how long the table has had something that is not served here, as far as this process saw."""
         now = self._clock()
-        if not self._store.is_behind() and self._mark == self._store.mark():
+        if self.reads is not None:
+            is_behind = self._seen is None or self._seen.is_behind or self._seen.mark != self._mark
+        else:
+            is_behind = self._store.is_behind() or self._mark != self._store.mark()
+        if not is_behind:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = now
@@ -215,26 +283,22 @@ class Lookups:
     def find(self, keys: Sequence[Key]) -> Found:
         """What is published under these keys, and which of them are to be asked live.
 
-        Raises RequestError: 503 where nothing is there to look up in, or a prediction is stale and refused; 413 where they
-        are larger together than a reply may be.
+        Raises Awaited where a store on another machine is to be asked first; RequestError: 503 where nothing is there to
+        look up in, or a prediction is stale and refused; 413 where they are larger together than a reply may be.
         """
         settings, index, counts = self.settings, self.index, self.counts
         if index is None:
             if settings.unknown != "live":
                 raise self._nothing_there()
-            counts["live"] += len(keys)
-            return Found([None] * len(keys), list(range(len(keys))))
+            return self._all_live(keys)
         encode = index.keys.encode
-        predictions: list[bytes | None] = []
-        size = 0
-        for start in range(0, len(keys), AT_ONCE):
-            some = index.get_many([encode(key) for key in keys[start : start + AT_ONCE]])
-            predictions += some
-            size += sum(len(one) for one in some if one is not None)
-            if size > self._max_reply_bytes and len(keys) > 1:
-                raise RequestError(
-                    413, f"The answers are larger than {self._max_reply_bytes:,} bytes. Ask for fewer keys at once."
-                )
+        try:
+            predictions = self._many(index, [encode(key) for key in keys])
+        except StorageError:  # the log tells more
+            if settings.unknown == "live":
+                return self._all_live(keys)
+            counts["lost"] += len(keys)
+            raise _lost() from None
         live = [i for i, one in enumerate(predictions) if one is None] if settings.unknown == "live" else []
         unknown = predictions.count(None) - len(live)
         found = len(keys) - predictions.count(None)
@@ -255,6 +319,27 @@ class Lookups:
         counts["live"] += len(live)
         return Found(predictions, live)
 
+    def _many(self, index: LookupIndex, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Raises what `find` and `Reads.get_many` raise."""
+        if self.reads is not None and self.far is not None:
+            chunks: Iterable[list[bytes | None]] = (self.reads.get_many(self.far, keys),)
+        else:
+            chunks = (index.get_many(keys[start : start + AT_ONCE]) for start in range(0, len(keys), AT_ONCE))
+        predictions: list[bytes | None] = []
+        size = 0
+        for some in chunks:
+            predictions += some
+            size += sum(len(one) for one in some if one is not None)
+            if size > self._max_reply_bytes and len(keys) > 1:
+                raise RequestError(
+                    413, f"The answers are larger than {self._max_reply_bytes:,} bytes. Ask for fewer keys at once."
+                )
+        return predictions
+
+    def _all_live(self, keys: Sequence[Key]) -> Found:
+        self.counts["live"] += len(keys)
+        return Found([None] * len(keys), list(range(len(keys))))
+
     def _nothing_there(self) -> RequestError:
         if self._has_other_keys:
             return RequestError(
@@ -262,20 +347,33 @@ class Lookups:
                 "What is published has other keys than this model has now. The next run mends that.",
                 retry_after=60,
             )
-        if self._store.is_behind() or self._store.mark() is not None:
+        if self.reads is not None and self._seen is None:
+            return _lost()
+        if (self._had_index and self.reads is not None) or self._is_awaited:
             return RequestError(503, "What is published is being made ready for lookups.", retry_after=5)
         return RequestError(503, "Nothing is published yet that could be looked up.", retry_after=60)
 
     @property
     def why_not_ready(self) -> str:
         """Why a model that requires lookups is not ready; empty where it is."""
-        if self.index is not None or self.settings.lookup != "required":
+        if self.settings.lookup != "required":
+            return ""
+        if self.reads is not None and self._seen is None:
+            return "the store of lookups does not answer"
+        if self.index is not None:
             return ""
         if self._has_other_keys:
             return "what is published has other keys"
-        if self._store.is_behind() or self._store.mark() is not None:
+        if self._is_awaited:
             return "what is published is not indexed yet"
         return "nothing is published to look up"
+
+    @property
+    def _is_awaited(self) -> bool:
+        """Whether an index is to come."""
+        if self.reads is not None:
+            return self._seen is not None and (self._seen.is_behind or self._seen.mark is not None)
+        return self._store.is_behind() or self._store.mark() is not None
 
     def item(self, prediction: bytes) -> bytes:
         """The JSON of an answer that was found."""
@@ -295,6 +393,10 @@ class Lookups:
         """The whole reply to a GET with this key, as it stands in the URL; None where it takes a longer look."""
         if not self.is_plain or (key := self.keys.plain(text)) is None or (prediction := self.get(key)) is None:
             return None
+        return self.reply(prediction, none_match, service, defaults)
+
+    def reply(self, prediction: bytes, none_match: bytes | None, service: Service, defaults: Any) -> bytes | None:
+        """The whole reply to a GET that found this; None where it takes a longer look."""
         if self._defaults is not defaults:
             self._begin(service, defaults)
         if none_match is not None:
@@ -319,6 +421,10 @@ class Lookups:
         self._found, self._not_modified = (start + more for start in starts)
         self._around = len(START) + len(self.end)
         self._defaults = defaults
+
+
+def _lost() -> RequestError:
+    return RequestError(503, "The store of the published predictions does not answer. Try again later.", retry_after=1)
 
 
 def _listed(keys: KeyCodec) -> str:

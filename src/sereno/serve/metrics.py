@@ -223,7 +223,7 @@ class Metrics:
     def lookups(self, model: str) -> dict[str, int]:
         """Keys that were looked up, by result. Whoever answers them counts there, with nothing in between: it is hot."""
         counts = self._models[model].lookups
-        for result in ("found", "unknown", "stale", "live"):
+        for result in ("found", "unknown", "stale", "live", "lost"):
             counts.setdefault(result, 0)
         return counts
 

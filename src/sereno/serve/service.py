@@ -20,6 +20,7 @@ from sereno.exceptions import ModelFileError, SettingsError
 from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
 from sereno.lookup.keys import KeyCodec
+from sereno.lookup.where import open_store, where_of
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
@@ -91,6 +92,9 @@ class Service:
         self.lookups = {
             prefix: live.lookup for prefix, (_, live) in self.hot_lookups.items() if live.lookup is not None
         }
+        for exchange, live in self.hot_lookups.values():
+            if live.lookup is not None and live.lookup.reads is not None:
+                live.lookup.reads.serve(self, exchange, live)
         plain = {live.name: (exchange, live) for exchange, live in self.hot.values() if exchange.is_plain}
         self.bursts = {name: Bursts(self, *both) for name, both in plain.items()}
         self.now = perf_counter()  # as of the last tick
@@ -276,9 +280,11 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
 
 
 def open_lookup(live: Live, settings: Settings, home: Path, metrics: Metrics, slot: int) -> Lookups:
-    """The lookups of a model in a home. Raises SettingsError where they are to be answered live and cannot be."""
-    from sereno.adapters.lookup_folder import LookupFolder
+    """The lookups of a model in a home.
 
+    Raises SettingsError where they are to be answered live and cannot be, or their store has no address that can be read,
+    and MissingExtraError.
+    """
     for name, others in (("stale", '"flag" or "refuse"'), ("unknown", '"404"')):
         if getattr(live.settings, name) == "live" and not live.needs_keys_alone:
             raise SettingsError(
@@ -289,7 +295,7 @@ def open_lookup(live: Live, settings: Settings, home: Path, metrics: Metrics, sl
     lookup = Lookups(
         live.name,
         home,
-        LookupFolder(home, live.name),
+        open_store(where_of(settings), home, live.name),
         live.settings,
         KeyCodec.of(live.inputs.arrow_schema(live.inputs.keys), [c.name for c in live.inputs.keys]),
         metrics=metrics,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sereno.serve.batcher import Waiting
-from sereno.serve.wire import Asked, Exchange, Reply, Request, RequestError, Row, settle
+from sereno.serve.wire import Asked, Awaited, Exchange, Reply, Request, RequestError, Row, settle
 
 if TYPE_CHECKING:
     from sereno.serve.burst import Bursts
@@ -51,9 +52,13 @@ class Turn(Waiting):
         self.request_id = request_id
         self.close = close  # the caller wants no further request on the connection
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: Request, since: float | None = None) -> None:
         """The request is there: have its rows answered, or refuse them."""
-        self.since, self.method, self.path = perf_counter(), request.method, request.path
+        self.since = since or perf_counter()
+        self.method, self.path = request.method, request.path
+        self._read(request)
+
+    def _read(self, request: Request) -> None:
         exchange, live = self.exchange, self.live
         assert live is not None
         try:
@@ -67,6 +72,8 @@ class Turn(Waiting):
                 return
             self.rows, self.one_by_one = asked.rows, asked.one_by_one
             live.submit(self)
+        except Awaited as awaited:
+            awaited.begin(partial(self._read, request))
         except RequestError as error:
             self.reply(exchange.refuse(error))
         except Exception as error:  # noqa: BLE001 - a bug of ours: this caller is told its id, the others go on

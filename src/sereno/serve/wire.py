@@ -6,8 +6,10 @@ give the same answers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sereno.exceptions import MOST_TOLD
@@ -85,6 +87,16 @@ class RequestError(Exception):
         return self.says
 
 
+class Awaited(Exception):
+    """What a request asks for is asked elsewhere first. `begin` has that done, and calls back when it is to be read again.
+
+    That reading is done while it calls back, as what was found is there only then; it may await something else in turn.
+    """
+
+    def __init__(self, begin: Callable[[Callable[[], None]], None]) -> None:
+        self.begin = begin
+
+
 @dataclass(slots=True)
 class Asked:
     """What a request asks for."""
@@ -102,7 +114,7 @@ class Exchange:
     """A protocol's way to ask a model: plain functions, called on the event loop, so none of them may wait."""
 
     name: str  # for metrics and logs: "native", "v2", …
-    read: Callable[[Live, Request], Asked]  # raises RequestError
+    read: Callable[[Live, Request], Asked]  # raises RequestError, and Awaited: then it is called again
     write: Callable[[Live, Asked, Sequence[Any]], Reply]  # Answers in the order of the rows (RequestErrors: see Asked)
     refuse: Callable[[RequestError], Reply]  # the protocol's own error shape
     asks_model: bool = True  # else most of its requests are answered without, however much the model has to do
@@ -122,6 +134,27 @@ class Route:
     live: Live | None = None
     answer: Callable[[Service, Request, dict[str, str]], Reply] | None = None  # must not wait; raises RequestError
     refuse: Callable[[RequestError], Reply] | None = None  # the error shape of `answer`; problem details if not given
+
+
+async def read(exchange: Exchange, live: Live, request: Request) -> Asked:
+    """What a request asks for, once all that it takes to know that is there. Raises RequestError."""
+    try:
+        return exchange.read(live, request)
+    except Awaited as awaited:
+        there: asyncio.Future[Asked] = asyncio.get_running_loop().create_future()
+        awaited.begin(partial(_read_again, exchange, live, request, there))
+        return await there
+
+
+def _read_again(exchange: Exchange, live: Live, request: Request, there: asyncio.Future[Asked]) -> None:
+    if there.done():  # the caller has gone
+        return
+    try:
+        there.set_result(exchange.read(live, request))
+    except Awaited as awaited:
+        awaited.begin(partial(_read_again, exchange, live, request, there))
+    except Exception as error:  # noqa: BLE001 - whoever awaits it tells one from another
+        there.set_exception(error)
 
 
 def settle(exchange: Exchange, live: Live, asked: Asked, answers: Sequence[Any]) -> Reply:

@@ -21,7 +21,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from sereno.serve.protocols import native, predictions
-from sereno.serve.wire import Asked, Exchange, Request, RequestError, settle
+from sereno.serve.wire import Asked, Exchange, Request, RequestError, read, settle
 
 if TYPE_CHECKING:
     from sereno.serve.live import Live
@@ -99,7 +99,7 @@ async def _read(
 async def _answer(service: Service, live: Live, exchange: Exchange, socket: WebSocket, body: bytes) -> bytes:
     started, request_id = perf_counter(), service.request_id(None)
     try:
-        asked = exchange.read(live, Request(b"GET", socket.url.path.encode(), b"", (), body, request_id))
+        asked = await read(exchange, live, Request(b"GET", socket.url.path.encode(), b"", (), body, request_id))
         reply = asked.reply or settle(
             exchange, live, asked, await live.ask(asked.rows, request_id, one_by_one=asked.one_by_one)
         )

@@ -1,0 +1,164 @@
+"""Where a Redis server is: told without its password; and what went wrong with it, in our words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from sereno.exceptions import MissingExtraError, SettingsError, StorageError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from redis import Redis
+
+KINDS = ("redis", "rediss", "unix")
+OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+CONNECT_SECONDS = 1.0
+READ_SECONDS = 0.5  # for whoever answers a request
+WRITE_SECONDS = 30.0  # for whoever builds an index, whom nobody waits for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """`redis://USER:PASSWORD@HOST:PORT/DATABASE`; `rediss://` speaks TLS; `unix:///PATH?db=DATABASE` is a socket."""
+
+    shown: str  # without the password
+    host: str
+    port: int
+    path: str  # of a Unix socket; empty: a host
+    database: int
+    user: str
+    password: str = field(repr=False)
+    is_tls: bool
+    files: tuple[tuple[str, str], ...]  # of TLS: OPTIONS → path
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises SettingsError, which never quotes the password."""
+        try:
+            parts = urlsplit(text)
+            options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+            is_socket = parts.scheme == "unix"
+            database = options.pop("db", "") if is_socket else parts.path.strip("/")
+            if parts.scheme not in KINDS or (database and not database.isdigit()) or options.keys() - set(OPTIONS):
+                raise ValueError
+            if not (parts.path if is_socket else parts.hostname):
+                raise ValueError
+            port = parts.port or 6379
+        except ValueError:  # its reason may quote the address, and with it the password
+            raise SettingsError(
+                "The address in 'lookup_store' cannot be read. It looks like redis://USER:PASSWORD@HOST:6379/0, with "
+                f"rediss:// for TLS (and {', '.join(OPTIONS)} after a ?), or like unix:///run/valkey.sock?db=0; "
+                "characters such as @ : / ? # % in a password are written as %40 %3A %2F %3F %23 %25."
+            ) from None
+        user, host = unquote(parts.username or ""), parts.hostname or ""
+        place = parts.path if is_socket else f"{host}:{port}"
+        return cls(
+            shown=f"{parts.scheme}://{f'{user}@' if user else ''}{place}{f'/{database}' if database and not is_socket else ''}",
+            host=host,
+            port=port,
+            path=parts.path if is_socket else "",
+            database=int(database or 0),
+            user=user,
+            password=unquote(parts.password or ""),
+            is_tls=parts.scheme == "rediss",
+            files=tuple(sorted(options.items())),
+        )
+
+    def client(self, seconds: float) -> Redis:
+        """A client that waits. It tries nothing twice: whoever asks knows better when to."""
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        options: dict[str, Any] = (
+            {"unix_socket_path": self.path} if self.path else {"host": self.host, "port": self.port}
+        )
+        if self.is_tls:
+            options |= {"ssl": True, **dict(self.files)}
+        return Redis(
+            **options,
+            db=self.database,
+            username=self.user or None,
+            password=self.password or None,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=seconds,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            client_name="sereno",
+        )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Raises OSError where a file of it is missing, or is none."""
+        if not self.is_tls:
+            return None
+        import ssl
+
+        files = dict(self.files)
+        context = ssl.create_default_context(cafile=files.get("ssl_ca_certs"))
+        if "ssl_certfile" in files:
+            context.load_cert_chain(files["ssl_certfile"], files.get("ssl_keyfile"))
+        return context
+
+    def greeting(self) -> list[tuple[Any, ...]]:
+        """What a new connection says first."""
+        said: list[tuple[Any, ...]] = []
+        if self.password:
+            said.append(("AUTH", *filter(None, (self.user, self.password))))
+        said += [("CLIENT", "SETNAME", "sereno"), ("SELECT", str(self.database))]
+        return said
+
+
+def require_redis() -> None:
+    """Say early that a package is missing. Raises MissingExtraError."""
+    for module in ("redis", "hiredis"):
+        if find_spec(module) is None:
+            raise MissingExtraError(
+                f"The setting 'lookup_store' needs the package {module!r}, which is not installed: "
+                "pip install 'sereno[redis]'"
+            )
+
+
+def cause(error: BaseException | str) -> str:
+    """Why, in words that an operator can act on. Of what the server said, which never quotes a password."""
+    said = str(error)
+    for start, words in _CAUSES.items():
+        if said.startswith(start):
+            return words
+    if isinstance(error, TimeoutError) or "imeout" in type(error).__name__:
+        return "it did not answer in time"
+    return said.rstrip(".") or type(error).__name__
+
+
+_CAUSES = {
+    "OOM": "its memory is full (maxmemory)",
+    "command not allowed when used memory": "its memory is full (maxmemory)",
+    "READONLY": "it is a replica, which takes no writes",
+    "You can't write against a read only": "it is a replica, which takes no writes",
+    "LOADING": "it is starting, and still loads its data",
+    "Redis is loading": "it is starting, and still loads its data",
+    "WRONGPASS": "it does not take this user and password",
+    "invalid username-password": "it does not take this user and password",
+    "NOAUTH": "it wants a password",
+    "Authentication required": "it wants a password",
+    "NOPERM": "this user may not do that there",
+    "MOVED": "it is a cluster, which shares keys out; a single server is needed, or one with replicas",
+    "CLUSTERDOWN": "it is a cluster that is down; a single server is needed, or one with replicas",
+    "MISCONF": "it refuses writes, as it cannot save its data to disk",
+}
+
+
+@contextlib.contextmanager
+def told(what: str, then: str) -> Iterator[None]:
+    """Turn an error of the client into a StorageError that says what failed, why, and what to do."""
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except RedisError as error:
+        raise StorageError(f"{what}: {cause(error)}. {then}") from error

@@ -1,0 +1,63 @@
+"""What is kept of one model's lookups in a server, and under which names. `PREFIX:{MODEL}:` comes before each.
+
+    catalogue            JSON: which index is served, which others are there; replaced in one step
+    NUMBER-ATTEMPT:BUILD a hash for each index: the keys, and the field MARKER, which is written last
+    building             the one that is being written; it expires by itself
+    lock                 who writes; it expires by itself
+
+A reader asks for the marker with the keys, in one command. Where there is no marker there is no index any more (the server
+was emptied, say), and a key that was not found says nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Literal
+
+import msgspec
+
+from sereno.lookup.keys import KeyCodec
+from sereno.lookup.pointer import Pointer
+
+MARKER = b"*"  # no key is so short
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """An index that is there."""
+
+    number: int  # of the snapshot
+    attempt: str
+    data_date: date
+    data_time: datetime  # UTC
+    fingerprint: str  # of the model
+    rows: int
+    keys: list[tuple[str, Literal["int", "str", "date"]]]  # name and kind, in declared order
+    build: str  # what tells it from another index of the same snapshot; its marker
+
+    @property
+    def codec(self) -> KeyCodec:
+        return KeyCodec(tuple(n for n, _ in self.keys), tuple(k for _, k in self.keys))
+
+
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is there of one model."""
+
+    format: Literal[1] = 1
+    home: str  # whose table is followed: an id
+    pointer: Pointer | None = None
+    indexes: dict[str, Held] = {}  # by NUMBER-ATTEMPT
+
+
+class Names:
+    """The names of what is kept of one model. One slot has them all, where slots matter."""
+
+    def __init__(self, prefix: str, model: str) -> None:
+        self.start = f"{prefix}:{{{model}}}"
+        self.catalogue, self.lock = f"{self.start}:catalogue", f"{self.start}:lock"
+        self.building = f"{self.start}:building"
+
+    def index(self, name: str, held: Held) -> str:
+        return f"{self.start}:{name}:{held.build}"
+
+
+read_catalogue = msgspec.json.Decoder(Catalogue).decode

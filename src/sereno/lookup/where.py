@@ -1,0 +1,69 @@
+"""Where lookups are kept: in the home's folder, or in a server that several hosts share. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from sereno.config import Settings
+    from sereno.interfaces import LookupStore
+    from sereno.snapshots import State
+
+VARIABLES = ("SERENO_LOOKUP_STORE", "SERENO_LOOKUP_PREFIX", "SERENO_LOOKUP_VERSIONS")
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that several hosts share."""
+
+    address: str  # may hold a password
+    prefix: str
+    versions: int  # of which it has an index
+
+    def __repr__(self) -> str:
+        return f"Where(prefix={self.prefix!r}, versions={self.versions!r})"
+
+    def environ(self) -> dict[str, str]:
+        """Variables that tell it to a process: what is on a command line, everybody may read."""
+        return dict(zip(VARIABLES, (self.address, self.prefix, str(self.versions)), strict=True))
+
+
+def where_of(settings: Settings) -> Where | None:
+    """None: in the home's folder."""
+    if settings.lookup_store is None:
+        return None
+    return Where(address=settings.lookup_store, prefix=settings.lookup_prefix, versions=settings.lookup_versions)
+
+
+def where_told(environ: Mapping[str, str] = os.environ) -> Where | None:
+    """What `Where.environ` told this process."""
+    address, prefix, versions = (environ.get(name, "") for name in VARIABLES)
+    return Where(address=address, prefix=prefix, versions=int(versions)) if address else None
+
+
+def open_store(where: Where | None, home: Path, model: str) -> LookupStore:
+    """The lookups of a model. Nothing is opened yet.
+
+    Raises SettingsError where the address cannot be read, and MissingExtraError where a package is missing.
+    """
+    if where is None:
+        from sereno.adapters.lookup_folder import LookupFolder
+
+        return LookupFolder(home, model)
+    from sereno.adapters.lookup_redis.store import LookupRedis
+
+    return LookupRedis(home, model, address=where.address, prefix=where.prefix)
+
+
+def few(state: State, kept: frozenset[int], versions: int) -> frozenset[int]:
+    """Of the snapshots that are kept, those that a server has an index of: what is served, and the newest others.
+
+    Its memory is dear, and what was withdrawn is not rolled back to.
+    """
+    served = {state.newest.number} if state.newest is not None else set()
+    others = sorted(kept - served - state.withdrawn, reverse=True)
+    return frozenset(served | set(others[: max(0, versions - 1)]))
