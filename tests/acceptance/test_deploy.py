@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,3 +157,29 @@ def test_a_project_without_settings_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert json.loads(done.stdout)["says"].startswith("There is no sereno.toml in")
+
+
+def test_a_cluster_gets_a_folder_for_each_host(project: Project) -> None:
+    (line,) = re.findall(r"^sereno (deploy cluster .*)$", (ROOT / "docs/deploy_cluster.md").read_text(), re.MULTILINE)
+    done = project.sereno(*line.replace("~/cluster", "cluster").split(), "--user", "daemon")
+    folder = project.folder / "cluster"
+    assert f"Wrote {folder}/node3.bank/bank-api.service\n" in done.stdout
+    assert "WARNING: The ledger is a file of the home" in done.stdout
+    assert done.stdout.endswith(f"Read {folder}/README.md: it says what goes where.\n")
+    assert f"{project.folder}" in (folder / "README.md").read_text()
+    assert ":8017 max_fails" in (folder / "nginx.conf").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["cluster", "--hosts", "node1,node2"], "A cluster needs its hosts and its name"),
+        (["cluster", "--domain", "scores.bank"], "A cluster needs its hosts and its name"),
+        (["cluster", "--hosts", "a,b", "--domain", "c", "--timers"], "--timers is of one server"),
+        (["server", "--hosts", "node1,node2"], "--hosts is of a cluster"),
+        (["server", "--domain", "scores.bank"], "--domain is of a cluster"),
+    ],
+)
+def test_words_for_one_and_for_several_are_told_apart(project: Project, arguments: list[str], says: str) -> None:
+    project.within = True
+    assert says in project.sereno("deploy", *arguments, code=2).stderr

@@ -14,7 +14,7 @@ from sereno.exceptions import ModelFileError, SettingsError
 
 if TYPE_CHECKING:
     from sereno.config import Settings
-    from sereno.deploy.server import Timed
+    from sereno.deploy.server import Server, Timed
 
 
 def add(commands: Commands) -> None:
@@ -33,14 +33,17 @@ def add(commands: Commands) -> None:
         "deploy",
         _deploy,
         "write what an environment needs beside the project",
-        "server: systemd units that run `sereno up`. They are written, not installed: what to do with them is said.",
+        "server: systemd units that run `sereno up`. cluster: units for each of several hosts, the balancer's nginx.conf, and a "
+        "README. They are written, not installed: what to do with them is said.",
     )
-    one.add_argument("environment", metavar="ENVIRONMENT", choices=("server",), help="server")
+    one.add_argument("environment", metavar="ENVIRONMENT", choices=("server", "cluster"), help="server or cluster")
     one.add_argument("--to", type=Path, default=Path("deploy"), metavar="DIR", help="where to write them (deploy)")
     one.add_argument("--name", metavar="NAME", help="of the units; the project's folder if not given")
     one.add_argument("--user", default="sereno", metavar="USER", help="who the services run as (sereno)")
     one.add_argument("--memory", default="80%", metavar="SIZE", help="how much memory each service may take (80%%)")
     one.add_argument("--timers", action="store_true", help="systemd's own timers start the runs, and `serve` answers")
+    one.add_argument("--hosts", type=_names, metavar="A,B,…", help="of the cluster: names or addresses, the head first")
+    one.add_argument("--domain", metavar="NAME", help="under which callers know the cluster's balancer")
 
 
 def _deploy(options: argparse.Namespace) -> int:
@@ -62,12 +65,48 @@ def _deploy(options: argparse.Namespace) -> int:
         memory=options.memory,
         stop_seconds=max(settings.serve.drain_seconds, settings.up.stop_seconds) + 30,
     )
-    units = server.units_with_timers(_timed(options, settings)) if options.timers else server.units()
     folder = options.to.absolute()
+    if options.environment == "cluster":
+        units, steps = _cluster(options, settings, server, folder)
+    else:
+        for name in ("hosts", "domain"):
+            if getattr(options, name):
+                raise SettingsError(f"--{name} is of a cluster: sereno deploy cluster --{name} …")
+        units = server.units_with_timers(_timed(options, settings)) if options.timers else server.units()
+        steps = list(next_steps(server, folder, units))
     written = write(units, folder)
-    lines = [*(f"Wrote {path}" for path in written), *next_steps(server, folder, units)]
-    output(options, {"written": [str(path) for path in written]}, lines)
+    output(options, {"written": [str(path) for path in written]}, [*(f"Wrote {path}" for path in written), *steps])
     return DONE
+
+
+def _cluster(
+    options: argparse.Namespace, settings: Settings, server: Server, folder: Path
+) -> tuple[dict[str, str], list[str]]:
+    """The files, and what is said of them. Raises SettingsError."""
+    from sereno.deploy.cluster import Cluster, next_steps, warnings
+
+    if options.timers:
+        raise SettingsError(
+            "--timers is of one server: on a cluster `sereno up` schedules, with another host that stands by."
+        )
+    if not options.hosts or not options.domain:
+        raise SettingsError(
+            "A cluster needs its hosts and its name: sereno deploy cluster --hosts node1,node2 --domain scores.bank"
+        )
+    cluster = Cluster(
+        server=server,
+        hosts=options.hosts,
+        domain=options.domain,
+        executor=settings.executor,
+        port=settings.serve.port or 8000,
+        body_bytes=settings.serve.max_body_bytes,
+    )
+    said = warnings(cluster, executor=settings.executor, ray_address=settings.ray.address, ledger=settings.ledger)
+    return cluster.files(), [*said, *next_steps(folder)]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _prune(options: argparse.Namespace) -> int:

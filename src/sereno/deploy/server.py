@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -58,18 +58,18 @@ class Server:
 
     def units(self) -> dict[str, str]:
         """Name of the file → its text: one service that does everything."""
-        return {f"{self.name}.service": self._unit("up.service", f"{self.name}.service")}
+        return {f"{self.name}.service": self.unit("server/up.service", f"{self.name}.service")}
 
     def units_with_timers(self, models: Iterable[Timed]) -> dict[str, str]:
         """The same for who would rather have systemd's schedule: the API, and a service and a timer for each model."""
         api = f"{self.name}-api.service"
-        units = {api: self._unit("api.service", api)}
+        units = {api: self.unit("server/api.service", api)}
         for model in models:
             run, timer = (f"{self.name}-run-{model.name}.{kind}" for kind in ("service", "timer"))
-            units[run] = self._unit("run.service", run, model=model.name)
+            units[run] = self.unit("server/run.service", run, model=model.name)
             lines = (f"OnCalendar={line}" for line in on_calendar(model.schedule, model.time_zone))
-            units[timer] = _filled(
-                "run.timer",
+            units[timer] = filled(
+                "server/run.timer",
                 unit=timer,
                 model=model.name,
                 schedule=model.schedule,
@@ -78,17 +78,18 @@ class Server:
             )
         return units
 
-    def _unit(self, template: str, unit: str, **more: str) -> str:
-        writes = " ".join(_quoted(folder) for folder in self.written)
-        hardening = _filled("hardening.conf", unit=unit, writes=writes, protect_home=self._protect_home)
-        return _filled(
+    def unit(self, template: str, unit: str, *, written: Sequence[str] = (), **more: str) -> str:
+        """A unit from its template. `written`: what the service may write, too. Raises SettingsError."""
+        writes = " ".join([*(quoted(folder) for folder in self.written), *written])
+        hardening = filled("server/hardening.conf", unit=unit, writes=writes, protect_home=self._protect_home)
+        return filled(
             template,
             unit=unit,
             name=self.name,
             user=self.user,
-            project=_escaped(self.project),
-            project_quoted=_escaped(self.project),  # the one setting that takes the rest of its line as it stands
-            python=_quoted(self.python).replace("$", "$$"),  # a command line, in which $ begins a variable
+            project=escaped(self.project),
+            project_quoted=escaped(self.project),  # the one setting that takes the rest of its line as it stands
+            python=quoted(self.python).replace("$", "$$"),  # a command line, in which $ begins a variable
             stop_seconds=str(math.ceil(self.stop_seconds)),
             memory=self.memory,
             hardening=hardening,
@@ -140,12 +141,13 @@ def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[s
     yield f"  journalctl -u '{server.name}*' -f"
 
 
-def _filled(template: str, **values: str) -> str:
-    text = (files("sereno.deploy") / "templates" / "server" / template).read_text("utf-8")
+def filled(template: str, **values: str) -> str:
+    """A file of `templates`, with what it leaves open."""
+    text = (files("sereno.deploy") / "templates" / template).read_text("utf-8")
     return Template(text).substitute(values)
 
 
-def _escaped(path: Path) -> str:
+def escaped(path: Path) -> str:
     """As a unit file takes it: a percent sign is the beginning of a specifier. Raises SettingsError."""
     text = os.fspath(path)
     if any(ord(letter) < 32 for letter in text):
@@ -153,6 +155,7 @@ def _escaped(path: Path) -> str:
     return text.replace("%", "%%")
 
 
-def _quoted(path: Path) -> str:
-    text = _escaped(path).replace("\\", "\\\\").replace('"', '\\"')
+def quoted(path: Path) -> str:
+    """The same as one word of several. Raises SettingsError."""
+    text = escaped(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"' if re.search(r"[\s\"'\\;]", text) else text
