@@ -277,6 +277,7 @@ class _Run:
             return
         with self._stage("check"):
             self._finish(tasks, results)
+            del tasks, results  # of many thousands, they take memory that the commit needs
             failpoint("gate_before")
             counted = Profile(inputs=report.inputs_profile, outputs=report.profile)
             own = judge_own(self.own_gates, self.model, counted, report.parts)
