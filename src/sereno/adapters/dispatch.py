@@ -17,6 +17,7 @@ from sereno.exceptions import WorkerError
 MOST_TRIES = 4  # of a task; a worker is lost now and then, but a batch that kills each one that scores it never ends
 IN_FLIGHT = 2  # tasks with a worker: the next one is there when one is done
 SHOWN = 3  # files named in a message
+GOES_ON = "Nothing was published; finished tasks are kept: start the run again and it goes on where it was."
 
 W = TypeVar("W", bound=Hashable)
 
@@ -99,8 +100,8 @@ class Dispatch(Generic[W]):
         self._in_flight -= 1
         self._with_room[len(given)][worker] = None
 
-    def lose(self, worker: W, how: str) -> None:
-        """A worker is gone, or begins anew: it is not ready any more, and others score what it had.
+    def lose(self, worker: W, how: str) -> list[Task]:
+        """A worker is gone, or begins anew: it is not ready any more, and others score what it had, which is returned.
 
         It is counted against the task that it was scoring, the first it had. Raises WorkerError once that was tried too often.
         """
@@ -112,20 +113,25 @@ class Dispatch(Generic[W]):
             if len(given[0].losses) >= MOST_TRIES:
                 raise WorkerError(_told(given[0]))
         self._waiting.extendleft(reversed(given))
+        return [one.task for one in given]
 
     def _without_room(self, worker: W) -> None:
         for workers in self._with_room:
             workers.pop(worker, None)
 
 
-def _told(entry: _Open[W]) -> str:
-    task = entry.task
+def lost_too_often(task: Task, tries: int, how: str) -> str:
+    """What there is to say of a task whose workers were lost, one after the other."""
     files = list(dict.fromkeys(piece.path for piece in task.pieces))
     shown = ", ".join(files[:SHOWN]) + (f" and {len(files) - SHOWN} more" if len(files) > SHOWN else "")
     rows = f", {task.rows:,} rows" if task.rows is not None else ""
-    how = " ".join(f"({number}) {how.rstrip('.')}." for number, (_, how) in enumerate(entry.losses, 1))
     return (
-        f"Task {task.index} ({shown}{rows}) was tried {len(entry.losses)} times, and each time its worker was lost: {how} "
-        "A batch of it may take more memory than a worker has, or end the process: see what is in those rows, or try a "
-        "smaller batch_rows. Nothing was published; finished tasks are kept: start the run again and it goes on where it was."
+        f"Task {task.index} ({shown}{rows}) was tried {tries} times, and each time its worker was lost: {how} "
+        f"A batch of it may take more memory than a worker has, or end the process: see what is in those rows, or try a "
+        f"smaller batch_rows. {GOES_ON}"
     )
+
+
+def _told(entry: _Open[W]) -> str:
+    how = " ".join(f"({number}) {how.rstrip('.')}." for number, (_, how) in enumerate(entry.losses, 1))
+    return lost_too_often(entry.task, len(entry.losses), how)
