@@ -123,7 +123,7 @@ class RedisKept:
 
     def held(self) -> set[int]:
         client = self.server.client
-        keys = {key.decode() for key in client.keys()} - {"test:{scores}:catalogue"}
+        keys = {key.decode() for key in client.scan_iter()} - {"test:{scores}:catalogue"}
         stay = {key for key in keys if client.ttl(key) == -1}  # the others go by themselves
         assert all(key.startswith("test:{scores}:0") for key in keys)
         return {int(key.split(":")[2][:6]) for key in stay}

@@ -57,7 +57,7 @@ class World:
         return self.builders[-1]
 
     def serve(self, *models: str) -> None:
-        self.indexing.serve((str(self.home), model) for model in models)
+        self.indexing.serve((str(self.home), model, None) for model in models)
 
     def commit(self, model: str = "a") -> None:
         log = self.home / "predictions" / model / "_delta_log"

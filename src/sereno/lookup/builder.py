@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sereno.lookup.where import few, where_told
+
 if TYPE_CHECKING:
     from sereno.snapshots import State
 
@@ -22,6 +24,7 @@ NICE = 5  # requests are answered first
 
 def main(home: Path, model: str) -> int:
     from sereno.adapters.lookup_folder import LookupFolder
+    from sereno.adapters.lookup_redis.store import LookupRedis
     from sereno.exceptions import SerenoError
     from sereno.snapshots import SnapshotStore
     from sereno.storage import told
@@ -36,7 +39,12 @@ def main(home: Path, model: str) -> int:
             state = store.state()
             if state.served:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
-            LookupFolder(home, model).follow(state, _indexed(state), most=1)
+            where = where_told()
+            if where is None:
+                LookupFolder(home, model).follow(state, _indexed(state), most=1)
+            else:
+                shared = LookupRedis(home, model, address=where.address, prefix=where.prefix)
+                shared.follow(state, few(state, _indexed(state), where.versions), most=1)
     except SerenoError as error:
         LOG.error("%s", error)
         return 1

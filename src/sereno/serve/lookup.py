@@ -25,6 +25,7 @@ from sereno.serve.wire import JSON, RequestError
 
 if TYPE_CHECKING:
     from sereno.interfaces import FarIndex, FarStore, LookupIndex, LookupStore, Seen
+    from sereno.lookup.where import Where
     from sereno.serve.metrics import Metrics
     from sereno.serve.service import Service
     from sereno.settings import ModelSettings
@@ -76,9 +77,11 @@ class Lookups:
         *,
         metrics: Metrics,
         max_reply_bytes: int = 1 << 24,
+        where: Where | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.home, self.settings = name, home, settings
+        self.where = where  # the store is, if not in the home's folder
         self._store, self._clock = store, clock
         self._max_reply_bytes = max_reply_bytes
         self.keys = keys  # what a key of the model is; a snapshot whose keys are others is not looked up in
@@ -367,6 +370,11 @@ class Lookups:
         if self._is_awaited:
             return "what is published is not indexed yet"
         return "nothing is published to look up"
+
+    @property
+    def awaits_run(self) -> bool:
+        """Whether there is nothing in a store on another machine, before a run publishes."""
+        return self.index is None and self._seen is not None and not self._is_awaited
 
     @property
     def _is_awaited(self) -> bool:

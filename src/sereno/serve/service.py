@@ -20,7 +20,7 @@ from sereno.exceptions import ModelFileError, SettingsError
 from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
 from sereno.lookup.keys import KeyCodec
-from sereno.lookup.where import open_store, where_of
+from sereno.lookup.where import Where, open_store, where_of
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
@@ -108,7 +108,8 @@ class Service:
         self._indexing: Indexing | None = None
         if board is None:  # else the supervisor's
             self._indexing = Indexing(lambda text: LOG.warning("%s", text), metrics.failed_index)
-            self._indexing.serve((str(live.lookup.home), live.name) for live in lives if live.lookup is not None)
+            looked_up = [live.lookup for live in lives if live.lookup is not None]
+            self._indexing.serve((str(one.home), one.name, one.where) for one in looked_up)
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     def live(self, name: str) -> Live:
@@ -275,12 +276,14 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
         fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )
     if mine.lookup != "off":
-        live.lookup = open_lookup(live, settings, settings.home.resolve(), metrics, slot)
+        live.lookup = open_lookup(live, settings, settings.home.resolve(), metrics, slot, where_of(settings))
     return live
 
 
-def open_lookup(live: Live, settings: Settings, home: Path, metrics: Metrics, slot: int) -> Lookups:
-    """The lookups of a model in a home.
+def open_lookup(
+    live: Live, settings: Settings, home: Path, metrics: Metrics, slot: int, where: Where | None = None
+) -> Lookups:
+    """The lookups of a model in a home, or in a server that several hosts share.
 
     Raises SettingsError where they are to be answered live and cannot be, or their store has no address that can be read,
     and MissingExtraError.
@@ -295,11 +298,12 @@ def open_lookup(live: Live, settings: Settings, home: Path, metrics: Metrics, sl
     lookup = Lookups(
         live.name,
         home,
-        open_store(where_of(settings), home, live.name),
+        open_store(where, home, live.name),
         live.settings,
         KeyCodec.of(live.inputs.arrow_schema(live.inputs.keys), [c.name for c in live.inputs.keys]),
         metrics=metrics,
         max_reply_bytes=live.limits.max_reply_bytes,
+        where=where,
     )
     lookup.watch(metrics, slot)
     return lookup

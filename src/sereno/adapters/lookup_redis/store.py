@@ -22,7 +22,7 @@ import msgspec
 from sereno.adapters.lookup_redis.address import READ_SECONDS, WRITE_SECONDS, Address, cause, require_redis, told
 from sereno.adapters.lookup_redis.catalogue import MARKER, Catalogue, Held, Names, read_catalogue
 from sereno.adapters.lookup_redis.link import Link
-from sereno.exceptions import BusyError, SettingsError, StorageError
+from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.failpoints import failpoint
 from sereno.interfaces import Seen
 from sereno.lookup.following import Following, name_of
@@ -65,11 +65,13 @@ class LookupRedis(Following):
 
     def follow(self, state: State, keep: frozenset[int], *, most: int | None = None) -> bool:
         """As `LookupStore.follow` says. Raises BusyError, too, where another process has been at it for too long, and
-        SettingsError where these lookups are another home's.
+        IndexingError where these lookups are another home's.
 
         A state that is older than what was followed already changes nothing. Indexes of snapshots that are not in service
         are left to the next who follows once `most` were built, and as soon as the table has moved on.
         """
+        if state.version < 0 and not read_home_id(self.home):
+            return False  # neither table nor anything else of a home: it is not on this host
         with self._told_of_writing(), self._lock.held(self.model):
             self._check_room()
             with told_of_disk(f"The lookups of {self.model!r} could not be made ready in {self._scratch}", STAYS):
@@ -96,12 +98,12 @@ class LookupRedis(Following):
         self._commit(msgspec.structs.replace(before, pointer=pointer))
 
     def _own(self) -> Catalogue:
-        """The catalogue, or a new one. Raises SettingsError where it is that of another home."""
+        """The catalogue, or a new one. Raises IndexingError where it is that of another home."""
         catalogue, home = self._catalogue(self._writing), self._home_id()
         if catalogue is None:
             return Catalogue(home=home)
         if catalogue.home != home:
-            raise SettingsError(
+            raise IndexingError(
                 f"The lookups of {self.model!r} in {self.address.shown} follow the table of another home. Two models of one "
                 "name cannot share them: set 'lookup_prefix' to another text for one of the homes. If this home has taken "
                 f"the place of the other, remove the key {self._names.catalogue!r} there first (DEL)."
@@ -264,23 +266,37 @@ class LookupRedis(Following):
     def _read(self) -> Catalogue | None:
         with self._told_of_reading():
             catalogue = self._catalogue(self._reading)
-        here = read_home_id(self.home)
-        if catalogue is not None and here and catalogue.home != here:
-            raise SettingsError(
+        if catalogue is not None and not self._is_of_here(catalogue) and self._has_table:
+            raise IndexingError(
                 f"The lookups of {self.model!r} in {self.address.shown} follow the table of another home, and are not "
                 "answered here. Set 'lookup_prefix' to another text for one of the homes."
             )
         return catalogue
 
+    def _is_of_here(self, catalogue: Catalogue) -> bool:
+        return catalogue.home == read_home_id(self.home)
+
+    @property
+    def _has_table(self) -> bool:
+        """Whether this home has a table of the model; else it may be on other hosts only."""
+        return os.path.isdir(self.home / "predictions" / self.model / "_delta_log")
+
     def mark(self) -> object:
         return _mark_of(self._read())
+
+    def is_gone(self) -> bool:
+        """Whether the index that is to be served is no longer there."""
+        return not self._has_served(self._read())
 
     def is_behind(self) -> bool:
         return self._is_behind(self._read())
 
     def _is_behind(self, catalogue: Catalogue | None) -> bool:
-        pointer = catalogue.pointer if catalogue is not None else None
-        return has_moved_on(self.home, self.model, pointer) or not self._has_served(catalogue)
+        if catalogue is None:
+            return has_moved_on(self.home, self.model, None)
+        if not self._is_of_here(catalogue):
+            return False  # the table is not on this host
+        return has_moved_on(self.home, self.model, catalogue.pointer) or not self._has_served(catalogue)
 
     def _has_served(self, catalogue: Catalogue | None) -> bool:
         """Whether the index is there that is to be served, if one is."""
@@ -307,7 +323,9 @@ class LookupRedis(Following):
         pointer = catalogue.pointer if catalogue is not None else None
         if self._is_behind(catalogue):
             return work_of(self.home, self.model, None)
-        return work_of(self.home, self.model, pointer) if pointer is not None else None
+        if catalogue is None or pointer is None or not self._is_of_here(catalogue):
+            return None
+        return work_of(self.home, self.model, pointer)
 
     def is_followed(self) -> bool:
         """Whether somebody is at it."""

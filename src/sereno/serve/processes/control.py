@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from sereno.lookup.where import Where
+
 LONGEST = 160 * 1024  # bytes of a message, which is less than the kernel takes
 MOST_DESCRIPTORS = 64
 RESERVE = 1.0  # seconds of the time to drain, so that a worker ends by itself before it is killed
@@ -60,6 +62,7 @@ class Served(msgspec.Struct, kw_only=True):
     home: str
     log_days: int | None  # how long its answers are kept; None: they are not logged
     is_looked_up: bool  # its published predictions can be asked for by key
+    where: Where | None = None  # they are kept, if not in the home's folder
     awaits_run: bool = False  # but there are none yet, so whoever asks gets 503
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sereno.lookup.pointer import Work, is_behind, lock_path, lookup_folder, read_pointer, work
+from sereno.lookup.where import VARIABLES, Where
 from sereno.serve.processes.ending import Ending
+from sereno.serve.processes.watching_far import FarWatch
 from sereno.storage import is_held
 
 MODULE = "sereno.lookup.builder"
@@ -27,6 +30,9 @@ class _Followed:
 
     home: Path
     model: str
+    where: Where | None = None  # None: in the home's folder
+    watch: FarWatch | None = None  # of those that several hosts share
+    ended: float = math.inf  # when it was seen that the process had
     process: subprocess.Popen[bytes] | None = None
     found: Work | None = None  # what is to be done, when it was last looked
     since: float = 0.0
@@ -49,12 +55,18 @@ class Indexing:
         self._followed: dict[tuple[str, str], _Followed] = {}  # by home and model
         self._ending = Ending(SECONDS_TO_END)
 
-    def serve(self, models: Iterable[tuple[str, str]]) -> None:
-        """Look after these (home, model) from now on, and after no others."""
-        wanted = dict.fromkeys(models)  # in their order: the first is indexed first
-        for key in self._followed.keys() - wanted.keys():
-            self._ending.end(self._followed.pop(key).process)
+    def serve(self, models: Iterable[tuple[str, str, Where | None]]) -> None:
+        """Look after these (home, model, where its lookups are) from now on, and after no others."""
+        wanted = {(home, model): where for home, model, where in models}  # in their order: the first is indexed first
+        for key, one in list(self._followed.items()):
+            if key not in wanted or wanted[key] != one.where:
+                self._leave(self._followed.pop(key))
         for home, model in [key for key in wanted if key not in self._followed]:
+            where = wanted[home, model]
+            if where is not None:
+                watch = FarWatch(where, Path(home), model)
+                self._followed[home, model] = _Followed(Path(home), model, where, watch)
+                continue
             self._followed[home, model] = _Followed(Path(home), model)
             try:
                 # that it is there tells whoever publishes that these lookups are wanted
@@ -72,8 +84,10 @@ class Indexing:
         needed = []
         for one in self._followed.values():
             if one.process is not None and (code := one.process.poll()) is not None:
-                one.process = None
-                self._has_ended(one, code, now)
+                one.ended = min(one.ended, now)
+                if one.watch is None or one.watch.looked_at >= one.ended:  # else what it has done is not seen yet
+                    one.process, one.ended = None, math.inf
+                    self._has_ended(one, code, now)
             try:
                 if one.process is None and self._needs(one, now):
                     needed.append(one)
@@ -85,7 +99,7 @@ class Indexing:
     def _has_ended(self, one: _Followed, code: int, now: float) -> None:
         if code:
             self._has_failed(one, f"ended with {code}")
-        elif work(one.home, one.model) == one.tried:
+        elif _work(one) == one.tried:
             how = "has ended, and left all to be done"
             self._has_failed(one, how, is_new=not one.failures)
         else:
@@ -93,7 +107,7 @@ class Indexing:
             one.due = now + _pause(one.failures) if one.failures else now
 
     def _needs(self, one: _Followed, now: float) -> bool:
-        found, before = work(one.home, one.model), one.found
+        found, before = _work(one), one.found
         one.found = found
         if found is None:
             if now - one.built >= SETTLED:
@@ -103,21 +117,23 @@ class Indexing:
             one.since = now
             if found != one.tried:  # the table has moved on: this may be something else that can be done
                 one.failures, one.due = 0, 0.0
-        return one.due <= now and now - one.since >= GRACE and not is_held(lock_path(one.home, one.model))
+        if one.due > now or now - one.since < GRACE:
+            return False
+        return one.watch is not None or not is_held(lock_path(one.home, one.model))
 
     def _start(self, one: _Followed) -> None:
         is_lost_again = one.found == one.tried and one.since - one.built < SETTLED
-        pointer = read_pointer(one.home, one.model)
-        if pointer is not None and not pointer.is_there(one.home, one.model) and (is_lost_again or not one.failures):
+        lost = _lost(one)
+        if lost and (is_lost_again or not one.failures):
             self._failed(one.model)
-            self._note(
-                f"the index {pointer.index} of the lookups of {one.model} is missing or damaged; it is built again."
-            )
+            self._note(f"{lost} of the lookups of {one.model} is missing or damaged; it is built again.")
         one.failures += is_lost_again
         one.tried = one.found
         command = [sys.executable, "-P", "-m", MODULE, str(one.home), one.model]
+        environ = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        environ |= one.where.environ() if one.where is not None else {}
         try:
-            one.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0)
+            one.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, env=environ)
         except OSError as error:
             self._has_failed(one, f"cannot be started: {error.strerror}")
 
@@ -135,12 +151,29 @@ class Indexing:
     def stop(self) -> None:
         """Have the builders end."""
         for one in self._followed.values():
-            self._ending.end(one.process)
+            self._leave(one)
         self._followed.clear()
+
+    def _leave(self, one: _Followed) -> None:
+        if one.watch is not None:
+            one.watch.stop()
+        self._ending.end(one.process)
 
     def wait(self) -> None:
         """Until they have ended."""
         self._ending.wait()
+
+
+def _work(one: _Followed) -> Work | None:
+    return one.watch.work if one.watch is not None else work(one.home, one.model)
+
+
+def _lost(one: _Followed) -> str:
+    """The index that is to be served and cannot be; empty: there is none such."""
+    if one.watch is not None:
+        return "what is in service" if one.watch.is_gone else ""
+    pointer = read_pointer(one.home, one.model)
+    return f"the index {pointer.index}" if pointer is not None and not pointer.is_there(one.home, one.model) else ""
 
 
 def _pause(failures: int) -> float:

@@ -210,7 +210,8 @@ class Supervisor:
             self._watcher.serve(worker.belongs, seen)
         self._models = models
         self._compacting.serve(worker.ready.models)
-        self._indexing.serve((model.home, model.name) for model in worker.ready.models if model.is_looked_up)
+        looked_up = [model for model in worker.ready.models if model.is_looked_up]
+        self._indexing.serve((model.home, model.name, model.where) for model in looked_up)
 
     def _spread(self) -> None:
         """Have the sockets of every place looked after: by its own worker, else by another one."""

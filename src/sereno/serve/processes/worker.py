@@ -269,6 +269,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                     home=homes[live.model.file],
                     log_days=live.settings.log_days if live.settings.log != "off" else None,
                     is_looked_up=live.lookup is not None,
+                    where=live.lookup.where if live.lookup is not None else None,
                     awaits_run=_awaits_run(live),
                 )
                 for live in service.lives.values()
@@ -286,6 +287,8 @@ def _awaits_run(live: Live) -> bool:
 
     if live.lookup is None or live.settings.unknown == "live":
         return False
+    if live.lookup.reads is not None:
+        return live.lookup.awaits_run
     home = live.lookup.home
     return read_pointer(home, live.name) is None and not is_behind(home, live.name)
 
