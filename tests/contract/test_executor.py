@@ -1,4 +1,4 @@
-"""What interfaces.Executor promises, asked of the local executor with one worker, two and three."""
+"""What interfaces.Executor promises, asked of every executor, with one worker and with several."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ import pytest
 
 from sereno.adapters.files import Piece
 from sereno.adapters.local import Ahead, LocalExecutor
-from sereno.batch.tasks import Job, Task, TaskResult
+from sereno.adapters.ray_executor import RayExecutor
+from sereno.batch.tasks import Job, Task, TaskResult, stored_result
 from sereno.config import Settings
 from sereno.exceptions import OutputError, PredictError, SourceError, WorkerError
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint, load_model
 from sereno.scoring import open_scorer
+from tests.rays import started_ray
+from tests.sparks import started_spark
 
 ROWS, BATCH_ROWS = 1_000, 300
 MODEL = """
@@ -89,15 +92,50 @@ def job(folder: Path, file: Path) -> Job:
     )
 
 
-@pytest.fixture(params=["1 worker", "2 workers", "3 workers", "2 workers, one ahead"])
+LOCAL = ["1 worker", "2 workers", "3 workers", "2 workers, one ahead"]
+RAY = ["2 workers on Ray"]
+SPARK = ["2 workers on Spark"]
+
+
+@pytest.fixture(params=[*LOCAL, *RAY, *SPARK])
 def make(request: pytest.FixtureRequest, folder: Path, file: Path) -> Iterator[Make]:
     workers = int(request.param[0])
+    if "Ray" in request.param:
+        request.getfixturevalue("ray")
+        yield lambda: RayExecutor(Settings(home=folder, workers=workers))
+        return
+    if "Spark" in request.param:
+        request.getfixturevalue("spark")
+        from sereno.adapters.spark_executor import SparkExecutor
+
+        yield lambda: SparkExecutor(Settings(home=folder, workers=workers))
+        return
 
     def load_here() -> object:
         return open_scorer(load_model(file), Settings(home=folder))
 
     with Ahead(file, workers if "ahead" in request.param else 1) as ahead:
         yield lambda: LocalExecutor(workers, load_here, ahead)  # type: ignore[arg-type, return-value]
+
+
+@pytest.fixture
+def is_here(request: pytest.FixtureRequest) -> bool:
+    """Whether the workers are on this machine, so that progress is told of each batch."""
+    return request.node.callspec.params["make"] in LOCAL
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray in this process, which the executors find; else each of them would start one."""
+    with started_ray(cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same of Spark."""
+    with started_spark(tmp_path_factory.mktemp("spark"), workers=2):
+        yield
 
 
 def task(folder: Path, index: int, *, first: float | None = None) -> Task:
@@ -111,7 +149,7 @@ def task(folder: Path, index: int, *, first: float | None = None) -> Task:
     return Task(index=index, pieces=(Piece(kind="parquet", path=str(path), digest=str(index)),), rows=ROWS)
 
 
-def test_every_task_once(make: Make, job: Job, folder: Path) -> None:
+def test_every_task_once(make: Make, job: Job, folder: Path, is_here: bool) -> None:
     seen: list[int] = []
     results = list(make().map(job, [task(folder, i) for i in range(7)], seen.append))
     assert sorted(r.index for r in results) == list(range(7))
@@ -123,7 +161,7 @@ def test_every_task_once(make: Make, job: Job, folder: Path) -> None:
         assert table.column("y").to_pylist() == [i / 2 for i in table.column("id").to_pylist()]
         assert (result.rows_in, result.answered, result.rejects) == (ROWS, ROWS, 0)
     assert sum(seen) == 7 * ROWS
-    assert set(seen) == {BATCH_ROWS, ROWS % BATCH_ROWS}
+    assert set(seen) == ({BATCH_ROWS, ROWS % BATCH_ROWS} if is_here else {ROWS})
 
 
 def test_the_same_whatever_the_number_of_workers(make: Make, job: Job, folder: Path, file: Path) -> None:
@@ -132,12 +170,13 @@ def test_the_same_whatever_the_number_of_workers(make: Make, job: Job, folder: P
     scorer = open_scorer(load_model(file), Settings(home=folder))
     wanted = {r.index: r for r in LocalExecutor(1, lambda: scorer).map(alone, tasks, ignore)}
     for result in make().map(job, tasks, ignore):
-        assert content(result) == content(wanted[result.index])
+        assert content(result, job) == content(wanted[result.index], alone)
 
 
-def content(result: TaskResult) -> tuple[object, ...]:
+def content(result: TaskResult, job: Job) -> tuple[object, ...]:
     assert result.part is not None
-    return result.part.sha256, result.part.stats, result.key, result.profile, result.reasons
+    whole = stored_result(Path(job.work_folder), result.key)
+    return result.part.sha256, result.part.stats, result.key, whole.profile, whole.inputs_profile, result.reasons
 
 
 def ignore(rows: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import queue
 import secrets
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 2.0  # between two looks at the nodes of a cluster: it may have grown
 TELL_SECONDS = 10.0  # without any worker, until somebody is told what is waited for
 WAIT_SECONDS = 900.0  # without any worker, until the run ends: a cluster that grows needs minutes for a node
-HEAD_SECONDS = 45.0  # without an answer of the head; after a minute Ray would end this process, without a word of ours
+RECONNECT = (
+    "RAY_gcs_rpc_server_reconnect_timeout_s"  # after so long without its head, Ray ends this process: 60 s, if not set
+)
+HEAD_SHARE = 0.75  # of it, after which the run ends by itself, and says so
 OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing large goes through it
 GOES_ON = "Nothing was published; finished tasks are kept: start the run again and it goes on where it was."
 
@@ -67,10 +71,16 @@ class RayExecutor:
             )
         self._runtime_env = _runtime_env(settings.ray.runtime_env)
         self._cluster: _Cluster | None = None
+        self._used: int | None = None
 
     @property
     def workers(self) -> int:
-        """The most there may be; of a cluster, where none is set, as many as it has room for just now."""
+        """The most there may be; of a cluster, where none is set, as many as it has room for just now.
+
+        After a run: as many as there were at once.
+        """
+        if self._used is not None:
+            return self._used
         if self._settings.workers:
             return self._settings.workers
         if self._address is None:
@@ -87,6 +97,7 @@ class RayExecutor:
         try:
             with _Pool(self, cluster, job) as pool:
                 yield from pool.run(_with(first, drawn), progress)
+                self._used = max(1, pool.most_ready)
         finally:
             cluster.close()
             self._cluster = None
@@ -148,6 +159,7 @@ class _Cluster:
         self.heard_at = time.monotonic()  # of its head
         self.nodes = ""  # what there is, in words
         self._folder: Path | None = None
+        self.is_lost = False
         self._is_ours = self._connect(workers)
         self._over = threading.Event()
         self._look()
@@ -177,7 +189,7 @@ class _Cluster:
             options = {"address": self.address}
         with _signals_kept():
             try:
-                ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             except ray.exceptions.AuthenticationError as error:
                 raise SettingsError(
                     f"The Ray cluster {self.address} asks for another token. Set RAY_AUTH_TOKEN to that of the cluster, or "
@@ -187,13 +199,18 @@ class _Cluster:
                 raise WorkerError(
                     f"The Ray cluster {self.address or 'on this machine'} cannot be used: {_first_lines(error)} {GOES_ON}"
                 ) from error
+            # What Ray itself says of each node that is lost comes on standard output and in colours. We say it in a line.
+            with contextlib.suppress(Exception):
+                ray._private.worker._worker_logs_enabled = False
         return True
 
     def close(self) -> None:
         import ray
 
         self._over.set()
-        if self._is_ours:
+        if (
+            self._is_ours and not self.is_lost
+        ):  # without its head, Ray does not come to an end before it ends the process
             ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -201,7 +218,8 @@ class _Cluster:
     def check(self) -> None:
         """Raise WorkerError where the head has not answered for long."""
         silent = time.monotonic() - self.heard_at
-        if silent > HEAD_SECONDS:
+        if silent > HEAD_SHARE * float(os.environ.get(RECONNECT, 60)):
+            self.is_lost = True
             raise WorkerError(
                 f"The head of the Ray cluster {self.address} has not answered for {silent:.0f} s. {GOES_ON}"
             )
@@ -277,6 +295,7 @@ class _Pool:
     workers: dict[_Worker, None] = field(default_factory=dict)
     events: queue.SimpleQueue[_Event] = field(default_factory=queue.SimpleQueue)
     started: int = 0
+    most_ready: int = 0  # workers at once
     alone_since: float = 0.0  # when there was a worker last
     told: bool = False
 
@@ -289,7 +308,7 @@ class _Pool:
     def __exit__(self, *error: object) -> None:
         import ray
 
-        for worker in self.workers:
+        for worker in self.workers if not self.cluster.is_lost else ():
             with contextlib.suppress(Exception):  # Ray itself may be gone, and they with it
                 ray.kill(worker.actor)
         forget(self.check)
@@ -356,6 +375,7 @@ class _Pool:
             if event.task is None:
                 seen(self.check, answer.shared)
                 self.dispatch.join(worker)
+                self.most_ready = max(self.most_ready, self.dispatch.ready)
             else:
                 assert answer.result is not None
                 worker.died_loading = 0
@@ -389,7 +409,11 @@ class _Pool:
                     f"The model may take more memory than a worker has. {GOES_ON}"
                 ) from error
         else:
-            self.dispatch.lose(worker, _first_lines(error))
+            lost_tasks = self.dispatch.lose(worker, _first_lines(error))
+            which = ", ".join(str(task.index) for task in lost_tasks)
+            sys.stderr.write(
+                f"sereno: a worker is lost; others score what it had (task {which}): {_first_lines(error)}\n"
+            )
         if isinstance(error, exceptions.ActorDiedError):
             del self.workers[worker]  # for good: another one takes its place
         else:
