@@ -8,6 +8,7 @@ python -m benchmarks lookup    Sereno, its peers and the limit, one key a reques
 python -m benchmarks load      campaigns against the server: too much to do, slow callers, killed workers, hostile requests
 python -m benchmarks operate   how long callers of the API wait while a run of `sereno up` takes all that it may
 python -m benchmarks ledger    what the ledger of 1,000 models and a year of nights costs
+python -m benchmarks scale     what many tasks, files and parts cost the process that drives a run; placement simulated
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from benchmarks.measure import CORES, CommandFailed, Cost, run
 from benchmarks.peers import PEERS, python_of
 from benchmarks.peers_live.known import PEERS as LIVE_PEERS
 from benchmarks.peers_lookup.known import PEERS as LOOKUP_PEERS
+from benchmarks.scale import campaign as scale
 from benchmarks.verify import WrongOutput, check_output, parquet_files, published_files
 from benchmarks.workload import DATA, FOLDER, LOGS, MODELS
 
@@ -218,6 +220,7 @@ def main() -> None:
     options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
     operate_ledger.options(commands.add_parser("ledger", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_api.options(commands.add_parser("operate", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    scale.options(commands.add_parser("scale", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     given = sys.argv[1:]
     if not given or given[0] not in (*commands.choices, "-h", "--help"):
         given = ["batch", *given]

@@ -64,12 +64,8 @@ def main(tasks: int, source: str, home: str) -> None:
     from sereno.scoring import open_scorer
 
     plan.SMALLEST_TASK = plan.LARGEST_TASK = ROWS
-    settings = load_settings(
-        Path(home),
-        home=Path(home),
-        overrides={"workers": "1", "models.light.source": f"{source}/*.parquet"},
-        environ={},
-    )
+    given = {"workers": "1", "models.light.source": f"{source}/*.parquet"}
+    settings = load_settings(Path(home), home=Path(home), overrides=given, environ={})
     model = load_model(MODEL)
     watcher = Watcher()
     report = run(model, settings, LocalExecutor(1, lambda: open_scorer(model, settings)), watcher=watcher)
