@@ -183,3 +183,27 @@ def test_a_cluster_gets_a_folder_for_each_host(project: Project) -> None:
 def test_words_for_one_and_for_several_are_told_apart(project: Project, arguments: list[str], says: str) -> None:
     project.within = True
     assert says in project.sereno("deploy", *arguments, code=2).stderr
+
+
+@NEEDS_SYSTEMD
+def test_a_run_of_the_cluster_goes_through_ray_and_the_api_answers(project: Project, tmp_path: Path) -> None:
+    settings = 'executor = "ray"\nworkers = 1\n[ray]\naddress = "127.0.0.1:6379"\n'
+    project.write("sereno.toml", settings + project.folder.joinpath("sereno.toml").read_text())
+    cluster = ["--hosts", "127.0.0.1,127.0.0.2", "--domain", "scores.bank", "--memory", "4G"]
+    project.sereno("deploy", "cluster", *cluster, "--to", "units", "--user", "daemon")
+    given = f"Environment=PYTHONPATH={INSTALLED}/src RAY_AUTH_TOKEN={'ab' * 32} SERENO_SERVE__NO_AUTH=true"
+    units = {
+        unit.name: unit.read_text()
+        .replace(str(project.folder), INSIDE)
+        .replace(str(ROOT), INSTALLED)
+        .replace("EnvironmentFile=/etc/sereno/bank.env", given)
+        for unit in (project.folder / "units" / "127.0.0.1").iterdir()
+    }
+    give_away(project)
+    with systemd.booted(
+        tmp_path / "systemd", units, shown={project.folder: INSIDE, ROOT: INSTALLED}, readable=[Path(PYTHON).resolve()]
+    ) as booted:
+        asks = ("curl", "-sm3", "-H", "Host: scores.bank", "http://127.0.0.1:8017/predictions/8")
+        until(lambda: '"version":1' in booted.run(*asks, check=False))
+        until(lambda: "published as version 1: 100 predictions" in booted.journal("bank-schedule.service"))
+        assert "allowed_hosts" in booted.run(*asks[:3], "Host: other.bank", asks[4], check=False)
