@@ -17,10 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from sereno import failpoints, home, snapshots, storage
+from sereno.adapters import export_folder
 from sereno.adapters.local import LocalExecutor
 from sereno.batch import attempts, lease
 from sereno.batch.run import Watcher, run
@@ -102,6 +104,7 @@ def pretend(host: str, **times: float) -> None:
     for module in (attempts, home, snapshots):
         module.exclusive = lambda path, *rest, **more: real_exclusive(here(path), *rest, **more)  # type: ignore[attr-defined]
     attempts.is_held = lambda path: real_is_held(here(path))  # type: ignore[attr-defined]
+    export_folder.fcntl = SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_NB=0)  # type: ignore[attr-defined]
     for name, seconds in times.items():
         assert hasattr(lease, name)
         setattr(lease, name, seconds)
