@@ -439,6 +439,9 @@ class RaySettings:
     runtime_env: Path | None = _setting(
         None, PATH, "A file of JSON: the environment that Ray makes for the workers, its `runtime_env`."
     )
+    server_cpus: float = _setting(
+        1.0, _number(None), "How many CPUs of its node a server of `sereno serve --on ray` takes."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

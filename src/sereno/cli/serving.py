@@ -10,6 +10,7 @@ from typing import Any
 from sereno.cli.commands import DONE, SETTING, Commands, positive
 from sereno.cli.named import file_of, overrides_of, settings_of
 from sereno.cli.printing import output, write
+from sereno.exceptions import SettingsError
 
 SERVE_OPTIONS = (
     ("host", "ADDRESS", "the address to listen on (127.0.0.1)"),
@@ -37,6 +38,8 @@ def add(commands: Commands) -> None:
     one.add_argument("--workers", type=positive, metavar="N", help="processes that answer (1)")
     takes_serve_settings(one)
     one.add_argument("--watch", action="store_true", help="read the files again when one of them changes")
+    one.add_argument("--on", choices=["ray"], help="serve on nodes of a Ray cluster, in place of this machine")
+    one.add_argument("--replicas", type=positive, metavar="N", help="on how many of them (1)")
     one = commands.command(
         "log",
         _log,
@@ -82,6 +85,21 @@ def _serve(options: argparse.Namespace) -> int:
         env=options.env,
         overrides=overrides_of(options),
     )
+    if options.on is not None:
+        from sereno.serve.on_ray.command import serve_on_ray
+
+        return serve_on_ray(
+            served,
+            replicas=options.replicas or 1,
+            watch=options.watch,
+            verbose=options.verbose,
+            as_json=options.json,
+            tell=lambda line: write(options, line),
+        )
+    if options.replicas is not None:
+        raise SettingsError(
+            "--replicas is the number of nodes of a cluster. Say --on ray, too, or --workers for processes here."
+        )
     return serve(
         served,
         watch=options.watch,

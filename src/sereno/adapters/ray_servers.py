@@ -1,0 +1,316 @@
+"""Servers as actors of a Ray cluster: named and detached, so that they outlive whoever asked for them and are found again.
+
+The servers of a home have places: a placement group of Ray's, each place on a node of its own. Where a node dies, Ray moves
+its place to another one that has room, and starts the actor there. A group cannot grow: another number of places is
+another group, the next *generation*.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sereno.exceptions import BusyError, MissingExtraError, SettingsError, WorkerError
+from sereno.serve.on_ray.replica import Name, Replica, Spec, Status
+from sereno.settings import RaySettings
+
+NAMESPACE = "sereno"
+OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing goes through it
+LOST_SECONDS = 4.0  # without an answer
+LOCK_SECONDS = 15.0  # until Ray knows that who held it is gone
+
+
+@dataclass
+class _Asked:
+    """The question how a replica is, which is always on its way."""
+
+    actor: Any
+    answer: Any = None  # the reference to it, while it is awaited
+    heard_at: float = field(default_factory=time.monotonic)
+    status: Status | None = None
+
+
+class RayServers:
+    """The servers of one home on a cluster. One thread; everything returns within moments, as long as Ray's head answers."""
+
+    def __init__(self, settings: RaySettings, home: Path) -> None:
+        """Connects; without an address, to a Ray that is started here and ends with this process.
+
+        Raises MissingExtraError, SettingsError (another token, an address that is none), WorkerError (no cluster there).
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtraError("`--on ray` needs a package that is not installed: pip install 'sereno[ray]'.")
+        self._settings = settings
+        self.address = settings.address or os.environ.get("RAY_ADDRESS") or None
+        self._prefix = f"sereno serve {home}"
+        self._cpus = settings.server_cpus
+        self._needs = {"CPU": self._cpus} if self._cpus else {"memory": 1.0}  # a place of nothing cannot be
+        self._runtime_env = _runtime_env(settings.runtime_env)
+        self._asked: dict[Name, _Asked] = {}
+        self._folder: Path | None = None
+        self._lock: Any = None
+        self._connect()
+
+    def _connect(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do; else it says so at length
+        import ray
+
+        if self.address is None:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            self._folder = Path(tempfile.mkdtemp(prefix="sereno-ray-"))
+            options: dict[str, Any] = {
+                "address": "local",
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "_temp_dir": str(self._folder),
+                "_node_ip_address": "127.0.0.1",
+            }
+        elif "://" in self.address:
+            raise SettingsError(
+                f'ray.address is {self.address!r}; valid is the head\'s host and port, "host:6379". `sereno serve --on ray` '
+                "runs on a node of the cluster, which may be one without CPUs for others: `ray start --address=host:6379 "
+                "--num-cpus=0`."
+            )
+        else:
+            options = {"address": self.address}
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except ray.exceptions.AuthenticationError as error:
+            raise SettingsError(
+                f"The Ray cluster {self.address} asks for another token. Set RAY_AUTH_TOKEN to that of the cluster, or "
+                "RAY_AUTH_TOKEN_PATH to the file that has it."
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            text = " ".join(str(error).split())[:500].rstrip(".")
+            raise WorkerError(
+                f"The Ray cluster {self.address or 'on this machine'} cannot be used: {text}. Start its head with "
+                "`ray start --head`, or say where it is: ray.address."
+            ) from error
+        finally:
+            signal.signal(signal.SIGTERM, before)  # Ray sets what it does; here that is for the command to say
+
+    def close(self) -> None:
+        """What it has started goes on, but on a Ray that was started here."""
+        import ray
+
+        ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def lock(self, who: str) -> None:
+        """Nobody else looks after the servers of this home as long as this process lives. Raises BusyError."""
+        import ray
+
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                actor = ray.remote(Holder).options(name=self._prefix, namespace=NAMESPACE, num_cpus=0)
+                self._lock = actor.remote(who)
+                return
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"`sereno serve --on ray` runs already for this home ({self._holder()}). End it, or send it a SIGHUP "
+                        "if the servers should read their files again."
+                    ) from None
+            time.sleep(0.2)  # one that was killed is forgotten within seconds
+
+    def _holder(self) -> str:
+        import ray
+
+        try:
+            actor = ray.get_actor(self._prefix, namespace=NAMESPACE)
+            return str(ray.get(actor.who.remote(), timeout=5.0))
+        except (ValueError, ray.exceptions.RayError):
+            return "nobody can say where"
+
+    # Nodes and places
+
+    def addresses(self) -> list[str]:
+        """Of the nodes that have so many CPUs in all, in use or not."""
+        able = [node for node in _nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= self._cpus]
+        return [str(node["NodeManagerAddress"]) for node in able]
+
+    def generations(self) -> dict[int, int]:
+        """Generation → how many places it has, or will have once there is room."""
+        return {generation: len(one["bundles"]) for generation, one in self._groups().items()}
+
+    def open(self, generation: int, places: int) -> None:
+        """Ask for places, each on a node of its own: all of them, or none until there is room for all."""
+        from ray.util.placement_group import placement_group
+
+        placement_group([self._needs] * places, "STRICT_SPREAD", self._group(generation), lifetime="detached")
+
+    def is_open(self, generation: int) -> bool:
+        """Whether all of its places have had room."""
+        found = self._groups().get(generation)
+        return found is not None and found["state"] != "PENDING"
+
+    def place(self, generation: int, index: int) -> str:
+        """The address of the node where it is; empty where none has room."""
+        nodes = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in _nodes() if node["Alive"]}
+        found = self._groups().get(generation)
+        return nodes.get(found["bundles_to_node_id"].get(index, ""), "") if found is not None else ""
+
+    def close_places(self, generation: int) -> None:
+        """With all that is still in them."""
+        from ray.util.placement_group import get_placement_group, remove_placement_group
+
+        with contextlib.suppress(ValueError):
+            remove_placement_group(get_placement_group(self._group(generation)))
+        for name in [name for name in self._asked if name.generation == generation]:
+            self.remove(name)
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        from ray.util.placement_group import placement_group_table
+
+        found = {}
+        for group in placement_group_table().values():
+            prefix, _, number = str(group["name"]).rpartition(" ")
+            if prefix == self._prefix and number.isdecimal() and group["state"] != "REMOVED":
+                found[int(number)] = group
+        return found
+
+    def _group(self, generation: int) -> str:
+        return f"{self._prefix} {generation}"
+
+    # Replicas
+
+    def find(self) -> list[Name]:
+        """Those that there are, also of a command that was killed. They are asked how they are from now on."""
+        import ray
+
+        for one in ray.util.list_named_actors(all_namespaces=True):
+            prefix, _, rest = one["name"].rpartition(" ")
+            parts = rest.split(".")
+            if one["namespace"] != NAMESPACE or prefix != self._prefix or len(parts) != 3:
+                continue
+            name = Name(int(parts[0]), int(parts[1]), parts[2])
+            if name not in self._asked:
+                with contextlib.suppress(ValueError):
+                    self._asked[name] = _Asked(ray.get_actor(one["name"], namespace=NAMESPACE))
+        return self.names()
+
+    def names(self) -> list[Name]:
+        """Those that are known here."""
+        return sorted(self._asked)
+
+    def start(self, generation: int, index: int, spec: Spec) -> Name:
+        """A replica in that place. Ray starts it, also again, until it is removed."""
+        import ray
+        from ray.util.placement_group import get_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        name = Name(generation, index, spec.digest)
+        group = get_placement_group(self._group(generation))
+        options: dict[str, Any] = {
+            "name": self._actor(name),
+            "namespace": NAMESPACE,
+            "lifetime": "detached",
+            "num_cpus": self._cpus,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+        }
+        if not self._cpus:
+            options["memory"] = 1
+        if self._runtime_env:
+            options["runtime_env"] = self._runtime_env
+        actor = ray.remote(Server).options(**options).remote(msgspec.json.encode(spec))
+        self._asked[name] = _Asked(actor)
+        return name
+
+    def look(self, seconds: float) -> None:
+        """Take in what replicas have answered; wait for that no longer than so long."""
+        import ray
+
+        for one in self._asked.values():
+            if one.answer is None:
+                one.answer = one.actor.status.remote()
+        awaited = {one.answer: one for one in self._asked.values()}
+        if not awaited:
+            return
+        answered, _ = ray.wait([*awaited], num_returns=len(awaited), timeout=seconds)
+        for answer in answered:
+            one = awaited[answer]
+            one.answer = None
+            with contextlib.suppress(ray.exceptions.RayError):  # it is being started again
+                one.status = msgspec.json.decode(ray.get(answer), type=Status)
+                one.heard_at = time.monotonic()
+
+    def status(self, name: Name) -> Status | None:
+        """What it said last; None where it has not said anything for long, or at all."""
+        one = self._asked.get(name)
+        return one.status if one is not None and time.monotonic() - one.heard_at < LOST_SECONDS else None
+
+    def reload(self, name: Name) -> None:
+        self._asked[name].actor.reload.remote()
+
+    def stop(self, name: Name) -> None:
+        self._asked[name].actor.stop.remote()
+
+    def remove(self, name: Name) -> None:
+        """It ends, with its server, at once, and is not started again."""
+        import ray
+
+        one = self._asked.pop(name, None)
+        if one is not None:
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                ray.kill(one.actor)
+
+    def _actor(self, name: Name) -> str:
+        return f"{self._prefix} {name.generation}.{name.index}.{name.digest}"
+
+
+class Server(Replica):
+    """The actor."""
+
+    def __init__(self, spec: bytes) -> None:
+        import ray
+
+        super().__init__(spec, str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call]
+
+
+class Holder:
+    """An actor that only says who looks after the servers: Ray gives its name to one at a time."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+
+    def who(self) -> str:
+        return self._who
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _runtime_env(file: Path | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"ray.runtime_env is {file}, which cannot be read as JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise SettingsError(f'ray.runtime_env is {file}, which holds no object. Write {{"env_vars": {{…}}}}, say.')
+    return found

@@ -1,0 +1,112 @@
+"""`sereno serve --on ray`: from what was typed to servers on nodes of a cluster, and somebody who looks after them."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sereno import __version__
+from sereno.exceptions import SettingsError
+from sereno.serve.command import note
+from sereno.serve.on_ray.fleet import Fleet
+from sereno.serve.on_ray.replica import Spec, Status
+from sereno.serve.options import Options
+from sereno.serve.processes.sockets import refuse_openness
+from sereno.settings import Settings
+
+
+def serve_on_ray(
+    options: Options, *, replicas: int, watch: bool, verbose: bool, as_json: bool, tell: Callable[[str], None]
+) -> int:
+    """Serve on so many nodes until a signal ends it; the exit code. `tell` prints for whoever started it.
+
+    Raises SerenoError: what cannot be set so, no cluster, somebody who does the same for this home, and what keeps a
+    server from starting.
+    """
+    from sereno.adapters.ray_servers import RayServers
+
+    options.model_files()
+    settings = options.settings()
+    host = _host(settings)
+    spec = Spec(
+        arguments=_arguments(options, settings, watch=watch, verbose=verbose),
+        folder=str(Path.cwd()),
+        host=host,
+        variables=_variables(os.environ),
+        version=__version__,
+    )
+    servers = RayServers(settings.ray, settings.home)
+    try:
+        for address in servers.addresses():
+            refuse_openness(replace(settings, serve=replace(settings.serve, host=host or address)))
+        servers.lock(f"pid {os.getpid()} on host {socket.gethostname()}")
+
+        def announce(said: Sequence[Status]) -> None:
+            for line in [_data(said, servers.address)] if as_json else _lines(said, replicas):
+                tell(line)
+
+        fleet = Fleet(servers, spec, replicas, drain_seconds=settings.serve.drain_seconds, announce=announce, note=note)
+        return fleet.run()
+    finally:
+        servers.close()
+
+
+def _host(settings: Settings) -> str | None:
+    """The address that all nodes are to listen on, if not each on its own. Raises SettingsError."""
+    if settings.serve.unix is not None:
+        raise SettingsError(
+            f"'serve.unix' is {str(settings.serve.unix)!r}, and nobody reaches a Unix socket of another host. Leave it out with "
+            "--on ray: each server listens on its node's address."
+        )
+    if "serve.host" not in settings.origins:
+        return None
+    host = settings.serve.host
+    try:
+        if ipaddress.ip_address(host).is_unspecified:
+            return host
+    except ValueError:
+        pass
+    raise SettingsError(
+        f"'serve.host' is {host!r}, from {settings.origins['serve.host']}, but with --on ray each server has its node's own "
+        "address. Leave it out, or set 0.0.0.0, so that each listens on all of its node's."
+    )
+
+
+def _arguments(options: Options, settings: Settings, *, watch: bool, verbose: bool) -> list[str]:
+    """What was typed, for `sereno serve` on a node; the address is added there."""
+    home = ["--home", str(settings.home)] if options.home is not None else []
+    env = ["--env", options.env] if options.env is not None else []
+    settings_typed = [f"--set={key}={value}" for key, value in options.overrides.items() if key != "serve.host"]
+    flags = [*(["--watch"] if watch else []), *(["-v"] if verbose else [])]
+    return [*home, *env, *settings_typed, *flags, "--", *(str(file) for file in options.files)]
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings among them. Secrets are not sent: each node has its own."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("SERENO_") and not name.startswith(("SERENO_SECRET_", "SERENO_SERVE__HOST"))
+    }
+
+
+def _data(said: Sequence[Status], address: str | None) -> str:
+    servers: list[dict[str, Any]] = [
+        {"url": one.url, "host": one.host, "pid": one.pid, "models": (one.served or {}).get("models", [])}
+        for one in said
+        if one.url
+    ]
+    return json.dumps({"pid": os.getpid(), "ray": address, "servers": servers})
+
+
+def _lines(said: Sequence[Status], replicas: int) -> Iterable[str]:
+    there = [one for one in said if one.url]
+    names = ", ".join(model["name"] for model in (there[0].served or {}).get("models", [])) if there else "nothing yet"
+    yield f"Serving {names} on {len(there)} of {replicas} nodes. Ctrl-C ends it."
+    yield from (f"  {one.url}  {one.host}" for one in there)
