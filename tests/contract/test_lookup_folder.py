@@ -27,7 +27,7 @@ from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.lookup import entries
 from sereno.lookup.pointer import Pointer, is_behind, read_pointer, work
 from sereno.snapshots import Snapshot
-from sereno.storage import exclusive
+from sereno.storage import exclusive, host_name
 from tests.contract.lookup_stores import ALL, MODEL, FolderKept, Table, answer, scores
 
 ROOT = Path(__file__).parents[2]
@@ -266,6 +266,20 @@ def test_temporary_files_go(two: Table, store: LookupFolder) -> None:
     (store.folder / "000009-x.lmdb").write_bytes(b"x")  # killed before its manifest was written
     store.follow(two.state, ALL)
     assert FolderKept(two.home).held() == {1, 2}
+
+
+def test_what_another_host_builds_is_left_to_it(
+    two: Table, store: LookupFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = store.folder / ".000009-x.node_2.bank.lmdb.tmp"
+    theirs.write_bytes(b"x")
+    (store.folder / f".000009-x.{host_name()}.lmdb.tmp").write_bytes(b"x")
+    store.follow(two.state, ALL)
+    assert [*store.folder.glob(".*")] == [theirs]
+    monkeypatch.setattr(lookup_folder, "age", lambda path: lookup_folder.LEFT_SECONDS + 1)
+    two.publish()
+    store.follow(two.state, ALL)
+    assert [*store.folder.glob(".*")] == []
 
 
 def test_large_snapshots_go_by_the_disk(table: Table, store: LookupFolder, monkeypatch: pytest.MonkeyPatch) -> None:

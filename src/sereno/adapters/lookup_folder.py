@@ -41,7 +41,7 @@ from sereno.lookup.pointer import (
     read_manifest,
     read_pointer,
 )
-from sereno.storage import exclusive, fsync, told, write_atomically
+from sereno.storage import age, exclusive, fsync, host_name, told, write_atomically
 
 if TYPE_CHECKING:
     from sereno.snapshots import Snapshot, State
@@ -52,6 +52,7 @@ PATIENCE = 300.0  # seconds that one who builds an index may keep the next one w
 MAP_SIZE = 1 << 40  # addresses, not bytes: what an index may grow to
 READ_BYTES = 4 << 20
 MADV_POPULATE_READ = 22  # of Linux, madvise(2)
+LEFT_SECONDS = 86_400  # after which what another host has begun is taken for left
 TRIES = 5  # to open what another process is replacing
 
 
@@ -102,7 +103,8 @@ class LookupFolder(Following):
 
     def _point_at(self, pointer: Pointer | None) -> None:
         if pointer is not None:
-            write_atomically(pointer_path(self.folder), msgspec.json.encode(pointer))
+            own = self._temporary("served", "json").name
+            write_atomically(pointer_path(self.folder), msgspec.json.encode(pointer), temporary=own)
         else:
             pointer_path(self.folder).unlink(missing_ok=True)
             fsync(self.folder)
@@ -121,9 +123,16 @@ class LookupFolder(Following):
         return None
 
     def _sweep(self) -> None:
-        """Remove what a crash left. Nobody else writes here now."""
+        """Remove what a crash left. Nobody else on this host writes here now; of another host's nothing is known."""
         for path in self.folder.glob(".*.tmp"):
-            durable.remove(path)
+            host = ".".join(path.name.split(".")[2:-2])
+            with contextlib.suppress(FileNotFoundError):  # that host is at work, and has renamed it
+                if host in ("", host_name()) or age(path) > LEFT_SECONDS:
+                    durable.remove(path)
+
+    def _temporary(self, name: str, kind: str) -> Path:
+        """A name that another host, whose lock may be its own, does not use at the same time."""
+        return self.folder / f".{name}.{host_name()}.{kind}.tmp"
 
     def _prune(self, stay: set[str]) -> bool:
         """Remove the indexes that nobody needs any more, and files of indexes without a manifest."""
@@ -143,7 +152,7 @@ class LookupFolder(Following):
     def _build(self, snapshot: Snapshot, look: Callable[[], None] = lambda: None) -> Manifest:
         """Build an index, and call `look` all the time: what it raises ends the work."""
         name = name_of(snapshot)
-        temporary, scratch = (self.folder / f".{name}.{what}.tmp" for what in ("lmdb", "rows"))
+        temporary, scratch = self._temporary(name, "lmdb"), self._temporary(name, "rows")
         try:
             keys = self._fill(temporary, scratch, snapshot, look)
             with temporary.open("rb") as stream:
@@ -169,7 +178,8 @@ class LookupFolder(Following):
             build=secrets.token_hex(8),
         )
         failpoint("lookup_manifest")
-        write_atomically(manifest_path(self.folder, name), msgspec.json.encode(manifest))
+        own = self._temporary(name, "json").name
+        write_atomically(manifest_path(self.folder, name), msgspec.json.encode(manifest), temporary=own)
         LOG.info("lookups of %s: version %d is indexed (%d rows).", self.model, snapshot.number, snapshot.rows)
         return manifest
 
