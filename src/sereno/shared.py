@@ -8,6 +8,8 @@ network file system remembers of a name, it cannot remember of these. Nothing is
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import secrets
 import shutil
 import socket
@@ -16,12 +18,15 @@ from pathlib import Path
 
 import msgspec
 
-from sereno.exceptions import NotSharedError
-from sereno.storage import CAUSES, write_atomically
+from sereno.exceptions import NotSharedError, StorageError
+from sereno.storage import CAUSES, told, write_atomically
 
 PATIENCE = 5.0  # seconds until what another host wrote is there; a network file system promises it at once
 LOOK_SECONDS = 0.1
 FOLDER = "shared"
+# As Linux calls them; of FUSE, those of which it is known.
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "ocfs2", "gfs2", "orangefs", "9p"}
+NETWORK |= {"fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.moosefs", "fuse.sshfs"}
 DRIVER = "driver"
 
 
@@ -45,10 +50,58 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def announce(home: Path, attempt: str) -> bytes:
-    """Write the file that workers must find; what they are to be told (msgpack). Raises OSError."""
+    """Write the file that workers must find; what they are to be told (msgpack).
+
+    Raises StorageError where the file system lacks what publishing needs: better now than after hours of scoring.
+    """
     check = Check(home=str(home), attempt=attempt, content=secrets.token_hex(16), host=socket.gethostname())
-    write_atomically(_folder(check) / DRIVER, check.content.encode())
+    folder = _folder(check)
+    with told(f"The home {home} cannot be used"):
+        write_atomically(folder / DRIVER, check.content.encode())
+    _try_out(home, folder / DRIVER)
     return msgspec.msgpack.encode(check)
+
+
+def _try_out(home: Path, file: Path) -> None:
+    link = file.with_name("link")
+
+    def lock() -> None:
+        with file.open("rb+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    what = {
+        "no hard links, by which a commit is made": lambda: link.hardlink_to(file),
+        "no locks, which keep processes of one host apart (NFS: version 4, or local_lock=flock)": lock,
+    }
+    for lacks, try_it in what.items():
+        try:
+            try_it()
+        except OSError as error:
+            kind = file_system(home) or "unknown"
+            raise StorageError(
+                f"The folder {home} cannot be a home: its file system ({kind}) gives {lacks}: {error.strerror}. Nothing was "
+                "published. Mount it otherwise, or put the home elsewhere; docs/shared_folder.md tells what it must give."
+            ) from error
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that a folder lies on, as the kernel calls it ("ext4", "nfs4"); "": it cannot be told."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    found, longest = "", 0
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        point = before.split(" ")[4].encode(errors="surrogateescape").decode("unicode_escape", errors="replace")
+        if Path(os.path.realpath(path)).is_relative_to(point) and len(point) >= longest:  # a later one lies on top
+            found, longest = after.split(" ")[0], len(point)
+    return found
+
+
+def is_network(kind: str) -> bool:
+    """Whether other hosts may have files on such a file system open, too."""
+    return kind in NETWORK
 
 
 def confirm(check: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """The check that a home is the same folder everywhere, in one process: what a worker finds, and what the driver does."""
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -7,8 +9,8 @@ import msgspec
 import pytest
 
 from sereno import shared
-from sereno.exceptions import NotSharedError
-from sereno.shared import Check, Seen, announce, confirm, forget, seen
+from sereno.exceptions import NotSharedError, StorageError
+from sereno.shared import Check, Seen, announce, confirm, file_system, forget, is_network, seen
 
 ATTEMPT = "2026-05-01-3f9a2c"
 
@@ -70,6 +72,55 @@ def test_a_home_that_a_worker_cannot_write(tmp_path: Path, monkeypatch: pytest.M
         NotSharedError, match=r"cannot write there: this user may not write there\. Nothing was published"
     ):
         confirm(check)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "number", "says"),
+    [
+        ("hardlink_to", errno.EPERM, "no hard links, by which a commit is made: Operation not permitted"),
+        ("flock", errno.ENOLCK, "no locks, which keep processes of one host apart .*: No locks available"),
+    ],
+)
+def test_a_file_system_that_lacks_what_publishing_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str, number: int, says: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl if lacks == "flock" else Path, lacks, fail)
+    with pytest.raises(
+        StorageError, match=rf"{tmp_path} cannot be a home: its file system \(\w+\) gives {says}\. Nothing"
+    ):
+        announce(tmp_path, ATTEMPT)
+
+
+def test_a_home_that_the_driver_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / ".sereno").write_text("a file")
+    with pytest.raises(StorageError, match="cannot be used: .*Not a directory"):
+        announce(tmp_path, ATTEMPT)
+
+
+def test_the_kind_of_a_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert file_system(Path("/proc")) == "proc"
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "40 21 0:40 / /data rw - nfs4 nas:/data rw,vers=4.2\n"
+        "41 40 0:41 / /data/a\\040b rw - tmpfs tmpfs rw\n"
+        "42 40 0:42 / /data/bank rw - xfs /dev/sdb rw\n"
+        "43 42 0:43 / /data/bank rw - cifs //nas/bank rw\n"
+    )
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **more: real(mounts, **more))
+    found = {path: file_system(Path(path)) for path in ("/", "/data/x", "/data/a b/c", "/data/bank", "/data/banks")}
+    assert found == {
+        "/": "ext4",
+        "/data/x": "nfs4",
+        "/data/a b/c": "tmpfs",
+        "/data/bank": "cifs",
+        "/data/banks": "nfs4",
+    }
+    assert [is_network(kind) for kind in found.values()] == [False, True, False, True, True]
 
 
 def test_what_a_worker_writes_and_the_driver_does_not_find(tmp_path: Path) -> None:
