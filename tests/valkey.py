@@ -68,7 +68,7 @@ class Valkey:
                     client.execute_command("PING")
                 return
             except RedisError as error:
-                if "NOAUTH" in str(error) or "Authentication" in str(error):
+                if "authent" in str(error).lower() or "NOAUTH" in str(error):
                     return
                 time.sleep(0.01)
         raise RuntimeError(f"Valkey did not start: {(self.folder / 'log').read_text()[-2000:]}")

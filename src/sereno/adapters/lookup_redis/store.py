@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("sereno.lookup")
 
 PATIENCE = 300.0  # seconds that one who builds an index may keep the next one waiting
-LOCK_SECONDS = 15.0  # without a sign of life, somebody else may follow
-RENEW_SECONDS = 3.0
+LOCK_SECONDS = 6.0  # without a sign of life, somebody else may follow
+RENEW_SECONDS = 1.5
 BUILDING_SECONDS = 600  # for which what was begun stays
 LEFT_SECONDS = 60  # for which what was served until now stays, for whoever has not changed over
 AT_ONCE = 500  # fields of one command: for so long, others wait
@@ -60,6 +60,7 @@ class LookupRedis(Following):
         self._lock = _Lock(self._writing, self._names.lock)
         self._newest: tuple[int, int] | None = None  # the table's version, and the snapshot served, of the newest seen
         self._has_warned = False
+        self._left = ""  # the index that was served until now
 
     # Following the table
 
@@ -95,6 +96,8 @@ class LookupRedis(Following):
 
     def _point_at(self, pointer: Pointer | None) -> None:
         before = self._own()
+        if before.pointer is not None:
+            self._left = before.pointer.index
         self._commit(msgspec.structs.replace(before, pointer=pointer))
 
     def _own(self) -> Catalogue:
@@ -167,8 +170,11 @@ class LookupRedis(Following):
             kept = {name: held for name, held in catalogue.indexes.items() if name in stay}
             self._commit(msgspec.structs.replace(catalogue, indexes=kept))
             for name, held in gone.items():
-                # its readers change over within a second; to free it takes the server a moment, aside
-                self._writing.expire(self._names.index(name, held), LEFT_SECONDS)
+                key = self._names.index(name, held)
+                if name == self._left:  # its readers change over within a second
+                    self._writing.expire(key, LEFT_SECONDS)
+                else:  # which the server does aside, however large it is
+                    self._writing.unlink(key)
         failpoint("lookup_removed")
         return bool(gone)
 
