@@ -13,8 +13,11 @@ a ledger from them again. Only the ledger knows what is due, waited for or skipp
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ RunState = Literal["due", "waiting", "running", "held", "published", "failed", "
 NoticeKind = Literal["failed", "held", "late", "recovered"]
 LEASE_SECONDS = 20.0  # a holder that does not renew its lease for so long has lost it: taken over within 30 s
 BEAT_SECONDS = 5.0  # between two renewals
+_PLACE, _RANDOM = 8, 8  # digits of the third part of a holder
 # why an entry failed whose process did not live to say so
 INTERRUPTED = "WorkerError: Interrupted: its process is gone. What it had finished is kept."
 # why an entry is due that was held because its input was late: it is started as it is
@@ -105,24 +109,35 @@ def lease_name(model: str, run_key: str) -> str:
 
 
 def holder_here() -> str:
-    """This process, as leases name it: "host:pid:random". Two processes never have the same."""
+    """This process, as leases name it: "host:pid:place and random". Two processes never have the same."""
     import os
     import secrets
     import socket
 
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    return f"{socket.gethostname()}:{os.getpid()}:{_place()}{secrets.token_hex(4)}"
+
+
+def is_here(holder: str) -> bool:
+    """Whether a holder's pid is one of those that this process sees.
+
+    The name alone does not say so: machines that were copied share theirs, and so may containers. Who believed that the other's
+    process is gone, because no process here has its pid, would take its lease away, again and again.
+    """
+    import socket
+
+    host, _, rest = holder.partition(":")
+    number = rest.partition(":")[2]
+    return host == socket.gethostname() and (len(number) != _PLACE + _RANDOM or number[:_PLACE] == _place())
 
 
 def is_left(lease: Lease | None) -> bool:
     """Whether the process that holds it was one of this host, and is gone: nobody will renew it, or give it back."""
     import os
-    import socket
 
-    if lease is None:
+    if lease is None or not is_here(lease.holder):
         return False
-    host, _, rest = lease.holder.partition(":")
-    pid = rest.partition(":")[0]
-    if host != socket.gethostname() or not pid.isdecimal():
+    pid = lease.holder.split(":")[1] if ":" in lease.holder else ""
+    if not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)
@@ -131,6 +146,18 @@ def is_left(lease: Lease | None) -> bool:
     except PermissionError:  # it is there, and another user's
         pass
     return False
+
+
+@cache
+def _place() -> str:
+    """Where a pid means the same process: one start of one machine, and one namespace of it."""
+    import hashlib
+    import os
+
+    known = ""
+    with contextlib.suppress(OSError):  # where there is no /proc, the name has to do
+        known = f"{Path('/proc/sys/kernel/random/boot_id').read_text()}{os.readlink('/proc/self/ns/pid')}"
+    return hashlib.sha256(known.encode()).hexdigest()[:_PLACE]
 
 
 def open_ledger(settings: Settings) -> RunLedger:

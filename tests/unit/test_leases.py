@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from sereno.adapters.ledger import open_at
-from sereno.ledger import Lease, holder_here, is_left
+from sereno.ledger import Lease, holder_here, is_here, is_left
 from sereno.operate.scheduling.scheduler import LEASE, Scheduler
 
 
@@ -39,6 +40,16 @@ def test_a_lease_is_left_when_its_process_was_ours_and_is_gone(monkeypatch: pyte
 
     monkeypatch.setattr(os, "kill", refuse)
     assert not is_left(lease(holder_here()))
+
+
+def test_a_pid_of_another_machine_of_the_same_name_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = of_a_process_that_is_gone()
+    assert is_here(holder)
+    monkeypatch.setattr("sereno.ledger._place", lambda: "00000000")
+    assert not is_here(holder)
+    assert not is_left(lease(holder))
+    assert is_here(f"{socket.gethostname()}:1:run")  # of a version that told only the name
+    assert not is_here("elsewhere:1:run")
 
 
 @pytest.mark.parametrize(("is_gone", "leads"), [(True, True), (False, False)])

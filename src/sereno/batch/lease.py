@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from sereno.exceptions import BusyError, LeaseLostError, LedgerError
 from sereno.interfaces import RunLedger
-from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Lease, holder_here, lease_name
+from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Lease, holder_here, is_here, lease_name
 
 PATIENCE = 30.0  # seconds to wait for the lease of another host, which may be dead
 LOOK_SECONDS = 0.5  # between two looks at it
@@ -126,7 +126,7 @@ def _acquire(ledger: RunLedger, name: str, busy: str, patience: float) -> tuple[
         lease = ledger.acquire(name, here, LEASE_SECONDS)
         if lease is None and (other := ledger.holder(name)) is not None:
             host, pid = other.holder.split(":")[:2]
-            if host == here.split(":")[0]:
+            if is_here(other.holder):
                 # it would hold the lock of that name, which is ours: it was killed
                 lease = ledger.acquire(name, here, LEASE_SECONDS, by_force=True)
             elif _now() > deadline:

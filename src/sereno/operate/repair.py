@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from sereno.adapters.ledger import ledger_file, open_at
 from sereno.batch.attempts import Attempts, Report
 from sereno.batch.record import WHO, label_of, published_entry
 from sereno.exceptions import LedgerError, SerenoError
-from sereno.ledger import INTERRUPTED, Entry, RunState, lease_name
+from sereno.ledger import INTERRUPTED, Entry, RunState, is_here, lease_name
 from sereno.snapshots import Snapshot, SnapshotStore, State
 from sereno.storage import exclusive, is_held, run_lock
 
@@ -162,7 +161,7 @@ class _Told:
             return True
         lease = self._ledger.holder(lease_name(self._model, run_key))
         # a process of this host would hold the lock
-        return lease is not None and lease.holder.partition(":")[0] != socket.gethostname()
+        return lease is not None and not is_here(lease.holder)
 
     def _goes_on_after(self, report: Report, snapshot: Snapshot) -> bool:
         """What is published is so whatever another try came to, unless that is going on or is to be decided upon."""

@@ -19,7 +19,7 @@ import msgspec
 
 from sereno.exceptions import SerenoError
 from sereno.interfaces import RunLedger
-from sereno.ledger import Entry, Notice, open_ledger
+from sereno.ledger import Entry, Notice, is_here, open_ledger
 from sereno.operate.notices.sender import LEASE, job_of
 from sereno.operate.notices.words import add_outcome, addresses, is_anyone_told, is_pending, told_to
 from sereno.operate.tied import tied
@@ -207,5 +207,4 @@ def _send(ledger: RunLedger, settings: Settings, model: str, files: Mapping[str,
 
 
 def _is_our_parent(holder: str) -> bool:
-    host, _, rest = holder.partition(":")
-    return host == os.uname().nodename and rest.partition(":")[0] == str(os.getppid())
+    return is_here(holder) and holder.split(":")[1:2] == [str(os.getppid())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from sereno.interfaces import RunLedger
-from sereno.ledger import Entry, NoticeKind, RunState
+from sereno.ledger import Entry, NoticeKind, RunState, is_here
 from sereno.operate.scheduling import deciding
 from sereno.operate.scheduling.deciding import Scheduled
 from sereno.storage import is_held, run_lock
@@ -90,7 +89,7 @@ class Endings:
         One of this host that stands still loses its lease, not its lock: it is not gone.
         """
         lease = self._ledger.holder(f"run:{entry.model}:{entry.run_key}")
-        is_elsewhere = lease is not None and lease.holder.split(":")[0] != socket.gethostname()
+        is_elsewhere = lease is not None and not is_here(lease.holder)
         return not is_elsewhere and not self._is_alive(entry)
 
     def look_after(self, entry: Entry, newest: Entry | None, now: datetime) -> Entry:
