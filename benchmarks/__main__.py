@@ -8,6 +8,7 @@ python -m benchmarks lookup    Sereno, its peers and the limit, one key a reques
 python -m benchmarks load      campaigns against the server: too much to do, slow callers, killed workers, hostile requests
 python -m benchmarks operate   how long callers of the API wait while a run of `sereno up` takes all that it may
 python -m benchmarks ledger    what the ledger of 1,000 models and a year of nights costs
+python -m benchmarks cluster   Sereno's executors, ray.data and Spark with MLflow's UDF on many rows, start-up told apart
 python -m benchmarks scale     what many tasks, files and parts cost the process that drives a run; placement simulated
 """
 
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import operate_api, operate_ledger, prepare, report
+from benchmarks import cluster, operate_api, operate_ledger, prepare, report
 from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, ROUNDS, SECONDS, live
 from benchmarks.load import CAMPAIGNS, load
@@ -220,6 +221,7 @@ def main() -> None:
     options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
     operate_ledger.options(commands.add_parser("ledger", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_api.options(commands.add_parser("operate", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    cluster.options(commands.add_parser("cluster", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     scale.options(commands.add_parser("scale", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     given = sys.argv[1:]
     if not given or given[0] not in (*commands.choices, "-h", "--help"):

@@ -1,5 +1,6 @@
 """Probability of default by 200 boosted trees: nearly all the time is the model's own."""
 
+import os
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -53,7 +54,12 @@ model = Model(
 
 @model.load
 def load(booster: Path) -> lightgbm.Booster:
-    return lightgbm.Booster(model_file=booster)
+    loaded = lightgbm.Booster(model_file=booster)
+    if folder := os.environ.get(
+        "LOADED"
+    ):  # the benchmark of clusters asks when each process was ready: see workload.py
+        Path(folder, str(os.getpid())).touch()
+    return loaded
 
 
 @model.predict
