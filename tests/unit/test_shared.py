@@ -10,6 +10,8 @@ import pytest
 
 from sereno import shared
 from sereno.exceptions import NotSharedError, StorageError
+from sereno.operate.up import command
+from sereno.settings import Settings
 from sereno.shared import Check, Seen, announce, confirm, file_system, forget, is_network, seen
 
 ATTEMPT = "2026-05-01-3f9a2c"
@@ -128,3 +130,17 @@ def test_what_a_worker_writes_and_the_driver_does_not_find(tmp_path: Path) -> No
     answer = msgspec.msgpack.encode(Seen(host="node-2", name="node-2-0", content="0", clock=0.0))
     with pytest.raises(NotSharedError, match="what node-2 wrote there is not to be found on driver-1"):
         seen(check, answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ledger", "is_told"), [("nfs4", None, True), ("nfs4", "x", False), ("ext4", None, False)]
+)
+def test_up_warns_of_a_sqlite_ledger_on_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, ledger: str | None, is_told: bool
+) -> None:
+    monkeypatch.setattr(command, "file_system", lambda path: kind)
+    told = list(command.warnings_of(Settings(home=tmp_path, ledger=ledger)))
+    assert told == is_told * [
+        f"The home {tmp_path} lies on a network file system (nfs4), and the ledger in it is a SQLite file: no other host must "
+        'use it. Set ledger = "postgresql://…" where several do.'
+    ]

@@ -17,6 +17,7 @@ from sereno.operate.up.children import Child, Children
 from sereno.serve.options import Options
 from sereno.serve.processes.sockets import refuse_openness
 from sereno.settings import FILE_NAME, Settings
+from sereno.shared import file_system, is_network
 from sereno.storage import exclusive, told
 
 API, SCHEDULER = "the API", "the scheduler"
@@ -68,6 +69,8 @@ def up(
     if not api and not schedule:
         raise SettingsError("With --no-api and --no-schedule there is nothing to run. Leave one of them out.")
     settings = read_settings()
+    for line in warnings_of(settings):
+        note(line)
     given = [f"-W{one}" for one in sys.warnoptions]
     common = _again(options)
     children = []
@@ -104,6 +107,16 @@ def up(
             announce=announce,
             note=note,
         ).run()
+
+
+def warnings_of(settings: Settings) -> Iterable[str]:
+    """What is to be known of a home before it is lived in for months."""
+    kind = file_system(settings.home)
+    if settings.ledger is None and is_network(kind):
+        yield (
+            f"The home {settings.home} lies on a network file system ({kind}), and the ledger in it is a SQLite file: no other "
+            'host must use it. Set ledger = "postgresql://…" where several do.'
+        )
 
 
 def _again(options: Options) -> list[str]:
