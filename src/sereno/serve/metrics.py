@@ -83,7 +83,7 @@ FAMILIES: Mapping[str, Family] = {
     "sereno_fetch_errors_total": Family("counter", "Calls of fetch that raised or took too long.", ("model",)),
     "sereno_lookup_keys_total": Family(
         "counter",
-        "Keys that were looked up: found, found but stale, unknown, or handed on to be asked live.",
+        "Keys that were looked up: found, found but stale, unknown, handed on to be asked live, or lost with the store.",
         ("model", "result"),
     ),
     "sereno_lookup_version": Family("gauge", "The version that a worker's lookups answer from.", ("model", "worker")),
