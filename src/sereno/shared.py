@@ -19,10 +19,11 @@ from pathlib import Path
 import msgspec
 
 from sereno.exceptions import NotSharedError, StorageError
-from sereno.storage import CAUSES, told, write_atomically
+from sereno.storage import CAUSES, age, told, write_atomically
 
 PATIENCE = 5.0  # seconds until what another host wrote is there; a network file system promises it at once
 LOOK_SECONDS = 0.1
+LEFT_SECONDS = 7 * 86_400  # no run takes longer
 FOLDER = "shared"
 # As Linux calls them; of FUSE, those of which it is known.
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "ocfs2", "gfs2", "orangefs", "9p"}
@@ -149,6 +150,11 @@ def seen(check: bytes, answer: bytes) -> Seen:
 def forget(check: bytes) -> None:
     """Remove the files of a check. A worker that comes later finds none: only once all have ended."""
     shutil.rmtree(_folder(msgspec.msgpack.decode(check, type=Check)), ignore_errors=True)
+
+
+def left_checks(home: Path) -> list[Path]:
+    """Folders of checks whose runs were killed long ago."""
+    return [folder for folder in (home / ".sereno" / FOLDER).glob("*") if age(folder) > LEFT_SECONDS]
 
 
 def _folder(check: Check) -> Path:

@@ -9,10 +9,14 @@ import msgspec
 import pytest
 
 from sereno import shared
+from sereno.compare import temporary
+from sereno.compare.temporary import leftovers
 from sereno.exceptions import NotSharedError, StorageError
+from sereno.operate.prune import prune
 from sereno.operate.up import command
 from sereno.settings import Settings
 from sereno.shared import Check, Seen, announce, confirm, file_system, forget, is_network, seen
+from sereno.storage import host_name
 
 ATTEMPT = "2026-05-01-3f9a2c"
 
@@ -140,7 +144,28 @@ def test_up_warns_of_a_sqlite_ledger_on_a_network(
 ) -> None:
     monkeypatch.setattr(command, "file_system", lambda path: kind)
     told = list(command.warnings_of(Settings(home=tmp_path, ledger=ledger)))
-    assert told == is_told * [
+    says = (
         f"The home {tmp_path} lies on a network file system (nfs4), and the ledger in it is a SQLite file: no other host must "
         'use it. Set ledger = "postgresql://…" where several do.'
-    ]
+    )
+    assert told == ([says] if is_told else [])
+
+
+def test_checks_of_runs_that_were_killed_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(tmp_path, ATTEMPT)
+    settings = Settings(home=tmp_path)
+    assert prune(settings, []) == []
+    monkeypatch.setattr(shared, "LEFT_SECONDS", -1.0)
+    for dry_run in (True, False):
+        (pruned,) = prune(settings, [], dry_run=dry_run)
+        assert (pruned.what, pruned.count) == ("checks of shared folders, of runs that were killed", 1)
+    assert prune(settings, []) == []
+
+
+def test_a_comparison_of_another_host_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / ".sereno" / "compare"
+    for name in ("0123456789ab", f"0123456789ac-{host_name()}", "0123456789ad-node_2.bank"):
+        (place / name).mkdir(parents=True)
+    assert sorted(folder.name[11] for folder in leftovers(tmp_path)) == ["b", "c"]
+    monkeypatch.setattr(temporary, "LEFT_SECONDS", -1.0)
+    assert sorted(folder.name[11] for folder in leftovers(tmp_path)) == ["b", "c", "d"]

@@ -1,7 +1,7 @@
 """The folder of a comparison, below `.sereno/`: it is gone when the comparison ends, however it ends.
 
 After a kill nobody can clean up behind oneself: the next comparison removes what an earlier one left. A lock tells those
-that still go on.
+that still go on; of another host, whose locks may be its own, only what is old is taken for left.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from sereno.signals import Terminated
-from sereno.storage import exclusive, is_held
+from sereno.storage import age, exclusive, host_name, is_held
 
+LEFT_SECONDS = (
+    7 * 86_400
+)  # without a change in it, after which another host's comparison is taken for one that was killed
 TRIES = 100  # a thread that scores may be writing its last batch into the folder that is about to go
 
 
@@ -27,7 +30,7 @@ def temporary_folder(home: Path) -> Iterator[Path]:
     place, locks = home / ".sereno" / "compare", home / ".sereno" / "locks"
     for folder in leftovers(home):
         remove(home, folder)
-    name = secrets.token_hex(6)
+    name = f"{secrets.token_hex(6)}-{host_name()}"
     lock = _lock(locks, name)
     with exclusive(lock, "Two comparisons chose one name. Start this again."):
         folder = place / name
@@ -66,7 +69,15 @@ def leftovers(home: Path) -> list[Path]:
     """Folders of comparisons that were killed."""
     # a lock is taken before its folder is made, so a folder without one is nobody's
     locks = home / ".sereno" / "locks"
-    return [folder for folder in (home / ".sereno" / "compare").glob("*") if not is_held(_lock(locks, folder.name))]
+    there = (home / ".sereno" / "compare").glob("*")
+    return [folder for folder in there if not is_held(_lock(locks, folder.name)) and not _is_anothers(folder)]
+
+
+def _is_anothers(folder: Path) -> bool:
+    try:
+        return folder.name.partition("-")[2] not in ("", host_name()) and age(folder) < LEFT_SECONDS
+    except FileNotFoundError:  # it has just ended
+        return True
 
 
 def remove(home: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from sereno.config import Settings
 from sereno.home import AS_IT_WAS, Home
 from sereno.interfaces import RunLedger
 from sereno.ledger import open_ledger
+from sereno.shared import left_checks
 from sereno.storage import is_held, told
 
 ENDED = ("published", "failed", "discarded", "nothing")
@@ -48,6 +49,7 @@ def prune(settings: Settings, models: Sequence[str], *, dry_run: bool = False) -
         for name in models:
             found += _of_model(Home(settings, name), ledger, dry_run)
         found.append(_of_comparisons(settings.home, dry_run))
+        found.append(_of_checks(settings.home, dry_run))
     return [one for one in found if one.count]
 
 
@@ -78,6 +80,16 @@ def _of_comparisons(home: Path, dry_run: bool) -> Pruned:
     if not dry_run:
         for folder in folders:
             remove(home, folder)
+    return pruned
+
+
+def _of_checks(home: Path, dry_run: bool) -> Pruned:
+    folders = left_checks(home)
+    what = "checks of shared folders, of runs that were killed"
+    pruned = Pruned(model="", what=what, count=len(folders), size=sum(map(_size, folders)))
+    if not dry_run:
+        for folder in folders:
+            shutil.rmtree(folder)
     return pruned
 
 
