@@ -100,6 +100,7 @@ def _cluster(
         executor=settings.executor,
         port=settings.serve.port or 8000,
         body_bytes=settings.serve.max_body_bytes,
+        request_seconds=settings.serve.request_timeout_seconds,
     )
     said = warnings(cluster, executor=settings.executor, ray_address=settings.ray.address, ledger=settings.ledger)
     return cluster.files(), [*said, *next_steps(folder)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Cluster:
     executor: str  # that the settings say
     port: int = 8000  # of the API on each host
     body_bytes: int = 1 << 20  # the largest request
+    request_seconds: float = 20.0  # that a request may take
 
     def __post_init__(self) -> None:
         for host in self.hosts:
@@ -96,7 +98,7 @@ class Cluster:
         return " ".join([f"--address={head}:{RAY_PORT}", *common])
 
     def _balancer(self) -> str:
-        servers = [f"    server {host}:{self.port} max_fails=2 fail_timeout=5s;" for host in self.hosts]
+        servers = [f"    server {host}:{self.port} max_fails=1 fail_timeout=2s;" for host in self.hosts]
         return filled(
             "cluster/nginx.conf",
             name=self.server.name,
@@ -104,6 +106,7 @@ class Cluster:
             domain=self.domain,
             servers="\n".join(servers),
             body_bytes=str(self.body_bytes),
+            read_seconds=str(math.ceil(self.request_seconds) + 5),
         )
 
     def _readme(self) -> str:
