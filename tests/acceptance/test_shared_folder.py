@@ -6,6 +6,8 @@ a machine as runs the tests cannot show (a real NFS server's) stands in docs/sha
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import secrets
@@ -170,15 +172,42 @@ def test_what_a_run_works_on_another_host_does_not_clean_up(bank: Bank) -> None:
 
 
 def test_a_second_host_keeps_its_hands_off_a_ledger_in_sqlite(bank: Bank) -> None:
-    home = bank.project.copy(bank.project.folder / "other")
-    shutil.rmtree(home.folder / ".sereno")
-    shutil.rmtree(home.folder / "predictions")
+    home = Project.new(bank.project.folder / "other")
+    for day in (DAY, NEXT_DAY):
+        home.rows(day, 10)
     home.write("sereno.toml", "models.total.exports = []\n")
     bank.sereno(0, "run", "total.py", "--date", DAY, home=SHOWN / "other")
     said = bank.sereno(1, "run", "total.py", "--date", NEXT_DAY, home=SHOWN / "other", code=1)
     assert "ledger.sqlite is in use on host node-1, and SQLite cannot be shared with this one (node-2)" in said
     assert "Nothing was published by this run." in said
     bank.sereno(0, "run", "total.py", "--date", NEXT_DAY, home=SHOWN / "other")
+
+
+def test_a_rollback_needs_no_ledger(tmp_path: Path) -> None:
+    project = Project.new(tmp_path)
+    project.within = True
+    for number, day in enumerate(DAYS[:2]):
+        project.rows(day, 10 + number)
+        project.run(day)
+    project.write("sereno.toml", 'ledger = "postgresql://sereno@127.0.0.1:1/none"\n')
+    said = project.sereno("rollback", "total", code=1).stderr
+    assert "Version 1 is in service again. But the ledger of runs does not know" in said
+    assert project.latest.readlink() == Path("000001")
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    project = Project.new(tmp_path)
+    project.within = True
+    project.rows(DAY, 10)
+    assert project.run(code=1) == {
+        "error": "StorageError",
+        "says": f"The home {tmp_path} cannot be used: the file system has no locks to give: mount it with them (NFS: version "
+        "4, or local_lock=flock). Nothing was published by this run. Mend that, then start it again: it goes on where it was.",
+    }
 
 
 # Workers elsewhere
