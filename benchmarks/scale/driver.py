@@ -1,6 +1,6 @@
 """A run of many small tasks in one process: the seconds of its stages, and the memory of the process after each.
 
-`python -m benchmarks.scale.driver TASKS SOURCE HOME` prints a line of JSON. Tasks are cut small, else so many of them would take
+`python -m benchmarks.scale.driver TASKS SOURCE HOME [EXECUTOR]` prints a line of JSON. Tasks are cut small, else so many of them would take
 thousands of millions of rows; a process that drives does not see how many rows a task has.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,13 @@ def memory() -> dict[str, float]:
 
 
 class Watcher:
-    """Notes the memory when a stage begins."""
+    """Notes the memory, and the processor time so far, when a stage begins."""
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
 
     def stage(self, name: str) -> None:
-        self.stages[name] = memory()
+        self.stages[name] = memory() | {"cpu": round(time.process_time(), 3)}
 
     def rows(self, done: int) -> None:
         pass
@@ -55,20 +56,19 @@ class Watcher:
         pass
 
 
-def main(tasks: int, source: str, home: str) -> None:
-    from sereno.adapters.local import LocalExecutor
+def main(tasks: int, source: str, home: str, kind: str = "local") -> None:
+    from sereno.adapters.executors import make_executor
     from sereno.batch import plan
     from sereno.batch.run import run
     from sereno.config import load_settings
     from sereno.loader import load_model
-    from sereno.scoring import open_scorer
 
     plan.SMALLEST_TASK = plan.LARGEST_TASK = ROWS
-    given = {"workers": "1", "models.light.source": f"{source}/*.parquet"}
+    given = {"executor": kind, "workers": "1", "models.light.source": f"{source}/*.parquet"}
     settings = load_settings(Path(home), home=Path(home), overrides=given, environ={})
     model = load_model(MODEL)
     watcher = Watcher()
-    report = run(model, settings, LocalExecutor(1, lambda: open_scorer(model, settings)), watcher=watcher)
+    report = run(model, settings, make_executor(model, settings), watcher=watcher)
     watcher.stage("end")
     if report.tasks != tasks:
         raise SystemExit(f"{report.tasks} tasks instead of {tasks}")
@@ -76,4 +76,4 @@ def main(tasks: int, source: str, home: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), *sys.argv[2:])
