@@ -47,17 +47,19 @@ def test_each_host_gets_its_units(cluster: Cluster) -> None:
     assert sorted(cluster.files()) == [
         "10.0.0.3/bank-api.service",
         "10.0.0.3/bank-ray.service",
+        "10.0.0.3/bank-schedule.service",
         "README.md",
         "nginx.conf",
         "node1.bank/bank-api.service",
         "node1.bank/bank-ray.service",
-        "node1.bank/bank-schedule.service",
         "node2.bank/bank-api.service",
         "node2.bank/bank-ray.service",
         "node2.bank/bank-schedule.service",
     ]
     spark = replace(cluster, executor="spark").files()
     assert not any("ray" in name for name in spark)
+    assert [name for name in spark if "schedule" in name] == [f"{host}/bank-schedule.service" for host in HOSTS[:2]]
+    assert replace(cluster, hosts=HOSTS[:2]).schedulers == HOSTS[:2]  # of two, the head's as well
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "100%", "$HOME"])

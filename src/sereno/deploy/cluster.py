@@ -21,7 +21,7 @@ MOST_SCHEDULERS = 2  # one works, the other stands by
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What is written for a project on several hosts. The first is the head of Ray; the first two have the schedule."""
+    """What is written for a project on several hosts. The first is the head of Ray."""
 
     server: Server  # what holds for the units of each host
     hosts: tuple[str, ...]  # names or addresses under which they reach each other
@@ -87,7 +87,9 @@ class Cluster:
 
     @property
     def schedulers(self) -> tuple[str, ...]:
-        return self.hosts[:MOST_SCHEDULERS]
+        """Not the head's host where there are enough: then no other host's end takes the night with it."""
+        first = 1 if self.uses_ray and len(self.hosts) > MOST_SCHEDULERS else 0
+        return self.hosts[first : first + MOST_SCHEDULERS]
 
     def _ray_options(self, host: str) -> str:
         where = [f"--node-ip-address={host}"] if _is_address(host) else []
@@ -195,9 +197,9 @@ class Cluster:
     def _head_dies(self) -> str:
         if not self.uses_ray:
             return ""
-        name, first, second = self.server.name, *self.schedulers
+        name, first, second = self.server.name, *self.hosts[:2]
         return (
-            f"- **{first}, the head of Ray, is gone for long**: runs fail, and are tried again a few times. To do without it: "
+            f"- **{first}, the head of Ray, dies**: runs fail, and are tried again a few times. To do without it: "
             f"`sereno deploy cluster` with\n  {second} in front of `--hosts` and without {first}, into another folder; its "
             f'`{name}-ray.service` for every host, and `ray.address = "{second}:{RAY_PORT}"`.\n'
         )
