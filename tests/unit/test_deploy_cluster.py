@@ -142,6 +142,14 @@ def test_what_the_settings_lack_is_told(cluster: Cluster) -> None:
     assert 'ray.address is other:6379: set it to "node1.bank:6379"' in address
 
 
+def test_a_name_that_is_too_long_for_sockets_is_refused(cluster: Cluster) -> None:
+    longest = replace(cluster.server, name="b" * 28)
+    assert replace(cluster, server=longest).files()
+    with pytest.raises(SettingsError, match="is longer than 28 letters: Ray could not name its sockets in /var/cache/"):
+        replace(cluster, server=replace(longest, name="b" * 29))
+    assert replace(cluster, server=replace(longest, name="b" * 29), executor="spark").files()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

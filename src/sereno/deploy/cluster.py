@@ -16,6 +16,7 @@ from sereno.exceptions import SettingsError
 
 HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*")
 RAY_PORT = 6379
+LONGEST_NAME = 28  # of the units: a socket's path has at most 107 bytes
 MOST_SCHEDULERS = 2  # one works, the other stands by
 
 
@@ -42,6 +43,11 @@ class Cluster:
                 f"--hosts names {', '.join(self.hosts) or 'none'}: a cluster has at least two hosts, each named once. For one host: "
                 "sereno deploy server."
             )
+        if self.uses_ray and len(self.server.name) > LONGEST_NAME:
+            raise SettingsError(
+                f"{self.server.name!r} is longer than {LONGEST_NAME} letters: Ray could not name its sockets in {self._folder}. "
+                "Say a shorter one with --name."
+            )
         if not HOST.fullmatch(self.domain):
             raise SettingsError(
                 f"{self.domain!r} is no name of a host. Say under which name callers know it: --domain scores.bank."
@@ -65,6 +71,7 @@ class Cluster:
                 ray=quoted(self.server.python.with_name("ray")).replace("$", "$$"),
                 role="the head" if is_head else f"of the head {self.hosts[0]}",
                 options=self._ray_options(host),
+                folder=self._folder,
                 **more,
             )
         api = f"{name}-api.service"
@@ -74,12 +81,17 @@ class Cluster:
             units[schedule] = self.server.unit(
                 "cluster/schedule.service",
                 schedule,
-                written=[f"-/run/{name}-ray"] if self.uses_ray else [],
+                written=[f"-{self._folder}"] if self.uses_ray else [],
                 after=f"{name}-ray.service" if self.uses_ray else "",
                 hosts=" and ".join(self.schedulers),
                 **more,
             )
         return units
+
+    @property
+    def _folder(self) -> str:
+        """Ray's, on each host."""
+        return f"/var/cache/{self.server.name}-ray"
 
     @property
     def uses_ray(self) -> bool:
@@ -93,7 +105,7 @@ class Cluster:
 
     def _ray_options(self, host: str) -> str:
         where = [f"--node-ip-address={host}"] if _is_address(host) else []
-        common = [*where, "--disable-usage-stats", f"--temp-dir=/run/{self.server.name}-ray"]
+        common = [*where, "--disable-usage-stats", f"--temp-dir={self._folder}"]
         head = self.hosts[0]
         if host == head:
             return " ".join(["--head", f"--port={RAY_PORT}", "--include-dashboard=false", *common])
