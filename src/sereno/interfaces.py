@@ -153,6 +153,10 @@ class FarStore(LookupStore, Protocol):
         """`mark`, `is_behind`, and `was_rolled_back` of this snapshot (None: of none), in one."""
         ...
 
+    def close(self) -> None:
+        """Let go of connections. What waits for an answer gets an error."""
+        ...
+
 
 class RunLedger(Protocol):
     """What is known of every run of a home. Several processes, on several hosts, use one ledger at once.

@@ -23,8 +23,6 @@ NICE = 5  # requests are answered first
 
 
 def main(home: Path, model: str) -> int:
-    from sereno.adapters.lookup_folder import LookupFolder
-    from sereno.adapters.lookup_redis.store import LookupRedis
     from sereno.exceptions import SerenoError
     from sereno.snapshots import SnapshotStore
     from sereno.storage import told
@@ -41,8 +39,12 @@ def main(home: Path, model: str) -> int:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
             where = where_told()
             if where is None:
+                from sereno.adapters.lookup_folder import LookupFolder
+
                 LookupFolder(home, model).follow(state, _indexed(state), most=1)
             else:
+                from sereno.adapters.lookup_redis.store import LookupRedis
+
                 shared = LookupRedis(home, model, address=where.address, prefix=where.prefix)
                 shared.follow(state, few(state, _indexed(state), where.versions), most=1)
     except SerenoError as error:

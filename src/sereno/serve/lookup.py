@@ -34,6 +34,7 @@ LOG = logging.getLogger("sereno.lookup")
 
 AT_ONCE = 64  # keys that are looked up before it is seen how large what they found is
 RETRY_SECONDS = 5.0  # after an index that could not be opened
+LOOK_FAR_SECONDS = 0.4  # between two looks at a store on another machine, which take a thread
 RETRY_FAR_SECONDS = 0.5  # the same, where it costs but a question
 START = b'{"prediction":'
 BODY = b"\r\n\r\n" + START
@@ -105,6 +106,7 @@ class Lookups:
         self._not_before = 0.0
         self._trouble = ""  # what was said last of an index that could not be opened
         self._behind_since: float | None = None
+        self._looked = 0.0
         self._looking: asyncio.Task[None] | None = None  # at a store that is far
         self._seen: Seen | None = None  # what that said last; None: it did not answer
         self._had_index = False
@@ -121,7 +123,8 @@ class Lookups:
         self._renew(self._clock())
         if self.reads is None:
             self._follow(self._store.mark())
-        elif self._looking is None:
+        elif self._looking is None and (now := time.monotonic()) - self._looked >= LOOK_FAR_SECONDS:
+            self._looked = now
             self._looking = asyncio.get_running_loop().create_task(self._look_aside())
 
     async def _look_aside(self) -> None:
@@ -218,7 +221,9 @@ class Lookups:
         if index is not None and before is not None and before.number != index.number:
             LOG.info("lookups of %s answer from version %d.", self.name, index.number)
         self._renew(self._clock())
-        if before is not None:  # nothing is asked of it any more, and to let go of gigabytes takes a moment
+        if (
+            before is not None and self.reads is None
+        ):  # nothing is asked of it any more, and to let go of gigabytes takes a moment
             asyncio.get_running_loop().run_in_executor(None, before.close)
 
     def _renew(self, now: float) -> None:
@@ -256,6 +261,8 @@ class Lookups:
             self._looking.cancel()
         if self.index is not None:
             self.index.close()
+        if self.reads is not None:
+            cast("FarStore", self._store).close()
 
     def watch(self, metrics: Metrics, slot: int) -> None:
         """Have it counted how far it is."""

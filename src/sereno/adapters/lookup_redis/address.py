@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -71,27 +72,8 @@ class Address:
         )
 
     def client(self, seconds: float) -> Redis:
-        """A client that waits. It tries nothing twice: whoever asks knows better when to."""
-        from redis import Redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        options: dict[str, Any] = (
-            {"unix_socket_path": self.path} if self.path else {"host": self.host, "port": self.port}
-        )
-        if self.is_tls:
-            options |= {"ssl": True, **dict(self.files)}
-        return Redis(
-            **options,
-            db=self.database,
-            username=self.user or None,
-            password=self.password or None,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=seconds,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            client_name="sereno",
-        )
+        """A client that waits; one for all who ask in this process."""
+        return _client(self, seconds)
 
     def tls(self) -> ssl.SSLContext | None:
         """Raises OSError where a file of it is missing, or is none."""
@@ -112,6 +94,31 @@ class Address:
             said.append(("AUTH", *filter(None, (self.user, self.password))))
         said += [("CLIENT", "SETNAME", "sereno"), ("SELECT", str(self.database))]
         return said
+
+
+@cache
+def _client(address: Address, seconds: float) -> Redis:
+    """It tries nothing twice: whoever asks knows better when to."""
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    place: dict[str, Any] = {"unix_socket_path": address.path}
+    if not address.path:
+        place = {"host": address.host, "port": address.port}
+    if address.is_tls:
+        place |= {"ssl": True, **dict(address.files)}
+    return Redis(
+        **place,
+        db=address.database,
+        username=address.user or None,
+        password=address.password or None,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=seconds,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        client_name="sereno",
+    )
 
 
 def require_redis() -> None:
@@ -146,7 +153,6 @@ _CAUSES = {
     "invalid username-password": "it does not take this user and password",
     "NOAUTH": "it wants a password",
     "Authentication required": "it wants a password",
-    "NOPERM": "this user may not do that there",
     "MOVED": "it is a cluster, which shares keys out; a single server is needed, or one with replicas",
     "CLUSTERDOWN": "it is a cluster that is down; a single server is needed, or one with replicas",
     "MISCONF": "it refuses writes, as it cannot save its data to disk",

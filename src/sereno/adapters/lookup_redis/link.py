@@ -59,8 +59,7 @@ class Link:
         self._users -= 1
         if not self._users:
             _links.pop((id(self._loop), self.address), None)
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self.close)
+            self.close()
 
     @property
     def waiting(self) -> int:

@@ -21,7 +21,6 @@ import msgspec
 
 from sereno.adapters.lookup_redis.address import READ_SECONDS, WRITE_SECONDS, Address, cause, require_redis, told
 from sereno.adapters.lookup_redis.catalogue import MARKER, Catalogue, Held, Names, read_catalogue
-from sereno.adapters.lookup_redis.link import Link
 from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.failpoints import failpoint
 from sereno.interfaces import Seen
@@ -33,6 +32,7 @@ from sereno.storage import write_atomically
 if TYPE_CHECKING:
     from redis import Redis
 
+    from sereno.adapters.lookup_redis.link import Link
     from sereno.snapshots import Snapshot, State
 
 LOG = logging.getLogger("sereno.lookup")
@@ -58,7 +58,11 @@ class LookupRedis(Following):
         self._names = Names(prefix, model)
         self._reading, self._writing = self.address.client(READ_SECONDS), self.address.client(WRITE_SECONDS)
         self._lock = _Lock(self._writing, self._names.lock)
-        self._newest: tuple[int, int] | None = None  # the table's version, and the snapshot served, of the newest seen
+        self._newest = (
+            0,
+            0,
+        )  # when the table was committed to (ns), and which snapshot was served, at the last that was seen
+        self._link: Link | None = None
         self._has_warned = False
         self._left = ""  # the index that was served until now
 
@@ -82,7 +86,7 @@ class LookupRedis(Following):
         """Remove them all: nobody wants them any more. Raises StorageError, and BusyError."""
         with self._told_of_writing(), self._lock.held(self.model):
             catalogue = self._catalogue(self._writing)
-            if catalogue is None or catalogue.home != self._home_id():
+            if catalogue is None or not self._is_of_here(catalogue):
                 return  # another home's are not ours to remove
             self._prune(set())
             self._commit(None)
@@ -160,8 +164,7 @@ class LookupRedis(Following):
 
     def _sweep(self) -> None:
         self._writing.unlink(self._names.building)
-        for path in self._scratch.parent.glob(f"{self.model}-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _prune(self, stay: set[str]) -> bool:
         catalogue = self._own()
@@ -180,7 +183,12 @@ class LookupRedis(Following):
 
     def _check_room(self) -> None:
         """Warn of a server that throws away what it was given."""
-        policy = self._writing.info("memory").get("maxmemory_policy", "noeviction")
+        from redis.exceptions import NoPermissionError
+
+        try:
+            policy = self._writing.info("memory").get("maxmemory_policy", "noeviction")
+        except NoPermissionError:  # which says nothing about its memory
+            return
         if policy != "noeviction" and not self._has_warned:
             self._has_warned = True
             LOG.warning(
@@ -194,7 +202,7 @@ class LookupRedis(Following):
 
     @property
     def _scratch(self) -> Path:
-        return self.home / ".sereno" / "lookup-scratch" / f"{self.model}-{os.getpid()}"
+        return self.home / ".sereno" / "lookup-scratch" / self.model
 
     def _build(self, snapshot: Snapshot, look: Callable[[], None] = lambda: None) -> Held:
         name = name_of(snapshot)
@@ -343,11 +351,12 @@ class LookupRedis(Following):
         if catalogue is None or catalogue.pointer is None or not catalogue.pointer.index:
             return None
         pointer = catalogue.pointer
+        is_older = self._is_older(pointer)  # then what is newer than that which was served already had been rolled back
         for name in (pointer.index, *pointer.before):
             held = catalogue.indexes.get(name)
             with self._told_of_reading():
                 is_there = held is not None and self._is_whole(self._reading, name, held)
-            if held is not None and is_there and not self._is_taken_back(pointer, held):
+            if held is not None and is_there and not (is_older and held.number > self._newest[1]):
                 if name != pointer.index:
                     LOG.warning(
                         "lookups of %s answer from %s, until %s is there again.", self.model, name, pointer.index
@@ -355,19 +364,31 @@ class LookupRedis(Following):
                 return RedisIndex(self, self._names.index(name, held), held, _mark_of(catalogue))
         return None
 
-    def _is_taken_back(self, pointer: Pointer, held: Held) -> bool:
-        """Whether the server forgot that this was rolled back: it has an older state of itself, from a dump or a replica."""
+    def _is_older(self, pointer: Pointer) -> bool:
+        """Whether the server has an older state of itself than was seen there, from a dump or a replica."""
         number = int(pointer.index.partition("-")[0])
-        newest = self._newest
-        if newest is None or pointer.table_version >= newest[0] or number == newest[1]:
-            if newest is None or pointer.table_version >= newest[0]:
-                self._newest = (pointer.table_version, number)
+        if pointer.commit >= self._newest[0]:
+            self._newest = (pointer.commit, number)
             return False
         LOG.warning(
-            "%s has an older state of itself: the lookups of %s were of version %d there already, and are of version %d again.",
-            self.address.shown, self.model, newest[1], number,
+            "%s has an older state of itself: lookups of %s were answered from version %d there, and now it has version %d.",
+            self.address.shown, self.model, self._newest[1], number,
         )  # fmt: skip
-        return held.number > newest[1]
+        return True
+
+    @property
+    def link(self) -> Link:
+        """The connection for who must not wait, on the running event loop."""
+        if self._link is None:
+            from sereno.adapters.lookup_redis.link import Link
+
+            self._link = Link.shared(self.address)
+        return self._link
+
+    def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.release()
 
 
 class RedisIndex:
@@ -379,7 +400,6 @@ class RedisIndex:
         self.mark = mark
         self.is_gone = False
         self._store, self._key, self._marker = store, key.encode(), held.build.encode()
-        self._link: Link | None = None
 
     def get(self, key: bytes) -> bytes | None:
         return self.get_many([key])[0]
@@ -394,9 +414,7 @@ class RedisIndex:
         return answer
 
     def ask(self, keys: Sequence[bytes], then: Callable[[list[bytes | None] | StorageError], None]) -> None:
-        if self._link is None:
-            self._link = Link.shared(self._store.address)
-        self._link.ask((b"HMGET", self._key, MARKER, *keys), lambda reply: then(self._checked(reply)))
+        self._store.link.ask((b"HMGET", self._key, MARKER, *keys), lambda reply: then(self._checked(reply)))
 
     def _checked(self, reply: Any) -> list[bytes | None] | StorageError:
         """The predictions in a reply to MARKER and keys."""
@@ -412,9 +430,7 @@ class RedisIndex:
         return StorageError(f"{what} cannot be read: {cause(str(reply))}.")
 
     def close(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.release()
+        """There is nothing to let go of: the store has the connection."""
 
 
 class _Lock:
