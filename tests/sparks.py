@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sereno.config import Settings, SparkSettings
+from tests.hosts import BIN, Host, Within
+
+DEFAULTS = """\
+spark.authenticate              true
+spark.authenticate.secret       {secret}
+spark.network.crypto.enabled    true
+spark.executor.memory           512m
+spark.network.timeout           8s
+spark.network.timeoutInterval   2s
+spark.executor.heartbeatInterval  1s
+spark.worker.timeout            8
+spark.master.ui.port            0
+spark.worker.ui.port            0
+"""
 
 
 def require() -> None:
@@ -28,8 +45,46 @@ def started_spark(home: Path, workers: int) -> Iterator[None]:
     from sereno.adapters.spark_start import start
 
     settings = Settings(home=home, workers=workers, spark=SparkSettings(master=f"local[{workers}]"))
-    context, _ = start(settings)
+    context = start(settings)
     try:
         yield
     finally:
         context.stop()
+
+
+@dataclass(frozen=True)
+class SparkCluster:
+    """A master and a worker of Spark on each of the other hosts."""
+
+    master: str  # as the setting has it
+    environment: dict[str, str]  # what whoever talks to it needs
+
+    def join(self, host: Host) -> Within:
+        """Another node, or one that was lost."""
+        started = _daemon(host, self.environment, "worker.Worker", "--cores", "1", "--memory", "1g", self.master)
+        return started
+
+
+@contextlib.contextmanager
+def spark_cluster(folder: Path, head: Host, others: Sequence[Host]) -> Iterator[SparkCluster]:
+    """Spark's own cluster, which asks whoever talks to it for a secret, and encrypts. It ends with its hosts.
+
+    `folder` is shared. Each worker has one core. That a node is gone is seen within seconds, and not after two minutes.
+    """
+    require()
+    configuration = folder / "spark-defaults.conf"
+    configuration.parent.mkdir(parents=True, exist_ok=True)
+    configuration.touch(mode=0o600)
+    configuration.write_text(DEFAULTS.format(secret=secrets.token_hex(32)))
+    environment = {"SPARK_CONF_DIR": str(folder), "SPARK_DAEMON_MEMORY": "256m", "PYSPARK_PYTHON": sys.executable}
+    cluster = SparkCluster(f"spark://{head.address}:7077", environment)
+    _daemon(head, environment, "master.Master", "--host", head.address, "--port", "7077")
+    for host in others:
+        cluster.join(host)
+    yield cluster
+
+
+def _daemon(host: Host, environment: Mapping[str, str], name: str, *options: str) -> Within:
+    log = Path(environment["SPARK_CONF_DIR"], f"{host.name}.log")
+    command = [BIN / "spark-class", f"org.apache.spark.deploy.{name}", *options]
+    return host.popen(command, {**environment, "SPARK_LOCAL_IP": host.address}, log=log)

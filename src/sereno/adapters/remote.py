@@ -98,6 +98,15 @@ class RemoteWorker:
             yield
 
 
+def show_printed(answer: Answer) -> None:
+    """In the process that asked: what the model printed there, as if it had been here."""
+    if answer.printed:
+        here = answer.host in ("", socket.gethostname())
+        for line in answer.printed.splitlines():
+            sys.stderr.write(f"{line}\n" if here else f"({answer.host}) {line}\n")
+        sys.stderr.flush()
+
+
 def _whole(text: str) -> str:
     """A text that can be sent: what Python calls one may hold halves of letters."""
     return text.encode(errors="backslashreplace").decode()

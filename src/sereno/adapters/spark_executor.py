@@ -9,14 +9,16 @@ Jobs of Spark are small and several at a time, so that tasks are drawn as they a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
-import socket
+import re
+import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ import msgspec
 
 from sereno import __version__
 from sereno.adapters.bundle import bundle_name, pack
+from sereno.adapters.dispatch import GOES_ON, lost_too_often
 from sereno.adapters.local import Answer, raise_told
-from sereno.adapters.remote import RemoteWorker
+from sereno.adapters.remote import RemoteWorker, show_printed
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
 from sereno.exceptions import MissingExtraError, WorkerError
@@ -44,10 +47,16 @@ except ImportError as missing:
         "The executor 'spark' needs a package that is not installed: pip install 'sereno[spark]'."
     ) from missing
 
-GOES_ON = "Nothing was published; finished tasks are kept: start the run again and it goes on where it was."
 DRAW_SECONDS = 0.2  # tasks that are slow to be drawn do not wait for the rest of their job
 LOOK_SECONDS = 1.0  # between two looks at how many workers there are
-SHOWN = 3  # files named in a message
+TELL_SECONDS = 10.0  # without any worker, until somebody is told
+WAIT_SECONDS = 900.0  # without any worker, until the run ends: a cluster that grows needs minutes for a node
+CANCEL_SECONDS = 10.0  # for what goes on to end
+FAILED = re.compile(  # in the words of Spark's scheduler
+    r"Task (?P<place>\d+) in stage \S+ failed (?P<times>\d+) times, most recent failure: "
+    r"Lost task \S+ in stage \S+ \(TID \d+\) \((?P<host>\S+) executor \S+\): (?P<how>.*)",
+    re.DOTALL,
+)
 
 Answered = tuple[int, bytes]  # index of a task, and the worker's answer
 
@@ -61,16 +70,13 @@ class SparkExecutor:
         self._model = model
         self._context: SparkContext | None = None
         self._is_ours = False
-        self._workers = 0
+        self._workers = settings.workers or 0
 
     @property
     def workers(self) -> int:
         """The most there may be; of a cluster, where none is set, as many as it gives just now: it is started to find out."""
-        if self._context is None and not self._workers:
-            self._workers = self._settings.workers or 0
         if not self._workers:
-            self._connect()
-            self._look()
+            self.limits(self._connect())
         return self._workers
 
     def map(self, job: Job, tasks: Iterable[Task], progress: Callable[[int], None]) -> Iterator[TaskResult]:
@@ -79,34 +85,33 @@ class SparkExecutor:
         first = next(drawn, None)
         if first is None:
             return
+        model = self._model or load_model(Path(job.model_file))
         context = self._connect()
-        try:
-            with _Run(self, context, job, self._model or load_model(Path(job.model_file))) as run:
-                yield from run.results(_with(first, drawn), progress)
-        finally:
-            if self._is_ours:
-                context.stop()
-            self._context = None
+        with contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(self._disconnect)
+            run = _Run(self, context, job, model, at_the_end)
+            yield from run.results(_with(first, drawn), progress)
 
-    def look(self) -> tuple[int, int]:
-        """How many tasks may be drawn and not done, and how many of them make a job."""
-        self._look()
-        return self._in_flight, max(1, self._workers // 2)
-
-    def _look(self) -> None:
-        assert self._context is not None
-        slots = spark_start.slots(self._context)
+    def limits(self, context: SparkContext) -> tuple[int, int]:
+        """How many tasks may be drawn and not done, and how many of them make a job of Spark."""
+        slots = spark_start.slots(context)
         self._workers = min(slots, self._settings.workers or slots)
         # One more waits for each worker, so that it has something to do at once; but not where others would score it.
-        self._in_flight = 2 * self._workers if slots <= self._workers else self._workers
+        most = 2 * self._workers if slots <= self._workers else self._workers
+        return most, max(1, self._workers // 2)
 
     def _connect(self) -> SparkContext:
         if self._context is None:
-            self._context = SparkContext._active_spark_context
+            self._context = SparkContext._active_spark_context  # of the caller's own, in a notebook, say
             if self._context is None:
-                self._context, self._chatter = spark_start.start(self._settings)
-                self._is_ours = True
+                self._context, self._is_ours = spark_start.start(self._settings), True
         return self._context
+
+    def _disconnect(self) -> None:
+        if self._is_ours and self._context is not None:
+            with contextlib.suppress(Exception):  # its process may be gone
+                self._context.stop()
+        self._context, self._is_ours = None, False
 
 
 def _with(first: Task, others: Iterator[Task]) -> Iterator[Task]:
@@ -117,107 +122,139 @@ def _with(first: Task, others: Iterator[Task]) -> Iterator[Task]:
 # In the driver
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """A job of Spark has ended, or there is no more hope."""
+
+    tasks: list[Task]
+    answers: list[Answered] = field(default_factory=list)
+    error: BaseException | None = None
+
+
 class _Run:
-    """The jobs of one run."""
+    """The jobs of one run.
 
-    executor: SparkExecutor
-    context: SparkContext
-    job: Job
-    model: Model
-    events: queue.SimpleQueue[list[Answered] | Future[list[Answered]]] = field(default_factory=queue.SimpleQueue)
-    open: dict[int, Task] = field(default_factory=dict)  # drawn and not answered
-    jobs: dict[Future[list[Answered]], list[Task]] = field(default_factory=dict)
-    hosts: set[bytes] = field(default_factory=set)  # what workers found of the shared folder
+    Java is spoken to in threads of their own, once it runs: Ctrl-C comes to the main thread, and a call that it interrupts
+    leaves its answer behind, for the next one to read.
+    """
 
-    def __enter__(self) -> _Run:
-        job, context = self.job, self.context
-        self.check = announce(Path(job.home), job.attempt)
-        self.threads = ThreadPoolExecutor(max_workers=1024, thread_name_prefix="spark-job")
-        self.variables_before = dict(context.environment)
+    def __init__(
+        self, executor: SparkExecutor, context: SparkContext, job: Job, model: Model, at_the_end: contextlib.ExitStack
+    ) -> None:
+        self._executor, self._context, self._job, self._model = executor, context, job, model
+        self._events: queue.SimpleQueue[list[Answered] | _Ended] = queue.SimpleQueue()
+        self._open: dict[int, Task] = {}  # drawn and not answered
+        self._threads: set[threading.Thread] = set()  # one for each job that goes on
+        self._found: set[bytes] = set()  # what workers told of the shared folder, and was found
+        self._check = announce(Path(job.home), job.attempt)
+        at_the_end.callback(forget, self._check)
+        variables = dict(context.environment)
+        at_the_end.callback(context.environment.update, variables)
+        at_the_end.callback(context.environment.clear)
         context.environment |= spark_start.variables_of(context, job.attempt)
-        self.work = Work(
+        self._work = Work(
             version=__version__,
             job=msgspec.msgpack.encode(job),
-            check=self.check,
+            check=self._check,
             threads=spark_start.threads_of(context),
-            bundle=_ship(context, self.model, job.fingerprint),
-            answers=context.accumulator(_Arriving(self.events), Answers()),
+            bundle=_ship(context, model, job.fingerprint),
+            answers=context.accumulator(_Arriving(self._events), Answers()),
         )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(Exception):  # Spark itself may be gone, and they with it
-            self.context.cancelJobGroup(self.job.attempt)
-        self.threads.shutdown(wait=False, cancel_futures=True)
-        self.context.environment.clear()
-        self.context.environment |= self.variables_before
-        forget(self.check)
+        self._most, self._size = executor.limits(context)
+        self._over = threading.Event()
+        at_the_end.callback(self._cancel)
+        threading.Thread(target=self._watch, name="spark-workers", daemon=True).start()
 
     def results(self, tasks: Iterator[Task], progress: Callable[[int], None]) -> Iterator[TaskResult]:
         """Draws tasks in this thread only."""
-        more, looked = True, 0.0
-        most, size = 1, 1
-        while more or self.open:
-            if time.monotonic() - looked > LOOK_SECONDS:
-                most, size = self.executor.look()
-                looked = time.monotonic()
-            while more and len(self.open) + size <= max(most, size):
-                more = self._submit(tasks, size)
-            if not self.open:
+        more = True
+        while more or self._open:
+            while more and len(self._open) + self._size <= max(self._most, self._size):
+                more = self._submit(tasks)
+            if not self._open:
                 continue
-            event = self._next()
-            for index, encoded in self._answers(event):
-                task = self.open.pop(index, None)
-                if task is None:
-                    continue  # it has come before, by the other way
-                yield self._heed(encoded, progress)
+            for index, encoded in self._answers(self._events.get()):
+                if self._open.pop(index, None) is not None:  # else it has come before, the other way
+                    yield self._heed(encoded, progress)
 
-    def _next(self) -> list[Answered] | Future[list[Answered]]:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self.events.get(timeout=LOOK_SECONDS)
-
-    def _submit(self, tasks: Iterator[Task], size: int) -> bool:
-        """Draw the tasks of a job and have them scored; whether there may be more."""
+    def _submit(self, tasks: Iterator[Task]) -> bool:
+        """Draw the tasks of a job, and have them scored; whether there may be more."""
         drawn: list[Task] = []
         until = time.monotonic() + DRAW_SECONDS
         more = True
-        while more and len(drawn) < size and not (drawn and time.monotonic() > until):
+        while more and len(drawn) < self._size and not (drawn and time.monotonic() > until):
             task = next(tasks, None)
             if task is None:
                 more = False
             else:
                 drawn.append(task)
         if drawn:
-            self.open |= {task.index: task for task in drawn}
-            future = self.threads.submit(self._score, [(t.index, msgspec.msgpack.encode(t)) for t in drawn])
-            self.jobs[future] = drawn
-            future.add_done_callback(self.events.put)
+            self._open |= {task.index: task for task in drawn}
+            thread = threading.Thread(target=self._score, args=(drawn,), name="spark-job", daemon=True)
+            self._threads.add(thread)
+            thread.start()
         return more
 
-    def _score(self, tasks: list[tuple[int, bytes]]) -> list[Answered]:
+    def _score(self, tasks: list[Task]) -> None:
         """In a thread of its own: one job of Spark, to its end."""
-        self.context.setJobGroup(self.job.attempt, f"sereno {self.model.name}", interruptOnCancel=True)
-        return self.context.parallelize(tasks, len(tasks)).mapPartitions(self.work).collect()
+        sent = [(task.index, msgspec.msgpack.encode(task)) for task in tasks]
+        try:
+            self._context.setJobGroup(self._job.attempt, f"sereno {self._model.name}", interruptOnCancel=True)
+            answers = self._context.parallelize(sent, len(sent)).mapPartitions(self._work).collect()
+            self._events.put(_Ended(tasks=tasks, answers=answers))
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
+            self._events.put(_Ended(tasks=tasks, error=error))
 
-    def _answers(self, event: list[Answered] | Future[list[Answered]]) -> list[Answered]:
+    def _watch(self) -> None:
+        """In a thread of its own: how many workers there are, and whether there are any."""
+        alone_since, told = time.monotonic(), False
+        while not self._over.wait(LOOK_SECONDS):
+            try:
+                self._most, self._size = self._executor.limits(self._context)
+                if spark_start.has_workers(self._context):
+                    alone_since, told = time.monotonic(), False
+            except Exception:  # noqa: BLE001 - Spark has ended, which its jobs tell
+                return
+            alone = time.monotonic() - alone_since
+            if alone > WAIT_SECONDS:
+                says = f"No worker was there for {alone:.0f} s: {self._context.master} gives none. {GOES_ON}"
+                self._events.put(_Ended(tasks=[], error=WorkerError(says)))
+                return
+            if alone > TELL_SECONDS and not told:
+                told = True
+                sys.stderr.write(f"sereno: waiting for a worker, of which {self._context.master} has given none.\n")
+                sys.stderr.flush()
+
+    def _cancel(self) -> None:
+        """End what goes on. A job that is about to begin would outlive the end of Spark otherwise, and never be told."""
+        self._over.set()
+        until = time.monotonic() + CANCEL_SECONDS
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < until:
+            try:
+                self._context.cancelJobGroup(self._job.attempt)
+            except Exception:  # noqa: BLE001 - Spark itself is gone, and they with it
+                return
+            for thread in self._threads:
+                thread.join(0.1)
+
+    def _answers(self, event: list[Answered] | _Ended) -> list[Answered]:
         if isinstance(event, list):
             return event
-        tasks = self.jobs.pop(event)
-        error = event.exception()
-        if error is not None:
-            raise WorkerError(_lost(error, tasks)) from error
-        return event.result()
+        self._threads = {thread for thread in self._threads if thread.is_alive()}
+        if isinstance(event.error, WorkerError):
+            raise event.error
+        if event.error is not None:
+            raise WorkerError(_lost(event.error, event.tasks)) from event.error
+        return event.answers
 
     def _heed(self, encoded: bytes, progress: Callable[[int], None]) -> TaskResult:
         answer = msgspec.msgpack.decode(encoded, type=Answer)
-        _print(answer)
+        show_printed(answer)
         raise_told(answer)
         assert answer.result is not None
-        if answer.shared not in self.hosts:
-            seen(self.check, answer.shared)
-            self.hosts.add(answer.shared)
+        if answer.shared not in self._found:
+            seen(self._check, answer.shared)
+            self._found.add(answer.shared)
         progress(answer.rows)
         return answer.result
 
@@ -227,22 +264,28 @@ def _ship(context: SparkContext, model: Model, fingerprint: str) -> str:
     name = f"{bundle_name(model, fingerprint)}.zip"
     if not any(name in shipped for shipped in context.listArchives):
         folder = Path(tempfile.mkdtemp(prefix="sereno-spark-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # a worker that comes later asks for it, too
         pack(model, folder / name)
         context.addArchive(str(folder / name))
     return name
 
 
 def _lost(error: BaseException, tasks: list[Task]) -> str:
-    return f"{spark_start.first_line(error)} {GOES_ON}"
-
-
-def _print(answer: Answer) -> None:
-    """What the model printed there."""
-    if answer.printed:
-        here = answer.host in ("", socket.gethostname())
-        for line in answer.printed.splitlines():
-            sys.stderr.write(f"{line}\n" if here else f"({answer.host}) {line}\n")
-        sys.stderr.flush()
+    """What Spark raises where a task has failed as often as it tries, and else."""
+    text = spark_start.text_of(error)
+    found = FAILED.search(text)
+    if found is None:
+        return f"Spark ended: {spark_start.first_line(text)} {GOES_ON}"
+    task = tasks[int(found["place"])]
+    how, host = found["how"], found["host"]
+    raised = re.findall(r"^(?!\s|Traceback)\w[\w.]*(?::.*)?$", how.split("\n\tat ")[0], re.MULTILINE)
+    if "PythonException" in how.splitlines()[0] and raised:
+        return (
+            f"The Python processes of Spark cannot score; on {host} they ended with {raised[-1].rstrip('.')}. Every node "
+            f"needs Sereno {__version__} and what the model imports, under the Python that PYSPARK_PYTHON names. {GOES_ON}"
+        )
+    last = re.sub(r"^(?:\w+\.)+(?=\w+:)", "", how.split("\n\tat ")[0].splitlines()[0]).strip(" .:")
+    return lost_too_often(task, int(found["times"]), f"the last time on {host}, {last}.")
 
 
 # In the workers, and both

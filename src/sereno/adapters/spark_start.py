@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from sereno.exceptions import SettingsError, WorkerError
 ON_THIS_MACHINE = re.compile(r"local(?:\[(?P<workers>\d+|\*)(?:,(?P<tries>\d+))?\])?")
 TRIES = 4  # of a task, as many as Spark makes on a cluster
 KEPT_LINES = 400  # of what Spark wrote, for the message when it fails
-PATIENCE = 60.0  # seconds until a cluster should have given a worker; after it we say that we wait
-SETTLES = 0.5  # seconds without another worker: those that are there have come
+COMES_SECONDS = 20.0  # until a cluster has given a worker; it may take longer, but plans are made without
+SETTLES_SECONDS = 0.5  # without another worker: those that are there have come
+UNSUPPORTED = "PySpark does not yet fully support pandas"  # it says so whether pandas is used or not
 LOG = """\
 rootLogger.level = warn
 rootLogger.appenderRef.stderr.ref = stderr
@@ -54,7 +56,7 @@ def master_of(master: str | None, settings: Settings) -> str:
     return f"local[{workers},{found['tries'] or TRIES}]"
 
 
-def start(settings: Settings) -> tuple[SparkContext, Chatter]:
+def start(settings: Settings) -> SparkContext:
     """A context of our own. Raises SettingsError where it cannot be as it is set, and WorkerError."""
     master = settings.spark.master
     if master is not None and master.startswith("sc:"):
@@ -64,13 +66,15 @@ def start(settings: Settings) -> tuple[SparkContext, Chatter]:
         )
     own = _own_settings(settings)
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it reports is raised, too
+    warnings.filterwarnings("ignore", UNSUPPORTED, FutureWarning)
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON") or sys.executable
-    chatter = Chatter()
-    gateway = SparkContext._gateway or chatter.launch(own)
+    gateway = SparkContext._gateway or Chatter().launch(own)
     conf = SparkConf(loadDefaults=True, _jvm=gateway.jvm)
     for name, value in own.items():
         conf.set(name, value)
     conf.setMaster(master_of(master or conf.get("spark.master"), settings))
+    if conf.get("spark.app.name") in (None, "pyspark-shell"):
+        conf.setAppName("sereno")
     for name, value in _defaults(conf, settings).items():
         conf.setIfMissing(name, value)
     before = signal.getsignal(signal.SIGINT)
@@ -78,14 +82,14 @@ def start(settings: Settings) -> tuple[SparkContext, Chatter]:
         context = SparkContext(conf=conf, gateway=gateway)
     except Exception as error:
         raise WorkerError(
-            f"Spark at {conf.get('spark.master')} did not start: {first_line(error)} Nothing was published. See that the "
-            f"master can be reached from here, and [spark] of the settings.{chatter.told()}"
+            f"Spark at {conf.get('spark.master')} did not start: {first_line(text_of(error))} Nothing was published. See that the "
+            "master can be reached from here, and what is set of Spark."
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)  # Spark's own would speak to Java wherever the signal comes
     _wait_for_workers(context)
-    return context, chatter
+    return context
 
 
 def _own_settings(settings: Settings) -> dict[str, str]:
@@ -111,9 +115,7 @@ def _defaults(conf: SparkConf, settings: Settings) -> dict[str, str]:
     master = conf.get("spark.master")
     assert master is not None
     defaults = {
-        "spark.app.name": "sereno",
         "spark.ui.enabled": "false",  # a page without a password
-        "spark.ui.showConsoleProgress": "false",
         "spark.ui.retainedJobs": "20",  # memory stays the same however many there are
         "spark.ui.retainedStages": "20",
         "spark.ui.retainedTasks": "1000",
@@ -132,16 +134,15 @@ def _defaults(conf: SparkConf, settings: Settings) -> dict[str, str]:
 
 def threads_of(context: SparkContext) -> int:
     """How many threads the libraries of each worker may use."""
-    found = ON_THIS_MACHINE.match(context.master or "")
-    if found:
-        return threads_each(int(found["workers"] or 1))
+    if _is_here(context):
+        return threads_each(slots(context))
     return int(context.getConf().get("spark.task.cpus", "1") or 1)
 
 
 def variables_of(context: SparkContext, attempt: str) -> dict[str, str]:
     """The environment of the workers, beside what their nodes give them. Those of another run are other processes."""
     threads = str(threads_of(context))
-    quiet = "ignore:PySpark does not yet fully support pandas:FutureWarning"
+    quiet = f"ignore:{UNSUPPORTED}:FutureWarning"
     asked = os.environ.get("PYTHONWARNINGS")
     return {
         "SERENO_ATTEMPT": attempt,
@@ -156,34 +157,46 @@ def slots(context: SparkContext) -> int:
     return max(1, found // int(context.getConf().get("spark.task.cpus", "1") or 1))
 
 
+def has_workers(context: SparkContext) -> bool:
+    """Whether there is anybody to score."""
+    return bool(_executors(context))
+
+
+def _executors(context: SparkContext) -> int:
+    known = int(context._jsc.sc().getExecutorMemoryStatus().size())  # the driver is one of them
+    return known if _is_here(context) else known - 1
+
+
+def _is_here(context: SparkContext) -> bool:
+    return ON_THIS_MACHINE.match(context.master or "") is not None
+
+
 def _wait_for_workers(context: SparkContext) -> None:
     """Until those have come that come at once: what is planned depends on how many there are."""
-    if (context.master or "").startswith("local["):
-        return
-    began, told, known, since = time.monotonic(), False, 1, time.monotonic()
-    while True:
+    began = changed = time.monotonic()
+    known = 0
+    while not _is_here(context):
         now = time.monotonic()
-        found = int(context._jsc.sc().getExecutorMemoryStatus().size())  # with the driver
+        found = _executors(context)
         if found != known:
-            known, since = found, now
-        if found > 1 and now - since > SETTLES:
+            known, changed = found, now
+        if now - changed > (SETTLES_SECONDS if known else COMES_SECONDS) or now - began > COMES_SECONDS:
             return
-        if not told and now - began > PATIENCE:
-            sys.stderr.write(f"sereno: {context.master} has given no worker for {PATIENCE:.0f} s; waiting for one.\n")
-            sys.stderr.flush()
-            told = True
         time.sleep(0.05)
 
 
-def first_line(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """What went wrong, of a Java exception or another."""
     java = getattr(error, "java_exception", None)
-    text = ""
     if java is not None:
         with contextlib.suppress(Exception):  # its process may be gone
-            text = str(java.getMessage())
-    text = (text or str(error) or type(error).__name__).strip().splitlines()[0]
-    return text if text.endswith(".") else f"{text}."
+            return str(java.getMessage())
+    return str(error) or type(error).__name__
+
+
+def first_line(text: str) -> str:
+    line = (text.strip().splitlines() or ["it does not say why"])[0]
+    return f"{line.rstrip('.')}."
 
 
 class Chatter:
@@ -199,7 +212,7 @@ class Chatter:
         with tempfile.TemporaryDirectory(prefix="sereno-spark-") as folder:
             log = Path(folder, "log4j2.properties")
             log.write_text(LOG)
-            conf = SparkConf(loadDefaults=False)
+            conf = SparkConf(loadDefaults=False).set("spark.ui.showConsoleProgress", "false")
             for name, value in own.items():
                 conf.set(name, value)
             options = own.get("spark.driver.extraJavaOptions", "")
@@ -228,6 +241,5 @@ class Chatter:
 
     def told(self) -> str:
         """The last of what Spark wrote, as the end of a message."""
-        lines = list(self._lines)
-        last = [line for line in lines if " WARN " not in line and not line.startswith("WARNING")][-3:] or lines[-3:]
+        last = [line for line in self._lines if line and not line.startswith(("\t", "WARNING"))][-3:]
         return f" The last of what it wrote: {' / '.join(last)}" if last else ""
