@@ -117,6 +117,7 @@ def test_the_power_is_cut(pair: list[Host]) -> None:
     assert ask(first, second.address) == "host2"
 
 
+@pytest.mark.soak  # the tests of what runs on Ray show the same
 def test_ray_goes_on_when_a_node_is_lost(tmp_path: Path) -> None:
     script = f"""
 import json, pathlib, ray, socket, time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ import pytest
 from sereno.adapters.ledger import open_at
 from sereno.ledger import Transition
 from tests.acceptance.project import MODEL, Project
-from tests.hosts import PATIENCE, Host, Within, hosts
+from tests.hosts import PATIENCE, Host, Within, hosts, ray_cluster
 from tests.services import server
 
 ROWS = 1_000
@@ -33,7 +33,7 @@ WAITS = """
         time.sleep(0.05)
 """
 SETTINGS = """
-executor = "local"
+executor = "{executor}"
 workers = 1
 
 [up]
@@ -45,6 +45,7 @@ log = "off"
 ready = "off"
 disposition = "partition"
 """
+NOTHING: Mapping[str, str] = {}
 YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
 NIGHTS = [(YESTERDAY - timedelta(days=back)).isoformat() for back in (3, 2, 1, 0)]
 
@@ -58,25 +59,37 @@ class Pair:
     leads: Host
     stands_by: Host
     ups: dict[str, Within]
+    variables: Mapping[str, str]
     lost_at: float = 0.0
     taken_over_at: float = 0.0
 
     @classmethod
-    def new(cls, folder: Path, pair: list[Host], ledger: str) -> Pair:
+    def new(
+        cls,
+        folder: Path,
+        pair: list[Host],
+        ledger: str,
+        executor: str = "local",
+        variables: Mapping[str, str] = NOTHING,
+    ) -> Pair:
         project = Project(folder)
         project.within = True
         project.write("total.py", PLAIN.replace("    return pa.table", WAITS + "    return pa.table"))
-        project.write("sereno.toml", f'ledger = "{ledger}"\n{SETTINGS}')
+        project.write("sereno.toml", f'ledger = "{ledger}"\n{SETTINGS.format(executor=executor)}')
         for night in [*NIGHTS, datetime.now(UTC).date().isoformat()]:  # the last one: midnight may be near
             project.rows(night, ROWS)
-        project.sereno("run", "total.py", "--date", NIGHTS[0])  # with this one known, those after it are due
-        one = cls(project, ledger, pair[0], pair[1], {})
+        project.sereno(
+            "run", "total.py", "--date", NIGHTS[0], "--set", "executor=local"
+        )  # with this one known, those after it are due
+        one = cls(project, ledger, pair[0], pair[1], {}, variables)
+        for file in folder.glob("began.*"):
+            file.unlink()
         project.write(f"wait.{one.leads.name}", "")
         one.up(one.leads)
         return one
 
     def up(self, host: Host) -> None:
-        environment = {"PYTHONWARNINGS": "error"}
+        environment = {"PYTHONWARNINGS": "error", **self.variables}
         command = [sys.executable, "-m", "sereno", "up", "--no-api"]
         self.ups[host.name] = host.popen(command, environment, cwd=self.project.folder, log=self.log_of(host))
 
@@ -87,7 +100,7 @@ class Pair:
         return text in self.log_of(host).read_text()
 
     def has_begun(self) -> bool:
-        return (self.project.folder / f"began.{self.leads.name}").exists()
+        return any(self.project.folder.glob("began.*"))  # on the one that leads, or on a node of a cluster
 
     def stands_ready(self) -> bool:
         return self.says(self.stands_by, "Schedules total.")
@@ -185,3 +198,25 @@ def test_a_host_that_comes_back_publishes_nothing_and_stands_by(pairs: tuple[Pai
     assert len(cable.project.runs()) == before
     cable.ups[cable.stands_by.name].send_signal(signal.SIGTERM)
     cable.until(lambda: cable.at_work() == first.name, "the first one, again")
+
+
+@pytest.mark.soak
+def test_the_driver_of_a_cluster_is_lost(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        nodes = stack.enter_context(hosts(3, tmp_path, names=["ray1", "ray2", "ray3"]))
+        url = stack.enter_context(server(nodes[0].gateway)).url
+        ray = stack.enter_context(ray_cluster(nodes))
+        for node in nodes:
+            (tmp_path / f"wait.{node.name}").touch()
+        pair = Pair.new(tmp_path, nodes[1:], url, "ray", ray.environment)
+        pair.until(pair.has_begun, "the first run")
+        pair.up(pair.stands_by)
+        pair.until(pair.stands_ready, "the second scheduler")
+        pair.lost_at = time.monotonic()
+        pair.leads.kill()
+        for node in nodes:
+            (tmp_path / f"wait.{node.name}").unlink()
+        pair.until(pair.is_taken_over, "the other one")
+        assert pair.taken_over_at - pair.lost_at <= TAKEN_OVER
+        pair.until(pair.is_done, "all nights")
+        assert pair.published() == NIGHTS
