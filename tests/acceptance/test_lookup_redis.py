@@ -9,7 +9,6 @@ import contextlib
 import json
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tests.acceptance.server import Server
 from tests.valkey import Valkey, valkey
 
 UNKNOWN = 10_000
+SOAK = pytest.mark.soak  # the same over stores, without processes, is in tests/contract
 
 
 class Shop:
@@ -94,6 +94,16 @@ def shop(published: Shop, store: Valkey, tmp_path: Path) -> Shop:
     return published.copy(tmp_path / "project", store)
 
 
+@pytest.fixture(scope="module")
+def answering(published: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, Server]]:
+    """A server of version 3, for tests that only ask."""
+    with valkey() as store:
+        shop = published.copy(tmp_path_factory.mktemp("answering") / "project", store)
+        shop.publish()
+        with serve(shop.home, "--set", "serve.max_reply_bytes=6000") as server:
+            yield shop, server
+
+
 def serve(home: Path, *arguments: str) -> Server:
     return Server(home, "total.py", "--set", "serve.access_log=off", *arguments)
 
@@ -141,57 +151,42 @@ def test_a_server_fills_it_and_follows(shop: Shop, tmp_path: Path) -> None:
         assert 'sereno_lookup_keys_total{model="total",result="lost"} 0\n' in metrics
 
 
-def test_every_protocol(shop: Shop) -> None:
-    shop.publish()
-    with serve(shop.home) as server:
-        y = [1 * shop.weights[3], 2 * shop.weights[3]]
-        reply = ask_v2(server, 8, 16)
-        assert reply.json()["outputs"][0]["data"] == y
-        assert ask_v2(server, 8, UNKNOWN).status_code == 404
-        rows = {"dataframe_records": [{"id": 8}, {"id": 16}]}
-        assert httpx.post(f"{server.url}/invocations", json=rows).json() == {"predictions": [{"y": one} for one in y]}
-        lines = '{"id": 8}\n{"id": 10000}\n{"id": 16}\n'
-        headers = {"content-type": "application/jsonlines"}
-        assert httpx.post(f"{server.url}/invocations", content=lines, headers=headers).status_code in (200, 404)
-        with connect(f"ws://127.0.0.1:{server.port}/predictions", proxy=None) as socket_:
-            for key in (8, UNKNOWN, 16):
-                socket_.send(str(key))
-            told = [json.loads(socket_.recv()) for _ in range(3)]
-            assert [one.get("status", 200) for one in told] == [200, 404, 200]
-        # behind the application alone: a request whose headers the lane leaves to it
-        reply = httpx.post(
-            f"{server.url}/predictions", content=b'{"keys": [8, 10000]}', headers={"content-encoding": "identity"}
-        )
-        assert [one and one["prediction"] for one in reply.json()] == [{"y": y[0]}, None]
-        many = httpx.post(f"{server.url}/predictions", json={"keys": [*range(KEYS), UNKNOWN]}).json()
-        assert [one and one["prediction"]["y"] for one in many] == [
-            *(n / 8 * shop.weights[3] for n in range(KEYS)),
-            None,
-        ]
+def test_every_protocol(answering: tuple[Shop, Server]) -> None:
+    shop, server = answering
+    y = [1 * shop.weights[3], 2 * shop.weights[3]]
+    reply = ask_v2(server, 8, 16)
+    assert reply.json()["outputs"][0]["data"] == y
+    assert ask_v2(server, 8, UNKNOWN).status_code == 404
+    rows = {"dataframe_records": [{"id": 8}, {"id": 16}]}
+    assert httpx.post(f"{server.url}/invocations", json=rows).json() == {"predictions": [{"y": one} for one in y]}
+    with connect(f"ws://127.0.0.1:{server.port}/predictions", proxy=None) as stream:
+        for key in (8, UNKNOWN, 16):
+            stream.send(str(key))
+        told = [json.loads(stream.recv()) for _ in range(3)]
+        assert [one.get("status", 200) for one in told] == [200, 404, 200]
+    # by the application, to which the lane leaves such headers
+    packed = {"content-encoding": "identity"}
+    reply = httpx.post(f"{server.url}/predictions", content=b'{"keys": [8, 10000]}', headers=packed)
+    assert [one and one["prediction"] for one in reply.json()] == [{"y": y[0]}, None]
+    many = httpx.post(f"{server.url}/predictions", json={"keys": [*range(200), UNKNOWN]}).json()
+    assert [one and one["prediction"]["y"] for one in many] == [*(n / 8 * shop.weights[3] for n in range(200)), None]
+    assert httpx.post(f"{server.url}/predictions", json={"keys": [*range(499)] * 2}).status_code == 413
 
 
-def test_replies_in_the_order_of_requests(shop: Shop) -> None:
+def test_replies_in_the_order_of_requests(answering: tuple[Shop, Server]) -> None:
     """Also where several wait for the store at once, and one of them needs it not at all."""
-    shop.publish()
-    with serve(shop.home) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as one:
-        paths = ["/predictions/8", "/predictions/10000", "/livez", "/predictions/x", "/predictions/16"]
-        for _ in range(2):  # the second time all heads are known
-            for together in (True, False):
-                requests = [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in paths]
-                for piece in [b"".join(requests)] if together else requests:
-                    one.sendall(piece)
-                received = b""
-                while received.count(b"HTTP/1.1 ") < 5 or not received.rstrip().endswith(b"}"):
-                    received += one.recv(65536)
-                statuses = [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
-                assert statuses == [200, 404, 200, 422, 200]
-
-
-def test_too_large_an_answer(shop: Shop) -> None:
-    shop.publish()
-    with serve(shop.home, "--set", "serve.max_reply_bytes=500") as server:
-        assert httpx.post(f"{server.url}/predictions", json={"keys": [*range(10)]}).status_code == 200
-        assert httpx.post(f"{server.url}/predictions", json={"keys": [*range(400)]}).status_code == 413
+    _, server = answering
+    paths = ["/predictions/8", "/predictions/10000", "/livez", "/predictions/x", "/predictions/16"]
+    requests = [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in paths]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as one:
+        for together in (True, False, True):  # from the second time on all heads are known
+            for piece in [b"".join(requests)] if together else requests:
+                one.sendall(piece)
+            received = b""
+            while received.count(b"HTTP/1.1 ") < 5 or not received.rstrip().endswith(b"}"):
+                received += one.recv(65536)
+            statuses = [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+            assert statuses == [200, 404, 200, 422, 200]
 
 
 def test_a_server_that_is_lost_and_comes_back_empty(shop: Shop) -> None:
@@ -238,7 +233,7 @@ def watched(server: Server, shop: Shop) -> Iterator[Callable[[], None]]:
     look()
 
 
-@pytest.mark.parametrize("what", ["flushall", "index", "catalogue"])
+@pytest.mark.parametrize("what", ["flushall", pytest.param("index", marks=SOAK), pytest.param("catalogue", marks=SOAK)])
 def test_what_is_taken_from_under_it(what: str, shop: Shop) -> None:
     """Emptied, evicted or removed by somebody: an unknown key is not told as such, and all is filled again."""
     shop.publish()
@@ -273,6 +268,7 @@ def test_an_older_state_of_itself(shop: Shop, tmp_path: Path) -> None:
             wait_for(far, 4)
 
 
+@SOAK
 def test_what_was_rolled_back_does_not_come_back_with_a_dump(shop: Shop, tmp_path: Path) -> None:
     shop.publish()
     shop.store.client.save()
@@ -297,8 +293,8 @@ def test_a_server_that_does_not_answer_in_time(shop: Shop) -> None:
         with shop.store.paused():
             assert version(server) is None
             for _ in range(5):
-                assert httpx.get(f"{server.url}/livez", timeout=0.4).status_code == 200
-                assert httpx.post(f"{server.url}/predict", json={"id": 1, "x": 2.0}, timeout=0.4).status_code == 200
+                assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
+                assert httpx.post(f"{server.url}/predict", json={"id": 1, "x": 2.0}, timeout=20).status_code == 200
                 assert version(server) is None
         wait_for(server, 3)
         look()
@@ -326,14 +322,11 @@ def test_two_homes_do_not_mix(shop: Shop, published: Shop, tmp_path: Path) -> No
     report = other.publish(code=1)
     assert "follow the table of another home" in report.stderr
     assert "'lookup_prefix'" in report.stderr
-    with serve(shop.home) as one, serve(other.home) as two:
-        assert version(one) == 3
+    with serve(other.home) as two:
         assert get(two).status_code == 503
         two.wait_for("follow the table of another home")
     other.settings(lookup_prefix="second")
-    with serve(other.home) as two:
-        wait_for(two, 3)
-        assert get(two).json()["prediction"]["y"] == other.weights[3]
+    other.publish()
 
 
 def test_a_server_whose_memory_is_full(shop: Shop) -> None:
@@ -379,44 +372,30 @@ def test_versions_that_are_held(shop: Shop) -> None:
     assert shop.store.client.dbsize() <= 2  # what was served until now stays for a minute
 
 
-def test_a_run_that_is_killed_while_it_fills(shop: Shop) -> None:
+@pytest.mark.parametrize(
+    "place",
+    [
+        "lookup_built",
+        *(pytest.param(f"lookup_{one}", marks=SOAK) for one in ("build", "swap_before", "swapped", "removed")),
+    ],
+)
+def test_a_run_that_is_killed_while_it_fills(place: str, shop: Shop) -> None:
     shop.publish()
     with serve(shop.home) as server:
         wait_for(server, 3)
-        for place in ("lookup_build", "lookup_built"):
-            shop.publish(code=-signal.SIGKILL, **faults(f"{place}:kill"))
-            # who died has the lock for a moment; then the server finishes what was left
-            wait_for(server, max(shop.weights))
+        shop.publish(code=-signal.SIGKILL, **faults(f"{place}:kill"))
+        # who died has the lock for some seconds; then the server finishes what was left
+        wait_for(server, 4)
 
 
-def test_a_password(published: Shop, tmp_path: Path) -> None:
+def test_a_password_that_is_wrong(published: Shop, tmp_path: Path) -> None:
     with valkey("--requirepass", "s3cret") as store:
         shop = published.copy(tmp_path / "project", store)
-        good = store.url.replace("//", "//:s3cret@")
-        shop.settings(lookup_store=good)
-        shop.publish()
-        with serve(shop.home) as server:
-            assert version(server) == 3
-        shop.settings(lookup_store=good.replace("s3cret", "wr0ng"))
+        shop.settings(lookup_store=store.url.replace("//", "//:wr0ng@"))
         with serve(shop.home) as server:
             assert version(server) is None
             server.wait_for("it does not take this user and password")
             assert "wr0ng" not in server.log
-        assert "wr0ng" not in shop.publish(code=1).stderr
-
-
-def test_over_a_unix_socket(shop: Shop) -> None:
-    shop.settings(lookup_store=f"unix://{shop.store.socket}?db=3")
-    shop.publish()
-    assert shop.store.client.info("keyspace")["db3"]["keys"] >= 2
-    with serve(shop.home) as server:
-        assert version(server) == 3
-
-
-def test_what_is_not_redis(shop: Shop) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        shop.settings(lookup_store=f"redis://127.0.0.1:{listening.getsockname()[1]}")
-        started = time.monotonic()
-        with serve(shop.home) as server:
-            assert version(server) is None
-            assert time.monotonic() - started < 60
+        report = shop.publish(code=1).stderr
+        assert "it does not take this user and password" in report
+        assert "wr0ng" not in report

@@ -259,6 +259,52 @@ def test_errors_in_our_words() -> None:
     assert cause(TimeoutError()) == "it did not answer in time"
 
 
+def test_what_was_rolled_back_does_not_come_back_with_a_dump(tmp_path: Path, own: Valkey) -> None:
+    """Who saw that it was rolled back does not answer from it again; who did not says which version it is."""
+    table, store = filled(tmp_path, own)
+    table.publish()
+    store.follow(table.state, ALL)
+    own.client.save()
+    table.store.rollback()
+    store.follow(table.state, frozenset())
+    assert opened(store).number == 1
+    own.restart()
+    assert opened(store).number == 1
+    assert opened(made(tmp_path, own)).number == 2
+    assert store.is_behind()
+    store.follow(table.state, ALL)
+    assert opened(made(tmp_path, own)).number == 1
+
+
+def test_a_new_table_is_no_older_state(tmp_path: Path, server: Valkey) -> None:
+    table, store = filled(tmp_path, server)
+    for _ in range(3):
+        table.publish()
+        store.follow(table.state, ALL)
+    assert opened(store).number == 4
+    shutil.rmtree(table.store.folder)
+    for number in range(1, 7):
+        table.publish()
+        store.follow(table.state, ALL)
+        assert opened(store).number == number
+
+
+@pytest.mark.parametrize("how", ["unix", "password"])
+def test_ways_in(how: str, tmp_path: Path, own: Valkey) -> None:
+    if how == "password":
+        own.client.config_set("requirepass", "p@ss")
+    address = f"unix://{own.socket}?db=3" if how == "unix" else own.url.replace("//", "//:p%40ss@")
+    table, store = Table(tmp_path), made(tmp_path, own, address)
+    table.publish()
+    store.follow(table.state, ALL)
+
+    async def story() -> None:
+        assert await asked(opened(store), TWO) == [answer(1)]
+        store.close()
+
+    asyncio.run(story())
+
+
 # On the event loop
 
 
@@ -334,6 +380,28 @@ def test_a_server_that_goes_and_comes_back(tmp_path: Path, own: Valkey) -> None:
         assert await asked(opened(store), TWO) == [answer(1)]
         store.close()
         assert isinstance(await asked(index, TWO), StorageError | list)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_what_is_not_redis(says: bytes, tmp_path: Path) -> None:
+    """It answers otherwise, or not at all."""
+
+    async def story() -> None:
+        async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(says)
+            await reader.read()
+            writer.close()
+
+        listening = await asyncio.start_server(other, "127.0.0.1", 0)
+        link = Link(Address.parse(f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"))
+        told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        link.ask(("GET", "x"), told.set_result)
+        assert isinstance(await asyncio.wait_for(told, 30), StorageError)
+        link.close()
+        listening.close()
+        await asyncio.sleep(0.05)
 
     asyncio.run(story())
 
