@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from datetime import date
 from pathlib import Path
@@ -119,18 +120,41 @@ def test_memory_does_not_depend_on_rows_or_files(
         tracemalloc.stop()
 
 
-def test_hashes_that_are_lost_while_they_are_read_do_not_hide_duplicates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 10)
-    files = [tmp_path / "0.u64", tmp_path / "1.u64"]
-    for file in files:
-        write_hashes(file, np.arange(100, dtype=np.uint64))
-    found = repeated_hashes(files)
-    next(found)
-    files[1].write_bytes(files[1].read_bytes()[:400])
+def test_hashes_that_are_lost_while_they_are_read_do_not_hide_duplicates(tmp_path: Path) -> None:
+    file = tmp_path / "1.u64"
+    write_hashes(file, np.arange(100, dtype=np.uint64))
+    stretch = module._Stretch(file, 10, 0, module.END)
+    assert stretch.read()
+    assert len(stretch.take(module.GREATEST)) == 10
+    file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(StorageError, match=r"1\.u64 became shorter while it was read"):
-        list(found)
+        stretch.read()
+
+
+@MODERATE
+@given(
+    st.lists(st.lists(st.one_of(st.integers(0, 50), HASHES), max_size=60), min_size=1, max_size=5), st.integers(2, 8)
+)
+def test_every_hash_is_in_one_range(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], threads: int
+) -> None:
+    folder = tmp_path_factory.mktemp("hashes")
+    paths = [folder / f"{i}.u64" for i in range(len(files))]
+    for path, hashes in zip(paths, files, strict=True):
+        write_hashes(path, np.array(hashes, np.uint64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", 5)
+        patch.setattr(module, "MOST_FOUND", 3)
+        patch.setattr(module, "cores", lambda: threads)
+        ranges = module._ranges(paths, threads)
+        seen = [h for low, high in ranges for some in module._ascending(paths, low, high) for h in some.tolist()]
+        found = [h for some in repeated_hashes(paths) for h in some.tolist()]
+    assert (ranges[0][0], ranges[-1][1]) == (0, 2**64)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
+    every = sorted(h for f in files for h in f)
+    assert seen == sorted(seen)
+    assert {h: min(seen.count(h), 2) for h in seen} == {h: min(every.count(h), 2) for h in every}
+    assert found == sorted({h for h in every if every.count(h) > 1})
 
 
 def test_only_parts_that_may_hold_a_repeated_key_are_read_again(tmp_path: Path) -> None:

@@ -7,8 +7,15 @@ shows those that occur twice, and only their rows are compared by the keys thems
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import sys
 import tempfile
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +25,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sereno.adapters.spawn import cores
 from sereno.checks import one_array
 from sereno.exceptions import StorageError
 from sereno.storage import fsync
 
 Hashes = npt.NDArray[np.uint64]
-AT_ONCE = 2_000_000  # hashes in memory at a time: 16 MB
-FILES_AT_ONCE = 256  # so that 64 KB and more are read of each
+AT_ONCE = 1_000_000  # hashes in memory at a time, of each thread: 8 MB, and as much again while they are sorted
+FILES_AT_ONCE = 256  # so that 32 KB and more are read of each
+MOST_THREADS, RANGES_EACH = 8, 4
+SAMPLED = 4_096  # hashes that tell where ranges begin
+MOST_FOUND = 250_000  # repeated ones of a range, until somebody has asked for more
 GREATEST = np.uint64(2**64 - 1)
+END = 2**64
 PRIME = np.uint64(0x100000001B3)
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -80,29 +92,72 @@ def repeated_hashes(files: Sequence[Path]) -> Generator[Hashes, None, None]:
     """The hashes that occur more than once over all files (each sorted): ascending, each once, some at a time.
 
     Each file is read from its start to its end, once where there are few and once more for every FILES_AT_ONCE times as many: then
-    some are merged to one first, in a folder beside them that is removed at the end. Raises StorageError.
+    some are merged to one first, in a folder beside them that is removed at the end. Each core takes its range of
+    the hashes, as it is only here that one process looks at every row. Raises StorageError.
     """
-    with contextlib.ExitStack() as merged:
+    threads = max(1, min(cores(), MOST_THREADS))
+    with contextlib.ExitStack() as merged, ThreadPoolExecutor(threads) as pool:
         while len(files) > FILES_AT_ONCE:
             folder = Path(merged.enter_context(tempfile.TemporaryDirectory(dir=files[0].parent, prefix="merged-")))
             lots = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-            files = [_merge(lot, folder / f"{number}.u64") for number, lot in enumerate(lots)]
-        for hashes in _ascending(files):
-            found = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-            if len(found):
-                yield found
+            files = list(pool.map(_merge, lots, [folder / f"{number}.u64" for number in range(len(lots))]))
+        waiting = deque((high, pool.submit(_repeated_in, files, low, high)) for low, high in _ranges(files, threads))
+        try:
+            while waiting:
+                high, future = waiting.popleft()
+                found, further = future.result()
+                if further < high:
+                    waiting.appendleft((high, pool.submit(_repeated_in, files, further, high)))
+                if len(found):
+                    yield found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _repeated_in(files: Sequence[Path], low: int, high: int) -> tuple[Hashes, int]:
+    """The repeated hashes of a range, at most about MOST_FOUND of them, and up to where they were looked for."""
+    found: list[Hashes] = []
+    for hashes in _ascending(files, low, high):
+        found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+        if sum(map(len, found)) > MOST_FOUND:
+            return np.concatenate(found), int(hashes[-1]) + 1
+    return np.concatenate([np.empty(0, np.uint64), *found]), high
+
+
+def _ranges(files: Sequence[Path], threads: int) -> list[tuple[int, int]]:
+    """What splits the hashes in several ranges a thread, nearly equal ones; where there are few, there is one."""
+    total = sum(f.stat().st_size // 8 for f in files)
+    count = min(RANGES_EACH * threads, total // AT_ONCE)
+    if threads == 1 or count < 2:
+        return [(0, END)]
+    each = SAMPLED // len(files) + 16
+    sample = sorted(value for file in files for value in _sampled(file, each))
+    edges = sorted({sample[len(sample) * i // count] for i in range(1, count)} - {0})
+    return list(itertools.pairwise([0, *edges, END]))
+
+
+def _sampled(file: Path, count: int) -> Iterator[int]:
+    with file.open("rb") as stream:
+        length = os.fstat(stream.fileno()).st_size // 8
+        for i in range(min(count, length)):
+            yield _hash_at(stream.fileno(), length * i // min(count, length))
+
+
+def _hash_at(descriptor: int, place: int) -> int:
+    return int.from_bytes(os.pread(descriptor, 8, 8 * place), sys.byteorder)
 
 
 def _merge(files: Sequence[Path], into: Path) -> Path:
     with into.open("wb") as stream:
-        for hashes in _ascending(files):
+        for hashes in _ascending(files, 0, END):
             hashes.tofile(stream)
     return into
 
 
-def _ascending(files: Sequence[Path]) -> Iterator[Hashes]:
-    """All hashes of sorted files in order, some at a time: all equal ones at once, of which two stand for any more."""
-    stretches = [_Stretch(f, max(AT_ONCE // len(files), 1)) for f in files]
+def _ascending(files: Sequence[Path], low: int, high: int) -> Iterator[Hashes]:
+    """All hashes of sorted files from `low` on and below `high`, in order, some at a time: all equal ones at once, of which two
+    stand for any more."""
+    stretches = [_Stretch(f, max(AT_ONCE // len(files), 1), low, high) for f in files]
     last = np.empty(0, np.uint64)  # equal ones may follow
     while stretches := [s for s in stretches if s.read()]:
         # the least of what each has read up to: beyond it, there may be more in one of the files
@@ -111,17 +166,23 @@ def _ascending(files: Sequence[Path]) -> Iterator[Hashes]:
         hashes.sort()
         end = int(np.searchsorted(hashes, hashes[-1]))
         last = hashes[end : end + 2].copy()
-        yield hashes[:end]
-    yield last
+        if end:
+            yield hashes[:end]
+    if len(last):
+        yield last
 
 
 class _Stretch:
-    """What is in memory of one sorted file. It is read, not mapped: mapped pages stay in memory and count as ours."""
+    """What is in memory of a range of a sorted file. It is read, not mapped: mapped pages stay in memory and count as ours."""
 
-    def __init__(self, file: Path, most: int) -> None:
+    def __init__(self, file: Path, most: int, low: int, high: int) -> None:
         self._file, self._most = file, most
-        self._at = 0
-        self.left = file.stat().st_size // 8  # not read yet
+        with file.open("rb") as stream:
+            whole = range(os.fstat(stream.fileno()).st_size // 8)
+            place = partial(_hash_at, stream.fileno())
+            self._at = bisect_left(whole, low, key=place) if low else 0
+            end = bisect_left(whole, high, key=place) if high < END else len(whole)
+        self.left = end - self._at  # not read yet
         self.hashes = np.empty(0, np.uint64)
 
     def read(self) -> bool:
