@@ -104,6 +104,19 @@ PEERS = {
         headers=("etag", "age", "cache-control"),
         kind="sereno",
     ),
+    "sereno-redis": Peer(  # which its own builder fills; the Redis is on the same core, as its peers' is
+        command=(
+            *_module("with_redis", "{folder}", "{port2}"),
+            *("{bin}/sereno", "serve", "{file}", "--home", "{home}", "--port", "{port}", "--workers", "{workers}"),
+            *("--set", "lookup_store=redis://127.0.0.1:{port2}/0"),
+        ),
+        path="/models/lookup/predictions/{key}",
+        answer=_from_sereno,
+        headers=("etag", "age", "cache-control"),
+        programs=("redis-server",),
+        most_keys=FEW,
+        kind="sereno",
+    ),
     "limit": Peer(command=_module("bare_loop", "{store}/data.lmdb", "{port}"), store="lmdb", kind="limit"),
     "limit-line": Peer(command=_module("bare_line", "{store}/data.lmdb", "{port}"), store="lmdb", kind="bound"),
     "nginx": Peer(
