@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -129,3 +130,30 @@ def test_parts_whose_commit_was_removed_since(tmp_path: Path) -> None:
     delta.log_file(store.folder, 0).unlink()
     with pytest.raises(StorageError, match="lacks version 0"):
         len(snapshot.parts)
+
+
+@pytest.mark.parametrize("content", ["", '{"commitInfo":{"sereno.kind":"publ'])
+def test_a_commit_that_another_host_writes_is_waited_for(tmp_path: Path, content: str) -> None:
+    file = delta.log_file(tmp_path, 0)
+    file.parent.mkdir()
+    file.write_text(content)
+    whole = '{"commitInfo":{"sereno.kind":"publish"}}\n{"add":{"path":"a","size":1}}\n'
+    writer = threading.Timer(0.2, lambda: file.write_text(whole))
+    writer.start()
+    assert delta.read_metadata(tmp_path, 0) == {"kind": "publish"}
+    assert [added.path for added in delta.read_commit(tmp_path, 0).files] == ["a"]
+    writer.join()
+
+
+def test_a_commit_that_is_damaged_is_not_taken_for_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "WHOLE_SECONDS", 0.0)
+    file = delta.log_file(tmp_path, 0)
+    file.parent.mkdir()
+    for content in ("{", '{"commitInfo":{"sereno.kind":"publ', "\0\0\0"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="Expecting|Unterminated"):
+            delta.read_metadata(tmp_path, 0)
+    file.write_text('{"protocol":{}}\n{"commitInfo":{"sereno.kind":"publish"}}\n')
+    assert delta.read_metadata(tmp_path, 0) == {"kind": "publish"}

@@ -138,8 +138,14 @@ def _metadata(action: dict[str, Any]) -> dict[str, str]:
 
 
 def _first_with_metadata(lines: Iterable[str]) -> dict[str, Any]:
-    """delta-rs writes it as a commit's first line, others may not."""
-    return next((json.loads(line) for line in lines if '"commitInfo"' in line[:20]), {})
+    """delta-rs writes it as a commit's first line, others may not. That one is read whatever it says: a file that is damaged
+    must not be taken for somebody else's commit, nor one of which another host has written a part."""
+    for number, line in enumerate(lines):
+        if not number or '"commitInfo"' in line[:20]:
+            action: dict[str, Any] = json.loads(line)
+            if "commitInfo" in action:
+                return action
+    return {}
 
 
 def _whole(table: Path, version: int, read: Callable[[Iterable[str]], T]) -> T:
