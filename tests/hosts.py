@@ -241,10 +241,12 @@ def _network() -> Iterator[int]:
     """The number of a network that nobody on this machine uses; it is free again when this process has ended."""
     with socket.socket(socket.AF_UNIX) as claim:
         for number in range(200):
-            with contextlib.suppress(OSError):
+            try:
                 claim.bind(f"\0sereno-hosts-{number}")
-                yield number
-                return
+            except OSError:
+                continue
+            yield number  # not within the `try`: errors of the test are its own
+            return
     raise RuntimeError("all 200 networks for tests are in use")
 
 
