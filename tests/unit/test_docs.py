@@ -154,8 +154,9 @@ def test_source_files_that_a_page_names_are_there(page: Path) -> None:
 
 
 def test_the_architecture_is_read_in_order() -> None:
-    pages = sorted((ROOT / "docs" / "architecture").glob("*.md"))
+    pages = sorted((ROOT / "docs" / "architecture").glob("[0-9]-*.md"))
     assert [p.name[0] for p in pages] == ["1", "2", "3", "4", "5", "6", "7"]
+    assert "](scale.md)" in pages[-1].read_text(encoding="utf-8").splitlines()[-1]
     for page, following in pairwise(pages):
         assert f"]({following.name})" in page.read_text(encoding="utf-8").splitlines()[-1]
 
