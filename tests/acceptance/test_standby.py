@@ -15,7 +15,6 @@ import psycopg
 import pytest
 
 from sereno.adapters.ledger import open_at
-from sereno.ledger import Transition
 from tests.acceptance.project import MODEL, Project
 from tests.hosts import PATIENCE, Host, Within, hosts, ray_cluster
 from tests.services import server
@@ -118,10 +117,11 @@ class Pair:
             lease = ledger.holder("scheduler")
         return "" if lease is None else lease.holder.partition(":")[0]
 
-    def transitions(self) -> list[Transition]:
+    def told_published(self) -> list[str]:
+        """The run keys that were published, as the ledger knows it: as often as they were."""
         with closing(open_at(self.ledger, self.project.folder)) as ledger:
             keys = [entry.run_key for entry in ledger.entries(model="total")]
-            return [one for key in keys for one in ledger.transitions("total", key)]
+            return [key for key in keys for one in ledger.transitions("total", key) if one.after == "published"]
 
     def published(self) -> list[str]:
         """The data dates, as often as they were."""
@@ -180,8 +180,10 @@ def test_each_night_is_published_once(pairs: tuple[Pair, Pair]) -> None:
         assert table is not None
         assert table.num_rows == len(NIGHTS) * ROWS
         assert table["y"].to_pylist() == [number / 4 for _ in NIGHTS for number in range(ROWS)]
-        published = [one.run_key for one in pair.transitions() if one.after == "published"]
-        assert len(published) == len({*published}) == len(NIGHTS)
+        pair.until(
+            lambda pair=pair: len({*pair.told_published()}) == len(NIGHTS), "the ledger"
+        )  # it is told after the commit
+        assert len(pair.told_published()) == len(NIGHTS), pair.logs()
 
 
 def test_a_host_that_comes_back_publishes_nothing_and_stands_by(pairs: tuple[Pair, Pair]) -> None:
