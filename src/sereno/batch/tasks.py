@@ -79,7 +79,7 @@ def received_values(job: Job) -> dict[str, tuple[Any, str]]:
     return {name: (_received(value), base) for name, (value, base) in job.values.items()}
 
 
-_TIMES = {"date": date, "datetime": datetime, "time": time_of_day}
+_TIMES: dict[str, type[date] | type[time_of_day]] = {"date": date, "datetime": datetime, "time": time_of_day}
 
 
 def _sent(value: Any) -> Any:
