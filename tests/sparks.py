@@ -21,6 +21,7 @@ spark.authenticate              true
 spark.authenticate.secret       {secret}
 spark.network.crypto.enabled    true
 spark.executor.memory           512m
+spark.executor.extraJavaOptions  -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 spark.network.timeout           8s
 spark.network.timeoutInterval   2s
 spark.executor.heartbeatInterval  1s
@@ -77,6 +78,7 @@ def spark_cluster(folder: Path, head: Host, others: Sequence[Host]) -> Iterator[
     configuration.touch(mode=0o600)
     configuration.write_text(DEFAULTS.format(secret=secrets.token_hex(32)))
     environment = {"SPARK_CONF_DIR": str(folder), "SPARK_DAEMON_MEMORY": "256m", "PYSPARK_PYTHON": sys.executable}
+    environment["SPARK_DAEMON_JAVA_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
     cluster = SparkCluster(f"spark://{head.address}:7077", environment)
     _daemon(head, environment, "master.Master", "--host", head.address, "--port", "7077")
     for host in others:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pyarrow as pa
+import pyspark
 import pytest
 
 from tests.acceptance.project import DAY, PART_ROWS, PARTS, ROWS, Project
-from tests.hosts import PATIENCE
-from tests.sparks import require
+from tests.hosts import Host, Within, hosts
+from tests.sparks import SparkCluster, require, spark_cluster
+
+RUN_SECONDS = 200.0  # until a run has ended, on a machine with much else to do
 
 # What goes wrong is a file in the home, named for it, which the first worker that finds it takes away.
 MODEL = """
@@ -101,7 +109,7 @@ class OnSpark(Project):
 
 
 def until(happens: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + RUN_SECONDS
     while not happens():
         assert time.monotonic() < deadline, f"waited for {what} in vain"
         time.sleep(0.02)
@@ -172,14 +180,156 @@ def test_ctrl_c(here: OnSpark, expected: pa.Table) -> None:
     children = psutil.Process(run.pid).children(recursive=True)
     assert any("java" in child.name() for child in children)
     run.send_signal(signal.SIGINT)
-    _, error = run.communicate(timeout=PATIENCE)
+    _, error = run.communicate(timeout=RUN_SECONDS)
     assert run.returncode == 130, error
     assert error.splitlines()[-1] == (
         "sereno: interrupted; finished tasks are kept, the next run goes on where this one was."
     )
-    psutil.wait_procs(children, timeout=PATIENCE)
+    psutil.wait_procs(children, timeout=RUN_SECONDS)
     assert not any(child.is_running() for child in children)
     assert here.published() is None
     report = here.run()
     assert report["resumed_tasks"] >= 1
     assert here.published() == expected
+
+
+def test_spark_submit(here: OnSpark, expected: pa.Table) -> None:
+    """In which Java starts the model file, and what Spark writes is as the caller has it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")}
+    environment |= {"PYSPARK_PYTHON": sys.executable, "SERENO_EXECUTOR": "spark"}
+    submit = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[2]"]
+    quiet = ["--conf", "spark.ui.enabled=false", "--conf", "spark.driver.host=127.0.0.1"]
+    done = subprocess.run(
+        [*submit, *quiet, "total.py", "run", "--date", DAY],
+        cwd=here.folder, env=environment, capture_output=True, text=True, check=False, timeout=RUN_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "published as version 1" in done.stdout
+    assert here.published() == expected
+
+
+# On a cluster
+
+
+class Cluster(NamedTuple):
+    spark: SparkCluster
+    driver: Host  # where the command runs; the master, too
+    nodes: list[Host]  # with a worker each
+    folder: Path  # that all share
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    require()
+    folder = tmp_path_factory.mktemp("cluster")
+    with hosts(3, folder) as (driver, *nodes), spark_cluster(folder / "spark", driver, nodes) as spark:
+        yield Cluster(spark, driver, nodes, folder)
+
+
+@pytest.fixture
+def project(cluster: Cluster, tmp_path: Path) -> OnSpark:
+    """A project in the folder that all share."""
+    return prepared(cluster.folder / tmp_path.name)
+
+
+def command(project: OnSpark, *arguments: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "sereno", "run", "total.py", "--date", DAY, "--json", *arguments]
+
+
+def started(cluster: Cluster, project: OnSpark) -> Within:
+    """A run that goes on on the driver's host."""
+    environment = cluster.spark.environment | {"SERENO_EXECUTOR": "spark", "SERENO_SPARK__MASTER": cluster.spark.master}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return cluster.driver.popen(command(project), environment, cwd=project.folder, **pipes)
+
+
+def ended(run: Within, code: int = 0) -> Any:
+    """What it printed."""
+    out, error = run.communicate(timeout=RUN_SECONDS)
+    assert run.returncode == code, (out, error)
+    return json.loads(out) | {"stderr": error}
+
+
+def test_the_model_is_shipped(cluster: Cluster, project: OnSpark, expected: pa.Table) -> None:
+    """Its file, the module beside it and an artefact elsewhere are on the driver's host alone; predictions are the same."""
+    for name in ("total.py", "scale.py", "weight.txt"):
+        (project.folder / name).rename(cluster.folder / name)
+    moved = "mkdir /tmp/model /tmp/weights; mv total.py scale.py /tmp/model; mv weight.txt /tmp/weights"
+    cluster.driver.run(["sh", "-e", "-c", moved], cwd=cluster.folder)
+    cluster.driver.run(["sed", "-i", "s:'weight.txt':'/tmp/weights/weight.txt':", "/tmp/model/total.py"])
+    environment = cluster.spark.environment | {"SERENO_EXECUTOR": "spark", "SERENO_SPARK__MASTER": cluster.spark.master}
+    run = [*command(project), "--home", str(project.folder), "--source", str(project.folder / "input" / DAY)]
+    run[run.index("total.py")] = "/tmp/model/total.py"
+    with cluster.driver.popen(
+        run, environment, cwd=Path("/tmp"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        report = ended(process)
+    assert report["workers"] == 2
+    assert project.published() == expected
+    loaded = re.findall(r"^\((host\d)\) loaded by \d+ in (.*)$", report["stderr"], re.MULTILINE)
+    assert sorted(loaded) == [("host2", str(project.folder)), ("host3", str(project.folder))]  # once in each process
+    others = [
+        line for line in report["stderr"].splitlines() if "loaded by" not in line and not line.startswith("score:")
+    ]
+    assert others == []
+
+
+def test_processes_that_are_killed(cluster: Cluster, project: OnSpark, expected: pa.Table) -> None:
+    """A worker's, and one of Spark's that has it as its child."""
+    project.fault("kill-worker", "kill-executor")
+    report = ended(started(cluster, project))
+    assert not [*(project.folder / "faults").iterdir()]
+    assert (report["rows_in"], report["resumed_tasks"]) == (ROWS, 0)
+    assert project.published() == expected
+
+
+def test_the_driver_is_killed(cluster: Cluster, project: OnSpark, expected: pa.Table) -> None:
+    project.fault("wait-host2")
+    run = started(cluster, project)
+    project.waits("host2")
+    work = project.folder / ".sereno" / "runs" / "total"
+    until(lambda: len([*work.glob("*/tasks/*.json")]) == PARTS - 1, "the other tasks")
+    run.kill()
+    run.communicate()
+    assert project.published() is None
+    processes = ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c pyspark.daemon || true"]
+    until(lambda: cluster.nodes[0].run(processes).strip() == "0", "workers to end")
+    report = ended(started(cluster, project))
+    assert report["resumed_tasks"] == PARTS - 1
+    assert project.published() == expected
+
+
+def test_a_node_without_the_home(cluster: Cluster, project: OnSpark) -> None:
+    missing = cluster.nodes[1]
+    missing.hide(project.folder)
+    try:
+        said = ended(started(cluster, project), code=1)
+    finally:
+        missing.show(project.folder)
+    assert said["error"] == "NotSharedError"
+    assert f"The folder {project.folder} is not the same on host host3 as on host host1" in said["says"]
+    assert project.published() is None
+
+
+@pytest.mark.parametrize("how", ["power", pytest.param("cable", marks=pytest.mark.soak)])
+def test_a_node_is_lost(cluster: Cluster, project: OnSpark, expected: pa.Table, how: str) -> None:
+    """Its power is cut; or its cable is pulled, and it goes on, and comes back once the run has ended."""
+    node = cluster.nodes[1]
+    project.fault(f"wait-{node.name}")
+    run = started(cluster, project)
+    project.waits(node.name)
+    if how == "power":
+        node.kill()
+    else:
+        node.cut()
+    report = ended(run)
+    assert report["rows_in"] == ROWS
+    assert project.published() == expected
+    if how == "power":
+        node.boot()
+        cluster.spark.join(node)
+    else:
+        project.go()  # whoever still waits there goes on, and writes what nobody asked for any more
+        node.mend()
+    assert ended(started(cluster, project))["state"] == "nothing"
+    assert project.published() == expected

@@ -34,6 +34,7 @@ KEPT_LINES = 400  # of what Spark wrote, for the message when it fails
 COMES_SECONDS = 20.0  # until a cluster has given a worker; it may take longer, but plans are made without
 SETTLES_SECONDS = 0.5  # without another worker: those that are there have come
 UNSUPPORTED = "PySpark does not yet fully support pandas"  # it says so whether pandas is used or not
+LIGHT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # it hands out tasks, for which it need not compile for minutes
 LOG = """\
 rootLogger.level = warn
 rootLogger.appenderRef.stderr.ref = stderr
@@ -215,7 +216,7 @@ class Chatter:
             conf = SparkConf(loadDefaults=False).set("spark.ui.showConsoleProgress", "false")
             for name, value in own.items():
                 conf.set(name, value)
-            options = own.get("spark.driver.extraJavaOptions", "")
+            options = own.get("spark.driver.extraJavaOptions", LIGHT)
             conf.set("spark.driver.extraJavaOptions", f"{options} -Dlog4j2.configurationFile={log}".strip())
             reads, writes = os.pipe()
             reader = threading.Thread(target=self._read, args=(reads,), name="spark-output", daemon=True)
