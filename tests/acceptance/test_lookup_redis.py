@@ -383,7 +383,9 @@ def test_a_run_that_is_killed_while_it_fills(place: str, shop: Shop) -> None:
     shop.publish()
     with serve(shop.home) as server:
         wait_for(server, 3)
-        shop.publish(code=-signal.SIGKILL, **faults(f"{place}:kill"))
+        # a run looks after what is there before it adds to it, and passes these places then already
+        again = "@2" if place in ("lookup_swap_before", "lookup_swapped", "lookup_removed") else ""
+        shop.publish(code=-signal.SIGKILL, **faults(f"{place}:kill{again}"))
         # who died has the lock for some seconds; then the server finishes what was left
         wait_for(server, 4)
 
