@@ -284,6 +284,8 @@ class Server(Replica):
     def __init__(self, spec: bytes) -> None:
         import ray
 
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("0")  # Ray has the kernel take its processes first where memory runs out: runs, and not the API
         super().__init__(spec, str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call]
 
 

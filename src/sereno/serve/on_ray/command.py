@@ -50,6 +50,11 @@ def serve_on_ray(
         def announce(said: Sequence[Status]) -> None:
             for line in [_data(said, servers.address)] if as_json else _lines(said, replicas):
                 tell(line)
+            if nice := max((one.nice for one in said), default=0):
+                note(
+                    f"the servers give way to other processes of their nodes (nice {nice}), as all that Ray starts. Set "
+                    "RAY_worker_niceness=0 where Ray is started."
+                )
 
         fleet = Fleet(servers, spec, replicas, drain_seconds=settings.serve.drain_seconds, announce=announce, note=note)
         return fleet.run()

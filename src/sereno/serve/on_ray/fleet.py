@@ -22,10 +22,10 @@ from sereno.signals import OTHER, Signals, has_terminal
 LOOK_SECONDS = 0.2
 TELL_SECONDS = 10.0  # without all places, until somebody is told what is waited for
 FEWER_SECONDS = 30.0  # and until it begins with those that there are nodes for
-SETTLE_SECONDS = 5.0  # between a server that is back and the next that goes: a balancer takes it again meanwhile
+SETTLE_SECONDS = 3.0  # between a server that is back and the next that goes: a balancer takes it again meanwhile
 GROW_SECONDS = 60.0  # between two tries to have more places
 GRACE = 10.0  # that a server may take longer to end than it waits for itself
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Cluster(Protocol):
@@ -210,7 +210,8 @@ class Fleet:
                 if before is not None:
                     cluster.start(generation, index, before)
                 return outcome
-            yield from self._settle()
+            if index < size - 1:
+                yield from self._settle()
         for name in waits:
             outcome = yield from self._up(name)
             if outcome.error:
@@ -272,7 +273,7 @@ class Fleet:
                 if said is None or said.pid != before.pid:
                     break  # it was started again, and has read them
                 if said.reloads > before.reloads and said.refused:
-                    self._note(f"{said.refused} The other {len(names) - done - 1} servers were not told to read them.")
+                    self._note(f"{said.refused} {len(names) - done - 1} other servers were not told to read them.")
                     return
                 if said.reloads > before.reloads and said.state == "ready":
                     break
@@ -344,7 +345,7 @@ class Fleet:
             if said is None and before is not None:
                 self._note(f"server {number} is lost. Ray starts it again, where there is room.")
             elif said is not None and state == "ready" and before is not None:
-                self._note(f"server {number} is ready on {said.url}, on host {said.host}.")
+                self._note(f"server {number} is ready on {said.url} (host {said.host}).")
             elif said is not None and state in ("unready", "failed"):
                 self._note(f"server {number} on host {said.host} is {state}: {said.says}")
 
@@ -353,6 +354,8 @@ class Fleet:
             if number in (signal.SIGTERM, signal.SIGINT):
                 first = self._told_to_end.setdefault(number, time.monotonic())
                 self._end(at_once=time.monotonic() - first > 0.5)
+            elif number == signal.SIGUSR1:  # another command is to look after them
+                self._is_over = True
             elif number == signal.SIGHUP and has_window and not has_terminal():
                 self._end(at_once=False)  # whoever started it has closed the window
             elif number in (signal.SIGHUP, OTHER):

@@ -33,7 +33,8 @@ from sereno.operate.tied import tied
 LOOK_SECONDS = 0.5  # between two looks at its health
 ANSWER_SECONDS = 2.0  # that /readyz may take
 HANGS_SECONDS = 30.0  # without any answer: it is killed
-FAILED_SECONDS = 5.0  # before another one is started where one did not get ready: for whoever asks why
+TOLD_SECONDS = 0.7  # before another one is started: for whoever asks why
+FAILED_SECONDS = 5.0  # the same where it did not get ready, and the next one may not either
 MOST_WORDS = 30  # lines of its log that are told
 RELOADED, REFUSED = "sereno: reloaded in ", "sereno: the reload was refused, "  # as the supervisor notes it
 
@@ -71,6 +72,7 @@ class Status(msgspec.Struct, kw_only=True):
     address: str  # and its address
     url: str = ""  # of the server, once it was ready
     pid: int = 0  # of the server, on that node
+    nice: int = 0  # how far it gives way to others on its node
     served: dict[str, Any] | None = None  # what `sereno serve --json` has printed
     error: str = ""  # the class of the error with which it ended
     says: str = ""  # why it is unready or has failed
@@ -126,6 +128,9 @@ class Replica:
 
     def _run(self) -> None:
         status = self._status
+        with contextlib.suppress(OSError):  # only some may: else the operator is told
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # of this thread, and all that it starts
+        status.nice = os.getpriority(os.PRIO_PROCESS, 0)
         with self._lock:  # either it is stopped before it starts, or there is something to stop
             if self._is_stopped:
                 return
@@ -146,11 +151,13 @@ class Replica:
         for reader in readers:
             reader.start()
         was_ready = self._watch(process)
+        how = f"by signal {-process.returncode}" if process.returncode < 0 else f"with exit code {process.returncode}"
+        if not self._is_stopped:
+            self._tell("failed", status.says if status.error else f"the server ended {how}.")
         for reader in readers:
-            reader.join(1.0)  # its last words; a worker that drains may hold the stream
+            reader.join(0.5)  # its last words; a worker that drains may hold the stream
         if self._has_stopped():
             return
-        how = f"by signal {-process.returncode}" if process.returncode < 0 else f"with exit code {process.returncode}"
         status.says = status.says if status.error else "\n".join([f"the server ended {how}.", *self._words])
         self._fail(was_ready=was_ready)
 
@@ -197,8 +204,9 @@ class Replica:
                 self._tell(state, why)
             elif time.monotonic() - heard_at > HANGS_SECONDS:
                 self._tell("unready", f"it has not answered for {HANGS_SECONDS:g} s, and is killed.")
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                for pid in (*_below(process.pid), process.pid):  # workers that stand still would not see it go
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             elif was_ready:
                 self._tell("unready", "it does not answer.")
 
@@ -262,8 +270,7 @@ class Replica:
 
     def _fail(self, *, was_ready: bool) -> None:
         self._status.state = "failed"
-        if not was_ready:
-            time.sleep(FAILED_SECONDS)
+        time.sleep(TOLD_SECONDS if was_ready else FAILED_SECONDS)
         if not self._has_stopped():
             self._leave()
 
@@ -272,3 +279,13 @@ class Replica:
             if self._is_stopped:
                 self._status.state = "ended"
             return self._is_stopped
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that this one has started, and those that they have."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                found += [int(one) for one in file.read().split()]
+    return [*found, *(one for child in found for one in _below(child))]
