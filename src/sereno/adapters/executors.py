@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from sereno.adapters.local import LocalExecutor
@@ -20,8 +21,13 @@ def make_executor(model: Model, settings: Settings, ahead: Ahead | None = None) 
         from sereno.adapters.ray_executor import RayExecutor
 
         return RayExecutor(settings)
-    if settings.executor == "spark":
+    if settings.executor == "spark" or _is_submitted(settings):
         from sereno.adapters.spark_executor import SparkExecutor
 
         return SparkExecutor(settings, model)
     return LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)
+
+
+def _is_submitted(settings: Settings) -> bool:
+    """Whether `spark-submit` started this process, and nobody said that Spark is not to score."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ and "executor" not in settings.origins
