@@ -1,4 +1,4 @@
-"""The memory of the process that drives a run: it hardly depends on the number of tasks. (Peaks of whole runs: `make bench ARGS="scale"`.)"""
+"""The memory of the process that drives a run hardly depends on the number of tasks. (Of whole runs: `make bench ARGS="scale"`.)"""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def test_memory_hardly_depends_on_the_number_of_tasks(tmp_path: Path, monkeypatc
     monkeypatch.setattr(plan, "SMALLEST_TASK", ROWS)
     monkeypatch.setattr(plan, "LARGEST_TASK", ROWS)
     monkeypatch.setattr("sereno.batch.finish.MERGED_AT_ONCE", 4)
-    peak(tmp_path, 2)  # what is imported and kept for good
+    peak(tmp_path, 3)  # what is imported and kept for good
     few, many = peak(tmp_path, 8), peak(tmp_path, 68)
     assert (many - few) / 60 < MOST, f"{(many - few) / 60:,.0f} bytes a task"
