@@ -102,12 +102,12 @@ def hold(ledger: RunLedger, model: str, run_key: str) -> Iterator[HeldLease]:
         f"A run of model {model!r} for this interval is going on already on host {{host}} (pid {{pid}}). "
         "Wait for it, or end it."
     )
-    with hold_name(ledger, lease_name(model, run_key), busy) as held:
+    with hold_name(ledger, lease_name(model, run_key), busy, PATIENCE) as held:
         yield held
 
 
 @contextlib.contextmanager
-def hold_name(ledger: RunLedger, name: str, busy: str, patience: float = PATIENCE) -> Iterator[HeldLease]:
+def hold_name(ledger: RunLedger, name: str, busy: str, patience: float) -> Iterator[HeldLease]:
     """Hold a lease of any name, as `hold` does. `busy`: what BusyError says, with `{host}` and `{pid}` of who has it."""
     began, lease = _acquire(ledger, name, busy, patience)
     held = HeldLease(ledger, lease, began)
