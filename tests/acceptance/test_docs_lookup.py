@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from sereno.adapters.lookup_redis.address import Address
 from sereno.config import load_settings
+from sereno.lookup.where import where_of
 from tests.acceptance.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,12 @@ def test_other_protocols(server: Server) -> None:
 
 
 def test_the_settings_are_there(tmp_path: Path) -> None:
-    (settings,) = blocks("toml")
+    settings, shared = blocks("toml")
     (tmp_path / "sereno.toml").write_text(settings)
     chosen = load_settings(tmp_path).models["churn"]
     assert (chosen.max_age_seconds, chosen.stale, chosen.unknown, chosen.lookup) == (36 * 3600, "flag", "404", "auto")
+    (tmp_path / "sereno.toml").write_text(shared)
+    where = where_of(load_settings(tmp_path))
+    assert where is not None
+    assert (where.prefix, where.versions) == ("offers", 2)
+    assert Address.parse(where.address).shown == "redis://lookups.bank.internal:6379/0"
