@@ -70,15 +70,18 @@ class Dispatch(Generic[W]):
         self._given[worker] = deque()
         self._with_room[0][worker] = None
 
-    def give(self) -> tuple[W, Task] | None:
+    def give(self, coming: int = 0) -> tuple[W, Task] | None:
         """The next task, and who is to score it; None: nobody has room, or nothing waits.
+
+        `coming`: workers that are about to be ready. What they need is kept for them, and at the end what others need who
+        are about to be done: nobody is given a task in store that another could begin.
 
         The worker with the fewest tasks is given it, and one that was lost over it before only if there is no other.
         """
         if not self._waiting:
             return None
         count = next((n for n, workers in enumerate(self._with_room) if workers), None)
-        if count is None:
+        if count is None or (count and len(self._waiting) <= coming + (self.ready if self._is_drawn else 0)):
             return None
         workers = self._with_room[count]
         entry = self._waiting.popleft()

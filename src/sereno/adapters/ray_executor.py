@@ -10,31 +10,27 @@ No row crosses: a task is a path, an answer is where a part lies. An error is an
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
-import logging
+import math
 import os
 import queue
-import secrets
-import shutil
-import signal
+import re
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from sereno.adapters.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
 from sereno.adapters.local import Answer, raise_told
+from sereno.adapters.ray_connection import RayConnection, address_of, in_short, require_ray, runtime_env_of
 from sereno.adapters.spawn import cores
 from sereno.batch.tasks import Job, Task, TaskResult
-from sereno.exceptions import MissingExtraError, SettingsError, WorkerError
+from sereno.exceptions import WorkerError
 from sereno.shared import announce, forget, seen
 
 if TYPE_CHECKING:
@@ -48,7 +44,6 @@ RECONNECT = (
     "RAY_gcs_rpc_server_reconnect_timeout_s"  # after so long without its head, Ray ends this process: 60 s, if not set
 )
 HEAD_SHARE = 0.75  # of it, after which the run ends by itself, and says so
-OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing large goes through it
 GOES_ON = "Nothing was published; finished tasks are kept: start the run again and it goes on where it was."
 
 
@@ -57,19 +52,10 @@ class RayExecutor:
 
     def __init__(self, settings: Settings) -> None:
         """Raises MissingExtraError where Ray is not installed, SettingsError for settings that cannot be."""
-        if importlib.util.find_spec("ray") is None:
-            raise MissingExtraError(
-                "The executor 'ray' needs a package that is not installed: pip install 'sereno[ray]'."
-            )
+        require_ray("The executor 'ray'")
         self._settings = settings
-        self._address = settings.ray.address or os.environ.get("RAY_ADDRESS") or None
-        if self._address and "://" in self._address:
-            raise SettingsError(
-                f'ray.address is {self._address!r}; valid is the head\'s host and port, "host:6379". The process that runs '
-                "works on a node of the cluster, which may be one without CPUs for others: `ray start --address=host:6379 "
-                "--num-cpus=0`."
-            )
-        self._runtime_env = _runtime_env(settings.ray.runtime_env)
+        self._address = address_of(settings.ray)
+        self._runtime_env = runtime_env_of(settings.ray)
         self._cluster: _Cluster | None = None
         self._used: int | None = None
 
@@ -104,7 +90,7 @@ class RayExecutor:
 
     def _connected(self) -> _Cluster:
         if self._cluster is None:
-            self._cluster = _Cluster(self._settings, self._address, self.workers if self._address is None else 0)
+            self._cluster = _Cluster(self._settings.ray, self._address, self.workers if self._address is None else 0)
         return self._cluster
 
     def most(self, cluster: _Cluster) -> int:
@@ -137,87 +123,27 @@ def _with(first: Task, others: Iterator[Task]) -> Iterator[Task]:
     yield from others
 
 
-def _runtime_env(file: Path | None) -> dict[str, Any] | None:
-    if file is None:
-        return None
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"ray.runtime_env is {file}, which cannot be read as JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise SettingsError(f'ray.runtime_env is {file}, which holds no object. Write {{"env_vars": {{…}}}}, say.')
-    return found
-
-
 class _Cluster:
-    """The connection to Ray, and what is known of its nodes: a thread asks the head now and then."""
+    """What is known of the cluster's nodes: a thread asks the head now and then."""
 
-    def __init__(self, settings: Settings, address: str | None, workers: int) -> None:
-        self._ray = settings.ray
+    def __init__(self, settings: RaySettings, address: str | None, workers: int) -> None:
+        self._settings = settings
         self.address = address
+        self.is_lost = False  # its head is
         self.room = 0  # workers that its nodes have room for in all, taken or not
-        self.heard_at = time.monotonic()  # of its head
         self.nodes = ""  # what there is, in words
-        self._folder: Path | None = None
-        self.is_lost = False
-        self._is_ours = self._connect(workers)
+        self._connection = RayConnection(address, num_cpus=max(1, math.ceil(workers * settings.worker_cpus)))
         self._over = threading.Event()
         self._look()
-        self._thread = threading.Thread(target=self._watch, name="ray-nodes", daemon=True)
-        self._thread.start()
-
-    def _connect(self, workers: int) -> bool:
-        """Whether the connection is ours: somebody may have made one before, in a notebook, say."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do; else it says so at length
-        import ray
-
-        if ray.is_initialized():
-            return False
-        if self.address is None:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            self._folder = Path(tempfile.mkdtemp(prefix="sereno-ray-"))
-            options: dict[str, Any] = {
-                "address": "local",
-                "num_cpus": max(1, workers * max(1, int(self._ray.worker_cpus))),
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-                "_temp_dir": str(self._folder),
-            }
-        else:
-            options = {"address": self.address}
-        with _signals_kept():
-            try:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-            except ray.exceptions.AuthenticationError as error:
-                raise SettingsError(
-                    f"The Ray cluster {self.address} asks for another token. Set RAY_AUTH_TOKEN to that of the cluster, or "
-                    "RAY_AUTH_TOKEN_PATH to the file that has it."
-                ) from error
-            except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-                raise WorkerError(
-                    f"The Ray cluster {self.address or 'on this machine'} cannot be used: {_first_lines(error)} {GOES_ON}"
-                ) from error
-            # What Ray itself says of each node that is lost comes on standard output and in colours. We say it in a line.
-            with contextlib.suppress(Exception):
-                ray._private.worker._worker_logs_enabled = False
-        return True
+        threading.Thread(target=self._watch, name="ray-nodes", daemon=True).start()
 
     def close(self) -> None:
-        import ray
-
         self._over.set()
-        if (
-            self._is_ours and not self.is_lost
-        ):  # without its head, Ray does not come to an end before it ends the process
-            ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._connection.close(is_lost=self.is_lost)
 
     def check(self) -> None:
         """Raise WorkerError where the head has not answered for long."""
-        silent = time.monotonic() - self.heard_at
+        silent = time.monotonic() - self._heard_at
         if silent > HEAD_SHARE * float(os.environ.get(RECONNECT, 60)):
             self.is_lost = True
             raise WorkerError(
@@ -233,10 +159,10 @@ class _Cluster:
         import ray
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        self.room = sum(_fit(self._ray, resources) for resources in alive)
+        self.room = sum(_fit(self._settings, resources) for resources in alive)
         largest = max((resources.get("CPU", 0) for resources in alive), default=0)
         self.nodes = f"{len(alive)} nodes, of which the largest has {largest:g} CPUs"
-        self.heard_at = time.monotonic()
+        self._heard_at = time.monotonic()
 
 
 def _fit(asked: RaySettings, resources: dict[str, float]) -> int:
@@ -246,22 +172,9 @@ def _fit(asked: RaySettings, resources: dict[str, float]) -> int:
     return min(limits) if limits else int(resources.get("CPU", 0))
 
 
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray sets what SIGTERM does; here that is for the command to say."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _first_lines(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text[:500] + " …" if len(text) > 500 else text).rstrip(".") + "."
+Call = Literal[
+    "begin", "load", "score"
+]  # what a worker is asked: whether its process is there, to load the model, a task
 
 
 @dataclass(eq=False)
@@ -269,7 +182,7 @@ class _Worker:
     """An actor. Ray starts it again when it dies: then its life is another one."""
 
     actor: Any
-    number: int
+    host: str = ""  # where it was last
     life: int = 0
     died_loading: int = 0  # times, one after the other
 
@@ -280,7 +193,8 @@ class _Event:
 
     worker: _Worker
     life: int
-    task: Task | None  # None: it was asked whether it is ready
+    call: Call
+    task: Task | None
     answer: bytes | None
     error: BaseException | None
 
@@ -293,10 +207,11 @@ class _Pool:
     cluster: _Cluster
     job: Job
     workers: dict[_Worker, None] = field(default_factory=dict)
+    lost: dict[_Worker, None] = field(default_factory=dict)  # those that Ray is about to start again
     events: queue.SimpleQueue[_Event] = field(default_factory=queue.SimpleQueue)
-    started: int = 0
     most_ready: int = 0  # workers at once
     alone_since: float = 0.0  # when there was a worker last
+    looked_at: float = 0.0
     told: bool = False
 
     def __enter__(self) -> _Pool:
@@ -331,25 +246,29 @@ class _Pool:
     def _employ(self, most: int) -> None:
         """Have as many workers as there are tasks for, and no more than `most`."""
         while len(self.workers) < min(most, self.dispatch.open):
-            self.started += 1
-            worker = _Worker(self.executor.start(self.encoded, self.check), self.started)
+            worker = _Worker(self.executor.start(self.encoded, self.check))
             self.workers[worker] = None
-            self._call(worker, None)
+            self._call(worker, "begin")
 
     def _give(self) -> None:
-        while (given := self.dispatch.give()) is not None:
-            self._call(*given)
+        coming = len(self.workers) - self.dispatch.ready - len(self.lost)
+        while (given := self.dispatch.give(coming)) is not None:
+            worker, task = given
+            self._call(worker, "score", task)
 
-    def _call(self, worker: _Worker, task: Task | None) -> None:
-        life = worker.life
-        if task is None:
-            ref = worker.actor.ready.remote()
+    def _call(self, worker: _Worker, call: Call, task: Task | None = None) -> None:
+        life, actor = worker.life, worker.actor
+        if call == "begin":
+            ref = actor.__ray_ready__.remote()
+        elif call == "load":
+            ref = actor.ready.remote()
         else:
-            ref = worker.actor.score.remote(msgspec.msgpack.encode(task))
+            ref = actor.score.remote(msgspec.msgpack.encode(task))
 
         def ended(future: Any) -> None:
             error = future.exception()
-            self.events.put(_Event(worker, life, task, None if error else future.result(), error))
+            answer = None if error or call == "begin" else future.result()
+            self.events.put(_Event(worker, life, call, task, answer, error))
 
         ref.future().add_done_callback(ended)
 
@@ -368,12 +287,16 @@ class _Pool:
             if event.error is not None:
                 self._lose(event)
                 continue
+            if event.call == "begin":
+                self._call(worker, "load")
+                continue
             assert event.answer is not None
             answer = msgspec.msgpack.decode(event.answer, type=Answer)
             _print(answer)
             raise_told(answer)
             if event.task is None:
                 seen(self.check, answer.shared)
+                worker.host = answer.host
                 self.dispatch.join(worker)
                 self.most_ready = max(self.most_ready, self.dispatch.ready)
             else:
@@ -385,7 +308,7 @@ class _Pool:
             self._give()
 
     def _lose(self, event: _Event) -> None:
-        """A worker's process, or its node, is gone. Ray starts it again, and says so by answering that it is ready."""
+        """A worker's process, or its node, is gone. Ray starts it again, there or elsewhere."""
         from ray import exceptions
 
         worker, error = event.worker, event.error
@@ -397,34 +320,38 @@ class _Pool:
             exceptions.WorkerCrashedError,
         )
         if not isinstance(error, lost) or _never_began(error):
-            raise WorkerError(
-                f"A worker could not start on the Ray cluster: {_first_lines(error)} {GOES_ON}"
-            ) from error
+            raise WorkerError(f"A worker could not start on the Ray cluster: {in_short(error)} {GOES_ON}") from error
         worker.life += 1
-        if event.task is None:
+        if event.call == "load":
             worker.died_loading += 1
             if worker.died_loading >= MOST_TRIES:
                 raise WorkerError(
-                    f"A worker was lost {MOST_TRIES} times while it loaded the model: {_first_lines(error)} "
+                    f"A worker was lost {MOST_TRIES} times while it loaded the model: {_how_lost(error)}. "
                     f"The model may take more memory than a worker has. {GOES_ON}"
                 ) from error
-        else:
-            lost_tasks = self.dispatch.lose(worker, _first_lines(error))
-            which = ", ".join(str(task.index) for task in lost_tasks)
-            sys.stderr.write(
-                f"sereno: a worker is lost; others score what it had (task {which}): {_first_lines(error)}\n"
-            )
+        elif event.call == "score":
+            how = f"on {worker.host}, {_how_lost(error)}"
+            which = ", ".join(str(task.index) for task in self.dispatch.lose(worker, how))
+            sys.stderr.write(f"sereno: a worker is lost ({how}). Others score what it had: task {which}.\n")
         if isinstance(error, exceptions.ActorDiedError):
             del self.workers[worker]  # for good: another one takes its place
         else:
-            self._call(worker, None)
+            self.lost[worker] = None
 
     def _look_around(self) -> None:
-        """Raise WorkerError where nothing will come of it: the head is lost, or no worker comes."""
+        """Ask again those that were lost. Raise WorkerError where nothing comes of it: no head, or no worker."""
+        now = time.monotonic()
+        if now - self.looked_at < 1.0:
+            return
+        self.looked_at = now
+        for worker in self.lost:
+            # Until Ray has found out that a node is gone, it says at once that its worker is. Then it waits for the new one.
+            self._call(worker, "begin")
+        self.lost.clear()
         if self.dispatch.ready:
-            self.alone_since, self.told = time.monotonic(), False
+            self.alone_since, self.told = now, False
         self.cluster.check()
-        alone = time.monotonic() - self.alone_since
+        alone = now - self.alone_since
         if alone < TELL_SECONDS:
             return
         asked = self.executor._settings.ray
@@ -439,6 +366,12 @@ class _Pool:
         if not self.told:
             self.told = True
             sys.stderr.write(f"sereno: waiting for a worker: {says}\n")
+
+
+def _how_lost(error: BaseException) -> str:
+    """In a few words, where Ray says it in many."""
+    found = re.search(r"RPC error: (.+?) rpc_code", str(error))
+    return f"its process or its node ended ({found[1]})" if found else in_short(error).rstrip(".")
 
 
 def _never_began(error: BaseException) -> bool:

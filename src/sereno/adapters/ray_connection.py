@@ -1,0 +1,159 @@
+"""The way to a Ray cluster: the one that the settings name, or one that is started on this machine and ends with this process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sereno.exceptions import MissingExtraError, SettingsError, WorkerError
+from sereno.settings import RaySettings
+
+OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing large goes through it
+REACH_SECONDS = 10.0  # until a head that does not answer is told: Ray itself would try for minutes
+VARIABLES = {  # of this process and those that it starts, where nobody set them
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as Ray will do; else it says so at length
+}
+
+
+def require_ray(what: str) -> None:
+    """Raises MissingExtraError where Ray is not installed. `what` needs it."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError(f"{what} needs a package that is not installed: pip install 'sereno[ray]'.")
+
+
+def address_of(settings: RaySettings) -> str | None:
+    """Of the cluster's head; None: Ray is started here. Raises SettingsError."""
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
+    if address and "://" in address:
+        raise SettingsError(
+            f'ray.address is {address!r}; valid is the head\'s host and port, "host:6379". The process that asks works on a '
+            "node of the cluster, which may be one without CPUs for others: `ray start --address=host:6379 --num-cpus=0`."
+        )
+    return address
+
+
+def runtime_env_of(settings: RaySettings) -> dict[str, Any] | None:
+    """What the file says that `ray.runtime_env` names. Raises SettingsError."""
+    file = settings.runtime_env
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"ray.runtime_env is {file}, which cannot be read as JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise SettingsError(f'ray.runtime_env is {file}, which holds no object. Write {{"env_vars": {{…}}}}, say.')
+    return found
+
+
+class RayConnection:
+    """This process's connection. There is one at a time; where somebody made one before (in a notebook), that is used."""
+
+    def __init__(self, address: str | None, **options: Any) -> None:
+        """`options`: more of `ray.init`; `num_cpus` is heeded by a Ray that is started here.
+
+        Raises WorkerError where the cluster cannot be reached, SettingsError where it asks for another token.
+        """
+        for name, value in VARIABLES.items():
+            os.environ.setdefault(name, value)
+        import ray
+
+        self.address = address
+        self._folder: Path | None = None
+        self._is_ours = not ray.is_initialized()
+        if not self._is_ours:
+            return
+        if address is None:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            self._folder = Path(tempfile.mkdtemp(prefix="sereno-ray-"))
+            options |= {
+                "address": "local",
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "_temp_dir": str(self._folder),  # Ray's own would keep the logs of every run for ever
+                "_node_ip_address": "127.0.0.1",
+            }
+        else:
+            _reach(address)
+            options.pop("num_cpus", None)
+            options["address"] = address
+        with _signals_kept():
+            self._connect(options)
+
+    def _connect(self, options: dict[str, Any]) -> None:
+        import ray
+
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except ray.exceptions.AuthenticationError as error:
+            raise SettingsError(
+                f"There is no token for the Ray cluster {self.address}. Set RAY_AUTH_TOKEN to that of the cluster, or "
+                "RAY_AUTH_TOKEN_PATH to the file that has it (or RAY_AUTH_MODE=disabled, if the cluster asks for none)."
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            hint = (
+                " Is RAY_AUTH_TOKEN that of the cluster, and this host one of its nodes (`ray status`; `ray start "
+                f"--address={self.address} --num-cpus=0` makes it one)?"
+            )
+            raise WorkerError(
+                f"Ray {f'cluster {self.address}' if self.address else 'on this machine'} cannot be used: "
+                f"{in_short(error)}{hint if self.address else ''}"
+            ) from error
+        # What Ray itself says of each node that is lost comes on standard output and in colours. We say it in a line.
+        with contextlib.suppress(Exception):
+            ray._private.worker._worker_logs_enabled = False
+
+    def close(self, *, is_lost: bool = False) -> None:
+        """All that this process has started there ends. `is_lost`: the head is; without it, Ray does not come to an end."""
+        import ray
+
+        if self._is_ours and not is_lost:
+            ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def in_short(error: BaseException) -> str:
+    """What Ray says, in a line and with a full stop."""
+    text = " ".join(str(error).split())
+    return (text[:500] + " …" if len(text) > 500 else text).rstrip(".") + "."
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto": Ray knows where
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except OSError as error:
+        raise WorkerError(
+            f"The Ray cluster {address} cannot be reached: {error.strerror or error}. Is its head running (`ray start --head "
+            "--port=6379`), and is ray.address where it listens?"
+        ) from error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray sets what SIGTERM does; here that is for the command to say."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
