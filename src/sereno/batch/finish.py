@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sereno.adapters.files import read_piece
 from sereno.batch.keys import duplicates
-from sereno.batch.parts import REJECTS, WrittenPart, delta_stats, open_part
+from sereno.batch.parts import MOST_REASONS, OTHER_REASONS, REJECTS, WrittenPart, delta_stats, open_part
 from sereno.batch.profile import Profile, merged
 from sereno.batch.profiling import ProfileBuilder
 from sereno.batch.tasks import Task, TaskResult, row_as_json, stored_result
@@ -80,7 +80,8 @@ def finish(
     reasons: dict[str, int] = {}
     for result in results:
         for reason, count in result.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+            short = reason if reason in reasons or len(reasons) < MOST_REASONS else OTHER_REASONS
+            reasons[short] = reasons.get(short, 0) + count
     uncounted = sum(len(d) for d in dropped.values())
     if uncounted:
         reasons[_duplicate_reason(policy)] = uncounted

@@ -20,6 +20,7 @@ ROW_GROUP = 131_072  # rows of a part's row groups
 ROWS_AT_ONCE = (
     32  # between two looks at the size of a page, which whoever reads has in memory whole: texts may be large
 )
+MOST_REASONS, OTHER_REASONS = 100, "other reasons"  # that are counted one by one: of a task, and of a run
 REJECTS = pa.schema(
     [
         pa.field("row", pa.int64()),  # position in the task; in the run, once merged; null: a line that is no row
@@ -137,7 +138,7 @@ class RejectWriter:
         self._waiting.append({"row": row, "key": key, "reason": reason, "data": data})
         self.count += 1
         # lines of a file are told apart by their number, which would make every reason another one
-        short = reason if len(self.reasons) < 100 or reason in self.reasons else "other reasons"
+        short = reason if len(self.reasons) < MOST_REASONS or reason in self.reasons else OTHER_REASONS
         self.reasons[short] = self.reasons.get(short, 0) + 1
         if len(self._waiting) >= 10_000:
             self._flush()
