@@ -265,9 +265,11 @@ def test_no_request_fails_whatever_becomes_of_servers_and_command(
 def test_a_node_that_dies_costs_time_and_no_request(project: Project, cluster: RayCluster, front: str) -> None:
     head, second, third = cluster.hosts
     project.write("weight.txt", "2")
-    command = Command(head, cluster, project, "--replicas", "2", *OPEN, "total.py")
+    command = Command(head, cluster, project, "--replicas", "2", "--set=ray.server_cpus=1.5", *OPEN, "total.py")
     told = {one["host"]: one["url"] for one in command.told()["servers"]}
     assert len(told) == 2
+    left = "import ray; ray.init(); print('left:', ray.cluster_resources()['CPU'] - ray.available_resources()['CPU'])"
+    wait_for(lambda: "left: 3.0" in cluster.run(left), "the CPUs of two servers to be taken")
     victim = next(host for host in (second, third) if host.name in told)
     (spare,) = (host for host in cluster.hosts if host.name not in told)
     with Callers(front) as callers:
@@ -295,3 +297,27 @@ def test_what_keeps_a_server_from_starting_ends_the_command(project: Project, cl
     assert "could not convert string to float" in broken.says
     left = "import ray; ray.init(); print('left:', ray.util.list_named_actors(all_namespaces=True))"
     assert "left: []" in cluster.run(left)
+
+
+def test_without_a_cluster_there_is_one_of_this_machine(project: Project) -> None:
+    """To try it out: it ends with the command. A server that takes no CPUs has a place all the same."""
+    project.write("weight.txt", "2")
+    given = ["--port", "0", "--set", "ray.server_cpus=0", "total.py"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SERENO_", "RAY_"))}
+    with subprocess.Popen(
+        [sys.executable, "-m", "sereno", "serve", "--on", "ray", *given],
+        cwd=project.folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Serving total on 1 of 1 nodes. Ctrl-C ends it.\n"
+        found = re.fullmatch(
+            rf"  (http://127\.0\.0\.1:\d+)  {re.escape(socket.gethostname())}\n", process.stdout.readline()
+        )
+        assert found is not None
+        assert httpx.post(f"{found[1]}/predict", json={"id": 1, "x": 4.0}).json() == {"y": 8.0}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+        assert not ready(found[1])

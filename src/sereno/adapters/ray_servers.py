@@ -78,7 +78,6 @@ class RayServers:
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "include_dashboard": False,
                 "_temp_dir": str(self._folder),
-                "_node_ip_address": "127.0.0.1",
             }
         elif "://" in self.address:
             raise SettingsError(

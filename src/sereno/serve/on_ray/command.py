@@ -34,14 +34,9 @@ def serve_on_ray(
     options.model_files()
     settings = options.settings()
     host = _host(settings)
-    spec = Spec(
-        arguments=_arguments(options, settings, watch=watch, verbose=verbose),
-        folder=str(Path.cwd()),
-        host=host,
-        variables=_variables(os.environ),
-        version=__version__,
-    )
     servers = RayServers(settings.ray, settings.home)
+    if servers.address is None:
+        host = host or "127.0.0.1"  # Ray has the address of this machine for its own, which others reach
     try:
         for address in servers.addresses():
             refuse_openness(replace(settings, serve=replace(settings.serve, host=host or address)))
@@ -56,6 +51,13 @@ def serve_on_ray(
                     "RAY_worker_niceness=0 where Ray is started."
                 )
 
+        spec = Spec(
+            arguments=_arguments(options, settings, watch=watch, verbose=verbose),
+            folder=str(Path.cwd()),
+            host=host,
+            variables=_variables(os.environ),
+            version=__version__,
+        )
         fleet = Fleet(servers, spec, replicas, drain_seconds=settings.serve.drain_seconds, announce=announce, note=note)
         return fleet.run()
     finally:

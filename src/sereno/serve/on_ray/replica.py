@@ -12,6 +12,7 @@ import collections
 import contextlib
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import signal
@@ -255,6 +256,8 @@ class Replica:
     def _reached(self, url: str) -> str:
         """Under which other hosts reach it: what listens on all addresses calls itself by this machine's own."""
         at, address = urlsplit(url), self._status.address
+        if self._spec.host is not None and ipaddress.ip_address(self._spec.host).is_loopback:
+            return url
         return f"{at.scheme}://{f'[{address}]' if ':' in address else address}:{at.port}"
 
     def _read_words(self, stream: IO[str]) -> None:
