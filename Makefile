@@ -35,13 +35,13 @@ demo: setup
 shop: setup
 	$(BIN)/python -m examples.recommender.demo --keep $(ARGS)
 
-# Whole, it is two at once, of which the one that starts processes all the time waits for them half of its time.
+# Whole, it is two at once, as tests that start processes wait for them half of their time.
 test: setup
 ifeq ($(strip $(ARGS)),)
 	@rest=$$(mktemp); \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/contract tests/parity > $$rest 2>&1 & other=$$!; \
+	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/contract tests/parity tests/acceptance/cluster > $$rest 2>&1 & other=$$!; \
 	trap 'kill $$other; exit 130' INT TERM; \
-	$(BIN)/python -m pytest tests/acceptance; first=$$?; \
+	$(BIN)/python -m pytest tests/acceptance --ignore=tests/acceptance/cluster; first=$$?; \
 	wait $$other; second=$$?; cat $$rest; rm -f $$rest; exit $$((first || second))
 else
 	$(BIN)/python -m pytest $(ARGS)

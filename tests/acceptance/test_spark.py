@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,14 @@ import pytest
 
 from tests.acceptance.project import DAY, PART_ROWS, PARTS, ROWS, Project
 from tests.hosts import Host, Within, hosts
-from tests.sparks import SparkCluster, require, spark_cluster
+from tests.sparks import PATIENCE, SparkCluster, require, spark_cluster, until
 
-RUN_SECONDS = 200.0  # until a run has ended, on a machine with much else to do
+SOON = {  # that a node says nothing any more is noticed, and not after two minutes
+    "spark.network.timeout": "10s",
+    "spark.network.timeoutInterval": "2s",
+    "spark.executor.heartbeatInterval": "1s",
+    "spark.rpc.askTimeout": "120s",
+}
 
 # What goes wrong is a file in the home, named for it, which the first worker that finds it takes away.
 MODEL = """
@@ -108,13 +112,6 @@ class OnSpark(Project):
         self.fault("go")
 
 
-def until(happens: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + RUN_SECONDS
-    while not happens():
-        assert time.monotonic() < deadline, f"waited for {what} in vain"
-        time.sleep(0.02)
-
-
 def prepared(folder: Path, model: Path | None = None) -> OnSpark:
     """A project with its input; the model lies elsewhere if said."""
     project = OnSpark(folder)
@@ -180,12 +177,12 @@ def test_ctrl_c(here: OnSpark, expected: pa.Table) -> None:
     children = psutil.Process(run.pid).children(recursive=True)
     assert any("java" in child.name() for child in children)
     run.send_signal(signal.SIGINT)
-    _, error = run.communicate(timeout=RUN_SECONDS)
+    _, error = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130, error
     assert error.splitlines()[-1] == (
         "sereno: interrupted; finished tasks are kept, the next run goes on where this one was."
     )
-    psutil.wait_procs(children, timeout=RUN_SECONDS)
+    psutil.wait_procs(children, timeout=PATIENCE)
     assert not any(child.is_running() for child in children)
     assert here.published() is None
     report = here.run()
@@ -201,7 +198,7 @@ def test_spark_submit(here: OnSpark, expected: pa.Table) -> None:
     quiet = ["--conf", "spark.ui.enabled=false", "--conf", "spark.driver.host=127.0.0.1"]
     done = subprocess.run(
         [*submit, *quiet, "total.py", "run", "--date", DAY],
-        cwd=here.folder, env=environment, capture_output=True, text=True, check=False, timeout=RUN_SECONDS,
+        cwd=here.folder, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert "published as version 1" in done.stdout
@@ -246,7 +243,7 @@ def started(cluster: Cluster, project: OnSpark) -> Within:
 
 def ended(run: Within, code: int = 0) -> Any:
     """What it printed."""
-    out, error = run.communicate(timeout=RUN_SECONDS)
+    out, error = run.communicate(timeout=PATIENCE)
     assert run.returncode == code, (out, error)
     return json.loads(out) | {"stderr": error}
 
@@ -293,7 +290,7 @@ def test_the_driver_is_killed(cluster: Cluster, project: OnSpark, expected: pa.T
     run.kill()
     run.communicate()
     assert project.published() is None
-    processes = ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c pyspark.daemon || true"]
+    processes = ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c pyspark[.]daemon || true"]
     until(lambda: cluster.nodes[0].run(processes).strip() == "0", "workers to end")
     report = ended(started(cluster, project))
     assert report["resumed_tasks"] == PARTS - 1
@@ -316,6 +313,8 @@ def test_a_node_without_the_home(cluster: Cluster, project: OnSpark) -> None:
 def test_a_node_is_lost(cluster: Cluster, project: OnSpark, expected: pa.Table, how: str) -> None:
     """Its power is cut; or its cable is pulled, and it goes on, and comes back once the run has ended."""
     node = cluster.nodes[1]
+    project.write("spark.json", json.dumps(SOON))
+    project.write("sereno.toml", (project.folder / "sereno.toml").read_text() + 'spark.config = "spark.json"\n')
     project.fault(f"wait-{node.name}")
     run = started(cluster, project)
     project.waits(node.name)

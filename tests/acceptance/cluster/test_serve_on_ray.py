@@ -25,7 +25,7 @@ import pytest
 from tests.acceptance.project import Project
 from tests.hosts import Host, RayCluster, Within, hosts, ray_cluster
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving_cluster.md"
+PAGE = Path(__file__).parents[3] / "docs" / "serving_cluster.md"
 PATIENCE = 90.0
 PORT = 8000
 LIVE = """
