@@ -19,7 +19,7 @@ VARIABLES = {
 
 
 @contextlib.contextmanager
-def started_ray(cpus: int) -> Iterator[None]:
+def started_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
     """Ray runs on this machine, and this process is connected to it."""
     folder = tempfile.mkdtemp(prefix="sereno-ray-")
     with mock.patch.dict(os.environ, VARIABLES):
@@ -28,6 +28,7 @@ def started_ray(cpus: int) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=cpus,
+            num_gpus=gpus,
             object_store_memory=100 << 20,
             include_dashboard=False,
             log_to_driver=False,

@@ -13,6 +13,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,16 @@ from sereno.exceptions import MissingExtraError, SettingsError, WorkerError
 from sereno.settings import RaySettings
 
 OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing large goes through it
+PREFIX = "sereno-ray-"  # of its folder
+MOST_LETTERS = 32  # of the folder for temporary files: below it are sockets, whose names may have 107
+LEFT_SECONDS = 86_400.0
 REACH_SECONDS = 10.0  # until a head that does not answer is told: Ray itself would try for minutes
 VARIABLES = {  # of this process and those that it starts, where nobody set them
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
+    # Who waits for an answer of a node whose power was cut waits for 7 minutes, unless it asks whether that is still there.
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as Ray will do; else it says so at length
 }
 
@@ -79,7 +86,7 @@ class RayConnection:
             return
         if address is None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            self._folder = Path(tempfile.mkdtemp(prefix="sereno-ray-"))
+            self._folder = temporary_folder()
             options |= {
                 "address": "local",
                 "object_store_memory": OBJECT_STORE_BYTES,
@@ -131,6 +138,19 @@ def in_short(error: BaseException) -> str:
     """What Ray says, in a line and with a full stop."""
     text = " ".join(str(error).split())
     return (text[:500] + " …" if len(text) > 500 else text).rstrip(".") + "."
+
+
+def temporary_folder() -> Path:
+    """For the files of a Ray that is started here. What processes have left that were killed is removed after a day."""
+    place = Path(tempfile.gettempdir())
+    if len(str(place)) > MOST_LETTERS:
+        place = Path("/tmp")
+    for folder in place.glob(f"{PREFIX}*-*"):
+        with contextlib.suppress(OSError, ValueError):  # somebody else's
+            pid = int(folder.name.removeprefix(PREFIX).partition("-")[0])
+            if time.time() - folder.stat().st_mtime > LEFT_SECONDS and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
 
 
 def _reach(address: str) -> None:

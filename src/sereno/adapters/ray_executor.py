@@ -14,7 +14,6 @@ import math
 import os
 import queue
 import re
-import socket
 import sys
 import threading
 import time
@@ -28,15 +27,17 @@ import msgspec
 from sereno.adapters.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
 from sereno.adapters.local import Answer, raise_told
 from sereno.adapters.ray_connection import RayConnection, address_of, in_short, require_ray, runtime_env_of
+from sereno.adapters.remote import RemoteWorker, show_printed
 from sereno.adapters.spawn import cores
 from sereno.batch.tasks import Job, Task, TaskResult
-from sereno.exceptions import WorkerError
+from sereno.exceptions import SettingsError, WorkerError
 from sereno.shared import announce, forget, seen
 
 if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.settings import RaySettings
 
+ASK_SECONDS = 0.5  # between two questions to a worker that was lost whether it is there again
 LOOK_SECONDS = 2.0  # between two looks at the nodes of a cluster: it may have grown
 TELL_SECONDS = 10.0  # without any worker, until somebody is told what is waited for
 WAIT_SECONDS = 900.0  # without any worker, until the run ends: a cluster that grows needs minutes for a node
@@ -98,10 +99,8 @@ class RayExecutor:
         return self._settings.workers or (self.workers if self._address is None else max(1, cluster.room))
 
     def start(self, job: bytes, check: bytes) -> Any:
-        """A new worker, once Ray has room for it."""
+        """A new worker, once Ray has room for it. Raises SettingsError for an environment that cannot be."""
         import ray
-
-        from sereno.adapters.remote import RemoteWorker
 
         asked = self._settings.ray
         options: dict[str, Any] = {
@@ -115,7 +114,15 @@ class RayExecutor:
             options["memory"] = asked.worker_memory_bytes
         if self._runtime_env:
             options["runtime_env"] = self._runtime_env
-        return ray.remote(RemoteWorker).options(**options).remote(job, check, max(1, int(asked.worker_cpus)))
+        threads = max(1, int(asked.worker_cpus))
+        try:
+            return ray.remote(RemoteWorker).options(**options).remote(job, check, threads)
+        except (ValueError, TypeError, RuntimeError) as error:
+            if not self._runtime_env:
+                raise
+            raise SettingsError(
+                f"Ray refuses what ray.runtime_env says ({asked.runtime_env}): {in_short(error)}"
+            ) from error
 
 
 def _with(first: Task, others: Iterator[Task]) -> Iterator[Task]:
@@ -161,7 +168,7 @@ class _Cluster:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         self.room = sum(_fit(self._settings, resources) for resources in alive)
         largest = max((resources.get("CPU", 0) for resources in alive), default=0)
-        self.nodes = f"{len(alive)} nodes, of which the largest has {largest:g} CPUs"
+        self.nodes = f"{len(alive)} node{'s' if len(alive) != 1 else ''}, of which the largest has {largest:g} CPUs"
         self._heard_at = time.monotonic()
 
 
@@ -240,7 +247,7 @@ class _Pool:
             self._give()
             if not self.dispatch.open:
                 return
-            yield from self._heed(self._ended(1.0), progress)
+            yield from self._heed(self._ended(ASK_SECONDS), progress)
             self._look_around()
 
     def _employ(self, most: int) -> None:
@@ -292,7 +299,7 @@ class _Pool:
                 continue
             assert event.answer is not None
             answer = msgspec.msgpack.decode(event.answer, type=Answer)
-            _print(answer)
+            show_printed(answer)
             raise_told(answer)
             if event.task is None:
                 seen(self.check, answer.shared)
@@ -341,7 +348,7 @@ class _Pool:
     def _look_around(self) -> None:
         """Ask again those that were lost. Raise WorkerError where nothing comes of it: no head, or no worker."""
         now = time.monotonic()
-        if now - self.looked_at < 1.0:
+        if now - self.looked_at < ASK_SECONDS:
             return
         self.looked_at = now
         for worker in self.lost:
@@ -377,12 +384,3 @@ def _how_lost(error: BaseException) -> str:
 def _never_began(error: BaseException) -> bool:
     """Whether the worker's class could not even be imported there: no other try would fare better."""
     return "creation task" in str(error)
-
-
-def _print(answer: Answer) -> None:
-    """What the model printed there."""
-    if answer.printed:
-        here = answer.host in ("", socket.gethostname())
-        for line in answer.printed.splitlines():
-            sys.stderr.write(f"{line}\n" if here else f"({answer.host}) {line}\n")
-        sys.stderr.flush()
