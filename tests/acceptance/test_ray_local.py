@@ -86,7 +86,7 @@ def test_it_comes_and_goes_with_the_run(on_ray: Project, place: Path, tmp_path: 
     ("number", "code"),
     [
         (signal.SIGINT, 130),
-        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.soak),
         pytest.param(signal.SIGTERM, -15, marks=pytest.mark.soak),
     ],
 )

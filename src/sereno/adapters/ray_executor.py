@@ -94,6 +94,11 @@ class RayExecutor:
             self._cluster = _Cluster(self._settings.ray, self._address, self.workers if self._address is None else 0)
         return self._cluster
 
+    @property
+    def asked(self) -> RaySettings:
+        """What a worker asks for."""
+        return self._settings.ray
+
     def most(self, cluster: _Cluster) -> int:
         """How many workers there may be now."""
         return self._settings.workers or (self.workers if self._address is None else max(1, cluster.room))
@@ -102,7 +107,7 @@ class RayExecutor:
         """A new worker, once Ray has room for it. Raises SettingsError for an environment that cannot be."""
         import ray
 
-        asked = self._settings.ray
+        asked = self.asked
         options: dict[str, Any] = {
             "num_cpus": asked.worker_cpus,
             "num_gpus": asked.worker_gpus,
@@ -361,7 +366,7 @@ class _Pool:
         alone = now - self.alone_since
         if alone < TELL_SECONDS:
             return
-        asked = self.executor._settings.ray
+        asked = self.executor.asked
         wanted = [f"{asked.worker_cpus:g} CPUs"]
         wanted += [f"{asked.worker_gpus:g} GPUs"] if asked.worker_gpus else []
         wanted += [f"{asked.worker_memory_bytes:,} bytes of memory"] if asked.worker_memory_bytes else []
@@ -377,7 +382,7 @@ class _Pool:
 
 def _how_lost(error: BaseException) -> str:
     """In a few words, where Ray says it in many."""
-    found = re.search(r"RPC error: (.+?) rpc_code", str(error))
+    found = re.search(r"(?:RPC error|IOError): (.+?)(?: rpc_code|\. The task may)", str(error))
     return f"its process or its node ended ({found[1]})" if found else in_short(error).rstrip(".")
 
 

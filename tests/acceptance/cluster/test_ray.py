@@ -158,7 +158,8 @@ def test_workers_and_nodes_die_and_come(cluster: RayCluster, project: OnRay) -> 
     project.let_go()
 
     report = project.end(run)
-    assert (report["state"], report["tasks"], report["workers"]) == ("published", TASKS, 3)
+    assert (report["state"], report["tasks"]) == ("published", TASKS)
+    assert report["workers"] >= 3  # the node that came back may have had one before the other one was missed
     errors = (project.folder / "errors").read_text()
     assert errors.count("a worker is lost") == 2
     assert "\npredicted by host2\n" in errors
@@ -217,6 +218,7 @@ def test_a_node_is_cut_off_and_comes_back(cluster: RayCluster, project: OnRay) -
     third.cut()
     project.until(lambda: "a worker is lost" in (project.folder / "errors").read_text(), run)
     third.mend()
+    project.until(lambda: not project.at_work(third), run)  # Ray ends what it does not count any more
     project.let_go()
     report = project.end(run)
     assert (report["state"], report["tasks"]) == ("published", TASKS)
