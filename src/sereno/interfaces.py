@@ -26,8 +26,10 @@ class Executor(Protocol):
     def map(self, job: Job, tasks: Iterable[Task], progress: Callable[[int], None]) -> Iterator[TaskResult]:
         """Score every task once and yield its result as it is done, in any order.
 
-        `tasks` is drawn lazily, so scoring starts before planning ends. `progress` is told the number of
-        rows of each batch that was scored. Raises what `score_task` raised, and WorkerError when a process died.
+        `tasks` is drawn lazily, so scoring starts before planning ends. `progress` is told how many
+        rows were scored: of each batch, or of each task that was scored elsewhere. Each task is yielded once, also one that
+        was tried again because its worker was lost. Raises what `score_task` raised, WorkerError when a process died (for
+        good, on a cluster), and on a cluster NotSharedError.
         """
         ...
 
