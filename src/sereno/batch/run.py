@@ -112,7 +112,8 @@ def run(
             'runs a day, each of which would replace the day\'s. Use disposition = "replace", or one run a day.'
         )
     home = Home(settings, model.name, chosen)
-    return _Run(model, settings, executor, home, interval, force, watcher or Silent(), who, once).go()
+    with contextlib.closing(executor):
+        return _Run(model, settings, executor, home, interval, force, watcher or Silent(), who, once).go()
 
 
 @contextlib.contextmanager
@@ -431,7 +432,9 @@ class _Run:
         settings, report = self.settings, self.report
         return Job(
             model_file=str(self.model.file),
-            home=str(settings.home),
+            home=str(
+                self.home.path
+            ),  # resolved, as the folders below: a node may have mounted another one at a link's place
             values=sent_values(settings),
             secrets_folder=str(settings.secrets_folder),
             attempt=report.attempt,

@@ -137,7 +137,7 @@ def _attempts(options: argparse.Namespace) -> list[tuple[Report, Row]]:
     published = home.store.state().attempts
     found = []
     for report in home.attempts.all():
-        state = home.attempts.state_in_words(report, published)
+        state = home.state_in_words(report, published)
         found.append((report, row_of_report(report, state, json.loads(report.to_json()))))
     return found
 

@@ -84,7 +84,7 @@ def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any],
 
     home = home_of_run(options)
     report = home.attempts.find(options.run)
-    state = home.attempts.state_in_words(report, home.store.state().attempts)
+    state = home.state_in_words(report, home.store.state().attempts)
     baseline = baseline_of(home, report)
     lines = run_lines(report, state=state, baseline=baseline, inputs=options.verbose)
     data = json.loads(report.to_json()) | {"state": state}

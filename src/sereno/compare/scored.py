@@ -52,7 +52,7 @@ def score(
     print_ = fingerprint(model)
     job = Job(
         model_file=str(model.file),
-        home=str(settings.home),
+        home=str(settings.home.resolve()),
         values=sent_values(settings),
         secrets_folder=str(settings.secrets_folder),
         attempt=folder.name,
