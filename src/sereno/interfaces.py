@@ -33,6 +33,10 @@ class Executor(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what was started for the run, whether any task was scored or not. It may be called again."""
+        ...
+
 
 class Export(Protocol):
     """A copy of what is published, in a form that other systems read."""

@@ -68,6 +68,9 @@ class LocalExecutor:
         with _Lanes(job, self.workers, self._load, progress, self._ahead) as lanes:
             yield from lanes.run(_chain(first, second, drawn))
 
+    def close(self) -> None:
+        """Nothing outlives `map`."""
+
 
 def _chain(*parts: Any) -> Iterator[Task]:
     for part in parts:

@@ -15,9 +15,9 @@ import queue
 import re
 import shutil
 import sys
-import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ import msgspec
 from sereno import __version__
 from sereno.adapters.bundle import bundle_name, pack
 from sereno.adapters.dispatch import GOES_ON, lost_too_often
+from sereno.adapters.leftovers import own_folder
 from sereno.adapters.local import Answer, raise_told
 from sereno.adapters.remote import RemoteWorker, show_printed
 from sereno.batch.tasks import Job, Task, TaskResult
@@ -58,7 +59,10 @@ FAILED = re.compile(  # in the words of Spark's scheduler
     re.DOTALL,
 )
 
+PYTHON = ("PYTHON_EXCEPTION", "PythonException", "Cannot run program")  # what none of our answers is
+
 Answered = tuple[int, bytes]  # index of a task, and the worker's answer
+_ours: weakref.WeakSet[SparkContext] = weakref.WeakSet()  # contexts that executors of this process have started
 
 
 class SparkExecutor:
@@ -88,7 +92,7 @@ class SparkExecutor:
         model = self._model or load_model(Path(job.model_file))
         context = self._connect()
         with contextlib.ExitStack() as at_the_end:
-            at_the_end.callback(self._disconnect)
+            at_the_end.callback(self.close)
             run = _Run(self, context, job, model, at_the_end)
             yield from run.results(_with(first, drawn), progress)
 
@@ -103,11 +107,16 @@ class SparkExecutor:
     def _connect(self) -> SparkContext:
         if self._context is None:
             self._context = SparkContext._active_spark_context  # of the caller's own, in a notebook, say
+            if self._context is not None and self._context in _ours:  # of a run that has left it open
+                self._context.stop()
+                self._context = None
             if self._context is None:
                 self._context, self._is_ours = spark_start.start(self._settings), True
+                _ours.add(self._context)
         return self._context
 
-    def _disconnect(self) -> None:
+    def close(self) -> None:
+        """See interfaces.Executor. A Spark that the caller started goes on."""
         if self._is_ours and self._context is not None:
             with contextlib.suppress(Exception):  # its process may be gone
                 self._context.stop()
@@ -263,7 +272,7 @@ def _ship(context: SparkContext, model: Model, fingerprint: str) -> str:
     """Have Spark unpack the model's bundle on every node that scores; its name there."""
     name = f"{bundle_name(model, fingerprint)}.zip"
     if not any(name in shipped for shipped in context.listArchives):
-        folder = Path(tempfile.mkdtemp(prefix="sereno-spark-"))
+        folder = own_folder(spark_start.PREFIX)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)  # a worker that comes later asks for it, too
         pack(model, folder / name)
         context.addArchive(str(folder / name))
@@ -274,18 +283,25 @@ def _lost(error: BaseException, tasks: list[Task]) -> str:
     """What Spark raises where a task has failed as often as it tries, and else."""
     text = spark_start.text_of(error)
     found = FAILED.search(text)
+    how = (found["how"] if found else text).split("\n\tat ")[0]
+    where = f"on {found['host']} " if found else ""
+    if any(word in how for word in PYTHON):
+        # The last line of the traceback, or Java's own.
+        raised = re.findall(r"^(?!\s|Traceback)\w[\w.]*(?::.*)?$", how, re.MULTILINE)
+        last = _without_package(raised[-1] if raised else how.splitlines()[0])
+        return (
+            f"The Python processes of Spark cannot score; {where}they ended with {last}. Every node needs Sereno {__version__} "
+            f"and what the model imports, under the Python that PYSPARK_PYTHON names. {GOES_ON}"
+        )
     if found is None:
         return f"Spark ended: {spark_start.first_line(text)} {GOES_ON}"
-    task = tasks[int(found["place"])]
-    how, host = found["how"], found["host"]
-    raised = re.findall(r"^(?!\s|Traceback)\w[\w.]*(?::.*)?$", how.split("\n\tat ")[0], re.MULTILINE)
-    if "PythonException" in how.splitlines()[0] and raised:
-        return (
-            f"The Python processes of Spark cannot score; on {host} they ended with {raised[-1].rstrip('.')}. Every node "
-            f"needs Sereno {__version__} and what the model imports, under the Python that PYSPARK_PYTHON names. {GOES_ON}"
-        )
-    last = re.sub(r"^(?:\w+\.)+(?=\w+:)", "", how.split("\n\tat ")[0].splitlines()[0]).strip(" .:")
-    return lost_too_often(task, int(found["times"]), f"the last time on {host}, {last}.")
+    last = _without_package(how.splitlines()[0])
+    return lost_too_often(tasks[int(found["place"])], int(found["times"]), f"the last time on {found['host']}, {last}.")
+
+
+def _without_package(line: str) -> str:
+    """An exception's line, without its package and the stop at its end."""
+    return re.sub(r"^(?:\w+\.)+(?=\w+:)", "", line).strip(" .:")
 
 
 # In the workers, and both

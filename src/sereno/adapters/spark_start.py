@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,10 +29,15 @@ from sereno.adapters.spawn import THREAD_VARIABLES, cores, threads_each
 from sereno.config import Settings
 from sereno.exceptions import SettingsError, WorkerError
 
+PREFIX = "sereno-spark-"  # of temporary folders
 ON_THIS_MACHINE = re.compile(r"local(?:\[(?P<workers>\d+|\*)(?:,(?P<tries>\d+))?\])?")
 TRIES = 4  # of a task, as many as Spark makes on a cluster
+NO_JAVA = re.compile(  # in the words of Spark's scripts, and of a Java that is too old
+    r"JAVA_HOME is not set|\bjava: (?:No such file|command not found|Permission)|UnsupportedClassVersion|Unrecognized option"
+)
 KEPT_LINES = 400  # of what Spark wrote, for the message when it fails
 COMES_SECONDS = 20.0  # until a cluster has given a worker; it may take longer, but plans are made without
+REACH_SECONDS = 10.0  # until a master that does not answer is told: Spark itself would try for a minute
 SETTLES_SECONDS = 0.5  # without another worker: those that are there have come
 UNSUPPORTED = "PySpark does not yet fully support pandas"  # it says so whether pandas is used or not
 LIGHT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # it hands out tasks, for which it need not compile for minutes
@@ -71,17 +77,26 @@ def start(settings: Settings) -> SparkContext:
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON") or sys.executable
     gateway = SparkContext._gateway or Chatter().launch(own)
     conf = SparkConf(loadDefaults=True, _jvm=gateway.jvm)
+    submitted = conf.get("spark.master") if "PYSPARK_GATEWAY_PORT" in os.environ else None
     for name, value in own.items():
         conf.set(name, value)
-    conf.setMaster(master_of(master or conf.get("spark.master"), settings))
+    conf.setMaster(master_of(_chosen(submitted, master, conf.get("spark.master")), settings))
     if conf.get("spark.app.name") in (None, "pyspark-shell"):
         conf.setAppName("sereno")
     for name, value in _defaults(conf, settings).items():
         conf.setIfMissing(name, value)
     before = signal.getsignal(signal.SIGINT)
+    context = None
     try:
+        _reach(conf.get("spark.master") or "")
         context = SparkContext(conf=conf, gateway=gateway)
-    except Exception as error:
+        _wait_for_workers(context)
+    except BaseException as error:
+        if context is not None:
+            with contextlib.suppress(Exception):
+                context.stop()
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
         raise WorkerError(
             f"Spark at {conf.get('spark.master')} did not start: {first_line(text_of(error))} Nothing was published. See that the "
             "master can be reached from here, and what is set of Spark."
@@ -89,8 +104,32 @@ def start(settings: Settings) -> SparkContext:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)  # Spark's own would speak to Java wherever the signal comes
-    _wait_for_workers(context)
     return context
+
+
+def _chosen(submitted: str | None, asked: str | None, default: str | None) -> str | None:
+    """The master: what was typed comes first. `spark-submit` gives "local[*]" where nobody said another."""
+    if submitted not in (None, "local[*]"):
+        return submitted
+    return asked or default
+
+
+def _reach(master: str) -> None:
+    """Raises OSError where none of the masters of Spark's own cluster listens."""
+    if not master.startswith("spark://"):
+        return
+    refused: OSError | None = None
+    for address in master.removeprefix("spark://").split(","):
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():  # which Spark tells
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+            return
+        except OSError as error:
+            refused = error
+    assert refused is not None
+    raise refused
 
 
 def _own_settings(settings: Settings) -> dict[str, str]:
@@ -115,6 +154,7 @@ def _defaults(conf: SparkConf, settings: Settings) -> dict[str, str]:
     """What is set unless the caller, `spark-submit` or the file of defaults says otherwise."""
     master = conf.get("spark.master")
     assert master is not None
+    cpus = _whole(conf, "spark.task.cpus")
     defaults = {
         "spark.ui.enabled": "false",  # a page without a password
         "spark.ui.retainedJobs": "20",  # memory stays the same however many there are
@@ -126,8 +166,7 @@ def _defaults(conf: SparkConf, settings: Settings) -> dict[str, str]:
         here = ("spark.driver.host", "spark.driver.bindAddress")
         return defaults | dict.fromkeys(here, "127.0.0.1") | {"spark.authenticate": "true"}
     if settings.workers:
-        cpus = int(conf.get("spark.task.cpus", "1") or 1)
-        each = max(1, int(conf.get("spark.executor.cores", "1") or 1) // cpus)
+        each = max(1, _whole(conf, "spark.executor.cores") // cpus)
         defaults["spark.cores.max"] = str(settings.workers * cpus)
         defaults["spark.executor.instances"] = str(-(-settings.workers // each))
     return defaults
@@ -137,7 +176,15 @@ def threads_of(context: SparkContext) -> int:
     """How many threads the libraries of each worker may use."""
     if _is_here(context):
         return threads_each(slots(context))
-    return int(context.getConf().get("spark.task.cpus", "1") or 1)
+    return _whole(context.getConf(), "spark.task.cpus")
+
+
+def _whole(conf: SparkConf, name: str) -> int:
+    """How many are set; 1 if none. Raises SettingsError."""
+    told = conf.get(name, "1") or "1"
+    if not told.isdecimal() or int(told) < 1:
+        raise SettingsError(f"{name} is {told!r}; valid is a whole number, 1 or more. See what spark.config sets.")
+    return int(told)
 
 
 def variables_of(context: SparkContext, attempt: str) -> dict[str, str]:
@@ -154,8 +201,8 @@ def variables_of(context: SparkContext, attempt: str) -> dict[str, str]:
 
 def slots(context: SparkContext) -> int:
     """How many tasks the workers that are there score at once."""
-    found = context.defaultParallelism
-    return max(1, found // int(context.getConf().get("spark.task.cpus", "1") or 1))
+    spark = context._jsc.sc()  # its defaultParallelism may be set to anything
+    return max(1, int(spark.maxNumConcurrentTasks(spark.resourceProfileManager().defaultResourceProfile())))
 
 
 def has_workers(context: SparkContext) -> bool:
@@ -210,7 +257,7 @@ class Chatter:
         """Start the Java process, or find the one that `spark-submit` started. Raises SettingsError."""
         if "PYSPARK_GATEWAY_PORT" in os.environ:
             return launch_gateway()  # type: ignore[no-untyped-call]
-        with tempfile.TemporaryDirectory(prefix="sereno-spark-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
             log = Path(folder, "log4j2.properties")
             log.write_text(LOG)
             conf = SparkConf(loadDefaults=False).set("spark.ui.showConsoleProgress", "false")
@@ -227,10 +274,7 @@ class Chatter:
                 os.close(writes)
                 writes = -1
                 reader.join(1.0)
-                raise SettingsError(
-                    "Spark needs Java 17 or newer, and its Java process did not start: install one (Debian: "
-                    f"openjdk-17-jre-headless), or set JAVA_HOME.{self.told()}"
-                ) from error
+                raise SettingsError(f"{self._why()}{self.told()}") from error
             finally:
                 if writes >= 0:
                     os.close(writes)
@@ -239,6 +283,15 @@ class Chatter:
         with open(descriptor, encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 self._lines.append(line.rstrip())
+
+    def _why(self) -> str:
+        """What to do where the Java process did not start."""
+        if NO_JAVA.search("\n".join(self._lines)):
+            return (
+                "Spark needs Java 17 or newer, and its Java process did not start: install one (Debian: "
+                "openjdk-17-jre-headless), or set JAVA_HOME."
+            )
+        return "Spark did not start: see what spark.config sets, and spark-defaults.conf."
 
     def told(self) -> str:
         """The last of what Spark wrote, as the end of a message."""

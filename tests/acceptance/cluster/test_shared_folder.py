@@ -264,6 +264,9 @@ class Elsewhere:
             yield answer.result
         shared.forget(check)
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
