@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import pytest
 from sereno.adapters import executors
 from sereno.adapters.dispatch import GOES_ON
 from sereno.adapters.files import Piece
+from sereno.adapters.leftovers import own_folder
 from sereno.adapters.spark_executor import _lost
-from sereno.adapters.spark_start import Chatter, _defaults, _own_settings, master_of, start
+from sereno.adapters.spark_start import PREFIX, Chatter, _chosen, _defaults, _own_settings, _reach, master_of, start
 from sereno.adapters.spawn import cores
 from sereno.batch.tasks import Task
 from sereno.config import Settings, SparkSettings
@@ -93,6 +97,69 @@ def test_without_java(monkeypatch: pytest.MonkeyPatch) -> None:
         Chatter().launch({})
 
 
+@pytest.mark.parametrize(
+    ("wrote", "is_java"),
+    [
+        ("JAVA_HOME is not set", True),
+        ("spark-class: line 71: /nowhere/bin/java: No such file or directory", True),
+        ("\tjava.lang.UnsupportedClassVersionError: … (class file version 61.0)", True),  # of an older Java
+        ("Invalid maximum heap size: -Xmxlots", False),
+        ('Exception in thread "main" org.apache.spark.SparkException: Executor cores must be a positive number', False),
+    ],
+)
+def test_java_is_named_where_it_is_missing_or_too_old(wrote: str, is_java: bool) -> None:
+    chatter = Chatter()
+    chatter._lines.append(wrote)
+    says = "Spark needs Java 17" if is_java else "Spark did not start: see what spark.config sets"
+    assert chatter._why().startswith(says)
+
+
+def test_numbers_that_are_none() -> None:
+    with pytest.raises(SettingsError, match=r"spark\.task\.cpus is 'two'; valid is a whole number, 1 or more\."):
+        _defaults(conf(master="yarn", task_cpus="two"), settings())
+    with pytest.raises(SettingsError, match=r"spark\.executor\.cores is '0'"):
+        _defaults(conf(master="yarn", executor_cores="0"), settings(2))
+
+
+@pytest.mark.parametrize(
+    ("submitted", "asked", "default", "given"),
+    [
+        ("yarn", "spark://node1:7077", "yarn", "yarn"),
+        ("local[2]", "yarn", "local[2]", "local[2]"),
+        ("local[*]", "yarn", "local[*]", "yarn"),  # what `spark-submit` gives where nobody said a master
+        (None, "yarn", "spark://node1:7077", "yarn"),
+        (None, None, "spark://node1:7077", "spark://node1:7077"),
+    ],
+)
+def test_the_submitted_master_comes_first(
+    submitted: str | None, asked: str | None, default: str | None, given: str
+) -> None:
+    assert _chosen(submitted, asked, default) == given
+
+
+def test_a_master_is_asked_for_before_spark_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        there = listens.getsockname()[1]
+        _reach(f"spark://127.0.0.1:9,127.0.0.1:{there}")
+    with pytest.raises(ConnectionRefusedError):
+        _reach(f"spark://127.0.0.1:9,127.0.0.1:{there}")
+    for other in ("local[2,4]", "yarn", "spark://127.0.0.1"):
+        _reach(other)
+
+
+def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    old, new, ours = (tmp_path / f"{PREFIX}{name}" for name in (f"{ended}-a", f"{ended}-b", f"{os.getpid()}-c"))
+    for folder in (old, new, ours):
+        folder.mkdir()
+        (folder / "bundle.zip").touch()
+    for folder in (old, ours):
+        os.utime(folder, (0, 0))
+    made = own_folder(PREFIX, tmp_path)
+    assert made.name.startswith(f"{PREFIX}{os.getpid()}-")
+    assert {*tmp_path.iterdir()} == {new, ours, made}
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.delitem(sys.modules, "sereno.adapters.spark_executor")
@@ -137,6 +204,16 @@ TASKS = [Task(index=index, pieces=(Piece(kind="parquet", path=f"{index}.parquet"
                 "'sereno'. Every node needs Sereno"
             ),
         ),
+        (
+            (
+                'java.io.IOException: Cannot run program "/nowhere/python": error=2, No such file or directory\n\tat java.base…\n'
+                "Caused by: java.io.IOException: error=2, No such file or directory\n\tat java.base…"
+            ),
+            (
+                'The Python processes of Spark cannot score; on node2 they ended with IOException: Cannot run program "/nowhere/'
+                'python": error=2, No such file or directory. Every node needs Sereno'
+            ),
+        ),
     ],
 )
 def test_what_is_said_of_a_loss(how: str, says: str) -> None:
@@ -146,4 +223,12 @@ def test_what_is_said_of_a_loss(how: str, says: str) -> None:
 
 
 def test_what_is_said_of_another_end() -> None:
+    raised = (
+        "[PYTHON_EXCEPTION] An exception was thrown from the Python worker: Traceback (most recent call last):\n"
+        '  File "pyspark/worker_util.py", line 75, in read_command\n    command = serializer.loads(file)\n'
+        "ModuleNotFoundError: No module named 'msgspec'\n SQLSTATE: 38000"
+    )
+    assert _lost(RuntimeError(raised), TASKS).startswith(
+        "The Python processes of Spark cannot score; they ended with ModuleNotFoundError: No module named 'msgspec'. Every node"
+    )
     assert _lost(RuntimeError("Job 3 cancelled\nmore"), TASKS) == f"Spark ended: Job 3 cancelled. {GOES_ON}"

@@ -6,6 +6,7 @@ folder that is gone afterwards: no attempt is left, no ledger told, nothing publ
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,11 @@ def compare(
     interval = interval_of(model, chosen, snapshot, when)
     clock = Clock(watcher)
     try:
-        with told("The comparison stopped", AGAIN), temporary_folder(home.path) as folder:
+        with (
+            told("The comparison stopped", AGAIN),
+            temporary_folder(home.path) as folder,
+            contextlib.closing(executor),
+        ):
             outcome = score(model, settings, chosen, executor, interval, folder, clock)
             with clock("compare"):
                 return _compare(model, own_gates, chosen, home, snapshot, interval, outcome, folder, clock.seconds)
