@@ -17,13 +17,11 @@ from sereno.batch.lease import hold_name
 from sereno.batch.record import but_not_told, tell_rollbacks
 from sereno.config import ModelSettings, Settings
 from sereno.exceptions import (
-    BusyError,
     ExportError,
-    IndexingError,
     LedgerError,
     NotFoundError,
+    SerenoError,
     SettingsError,
-    StorageError,
 )
 from sereno.interfaces import Export, RunLedger
 from sereno.ledger import is_left, lease_name, open_ledger
@@ -112,23 +110,28 @@ class Home:
     def _lookup_followers(self, state: State, indexed: frozenset[int]) -> list[tuple[str, Callable[[], object]]]:
         """What makes the lookups show what is served, or removes those that are off."""
         followers: list[tuple[str, Callable[[], object]]] = []
-        shared = self.shared_lookups()
-        if shared is not None and self.chosen.lookup != "off":
-            held = few(state, indexed, self.settings.lookup_versions)
-            followers.append(("lookup", partial(shared.follow, state, held)))
-        elif shared is not None:
-            followers.append(("lookup", shared.remove))
-        if (self.is_looked_up and shared is None) or lookup_folder(self.path, self.name).is_dir():
+        is_shared = self.settings.lookup_store is not None
+        if is_shared:
+            followers.append(("lookup", partial(self._follow_shared, state, indexed)))
+        if (self.is_looked_up and not is_shared) or lookup_folder(self.path, self.name).is_dir():
             from sereno.adapters.lookup_folder import LookupFolder
 
             lookups = LookupFolder(self.path, self.name)
             # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
             most = None if self.chosen.lookup == "required" else 0
-            if self.is_looked_up and shared is None:
+            if self.is_looked_up and not is_shared:
                 followers.append(("lookup", partial(lookups.follow, state, indexed, most=most)))
             else:
                 followers.append(("lookup", lookups.remove))
         return followers
+
+    def _follow_shared(self, state: State, indexed: frozenset[int]) -> None:
+        shared = self.shared_lookups()
+        assert shared is not None
+        if self.chosen.lookup != "off":
+            shared.follow(state, few(state, indexed, self.settings.lookup_versions))
+        else:
+            shared.remove()
 
     def _follow(self, state: State, succeeded: bool, due_at: datetime | None) -> None:
         if not state.served:
@@ -141,8 +144,10 @@ class Home:
         for name, follow in followers:
             try:
                 follow()
-            except (ExportError, IndexingError, StorageError, BusyError) as error:
+            except SerenoError as error:
                 failed.append(f"{name}: {error}")
+            except Exception as error:  # noqa: BLE001 - the others follow, whatever keeps this one from it
+                failed.append(f"{name}: {type(error).__name__}: {error}.")
         self._write_status(state, succeeded=succeeded and not failed, due_at=due_at)
         if failed:
             raise ExportError(

@@ -303,7 +303,9 @@ class Lane(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _should_upgrade(self) -> bool:
-        """To a WebSocket, by a GET without a body; anything else is a request like others."""
+        """To a WebSocket, by a GET without a body that waits for nobody's reply; anything else is a request like others."""
+        if self.turns or self._is_with_application():  # the stream would begin before that reply
+            return False
         if self.parser.get_method() != b"GET" or any(
             n in (b"content-length", b"transfer-encoding") for n, _ in self.headers
         ):

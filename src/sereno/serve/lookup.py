@@ -134,6 +134,8 @@ class Lookups:
             self._seen = None
             self._say(error)
         else:
+            if seen.mark == self._mark and self._opening is None:
+                self._is_well()
             self._follow(seen.mark)
         finally:
             self._looking = None
@@ -168,7 +170,7 @@ class Lookups:
     def _opened(self, index: LookupIndex | None, mark: object) -> None:
         # what was opened may be newer than what was noticed
         self._mark = index.mark if index is not None else mark
-        self._trouble = ""
+        self._is_well()
         if index is not None and index.keys != self.keys:
             self._has_other_keys = True
             LOG.error(
@@ -198,6 +200,11 @@ class Lookups:
                 self.name,
                 str(error).removesuffix("."),
             )
+
+    def _is_well(self) -> None:
+        if self._trouble:
+            self._trouble = ""
+            LOG.info("the lookups of %s follow their table again.", self.name)
 
     def _leave_what_was_rolled_back(self) -> None:
         if self.index is None:

@@ -43,27 +43,38 @@ class Address:
         """Raises SettingsError, which never quotes the password."""
         try:
             parts = urlsplit(text)
+            user, host, path = unquote(parts.username or ""), parts.hostname or "", parts.path
+            if "#" in text or any(character.isspace() for character in parts.netloc):
+                raise ValueError
+            if set(text) & set("\r\n\t\0") or "%00" in text:
+                raise ValueError
+            text.encode()  # a variable may hold bytes that are no text
+            host.encode("idna")
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
             is_socket = parts.scheme == "unix"
-            database = options.pop("db", "") if is_socket else parts.path.strip("/")
-            if parts.scheme not in KINDS or (database and not database.isdigit()) or options.keys() - set(OPTIONS):
+            database = options.pop("db", "") if is_socket else path.strip("/")
+            if parts.scheme not in KINDS or options.keys() - set(OPTIONS) or "" in options.values():
                 raise ValueError
-            if not (parts.path if is_socket else parts.hostname):
+            if database and not (database.isascii() and database.isdigit()):
                 raise ValueError
-            port = parts.port or 6379
+            # a path with an @ has the end of a password that should have been written with %
+            if (not path or host or "@" in path) if is_socket else not host:
+                raise ValueError
+            port = 6379 if parts.port is None else parts.port
+            if not port:
+                raise ValueError
         except ValueError:  # its reason may quote the address, and with it the password
             raise SettingsError(
                 "The address in 'lookup_store' cannot be read. It looks like redis://USER:PASSWORD@HOST:6379/0, with "
                 f"rediss:// for TLS (and {', '.join(OPTIONS)} after a ?), or like unix:///run/valkey.sock?db=0; "
                 "characters such as @ : / ? # % in a password are written as %40 %3A %2F %3F %23 %25."
             ) from None
-        user, host = unquote(parts.username or ""), parts.hostname or ""
-        place = parts.path if is_socket else f"{host}:{port}"
+        place = path if is_socket else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return cls(
             shown=f"{parts.scheme}://{f'{user}@' if user else ''}{place}{f'/{database}' if database and not is_socket else ''}",
             host=host,
             port=port,
-            path=parts.path if is_socket else "",
+            path=unquote(path) if is_socket else "",
             database=int(database or 0),
             user=user,
             password=unquote(parts.password or ""),
@@ -81,17 +92,26 @@ class Address:
             return None
         import ssl
 
+        self.check_files()
         files = dict(self.files)
         context = ssl.create_default_context(cafile=files.get("ssl_ca_certs"))
         if "ssl_certfile" in files:
             context.load_cert_chain(files["ssl_certfile"], files.get("ssl_keyfile"))
         return context
 
+    def check_files(self) -> None:
+        """Raises OSError, which names the file of TLS that is missing, as `ssl` does not."""
+        for _, path in self.files:
+            with open(path, "rb"):
+                pass
+
     def greeting(self) -> list[tuple[Any, ...]]:
         """What a new connection says first."""
         said: list[tuple[Any, ...]] = []
-        if self.password:
-            said.append(("AUTH", *filter(None, (self.user, self.password))))
+        if self.user:  # who may need none
+            said.append(("AUTH", self.user, self.password))
+        elif self.password:
+            said.append(("AUTH", self.password))
         said += [("CLIENT", "SETNAME", "sereno"), ("SELECT", str(self.database))]
         return said
 
@@ -101,14 +121,27 @@ def _client(address: Address, seconds: float) -> Redis:
     """It tries nothing twice: whoever asks knows better when to."""
     from redis import Redis
     from redis.backoff import NoBackoff
+    from redis.connection import SSLConnection
     from redis.retry import Retry
+
+    class Secured(SSLConnection):
+        def _connect(self) -> Any:
+            address.check_files()
+            # who speaks no TLS waits for the rest of what it was told, and would keep us waiting as long as an answer may
+            self.socket_timeout = CONNECT_SECONDS
+            try:
+                sock = super()._connect()  # type: ignore[no-untyped-call]
+            finally:
+                self.socket_timeout = seconds
+            sock.settimeout(seconds)
+            return sock
 
     place: dict[str, Any] = {"unix_socket_path": address.path}
     if not address.path:
         place = {"host": address.host, "port": address.port}
     if address.is_tls:
         place |= {"ssl": True, **dict(address.files)}
-    return Redis(
+    client = Redis(
         **place,
         db=address.database,
         username=address.user or None,
@@ -119,6 +152,9 @@ def _client(address: Address, seconds: float) -> Redis:
         protocol=2,
         client_name="sereno",
     )
+    if address.is_tls:
+        client.connection_pool.connection_class = Secured
+    return client
 
 
 def require_redis() -> None:
@@ -137,11 +173,15 @@ def cause(error: BaseException | str) -> str:
     for start, words in _CAUSES.items():
         if said.startswith(start):
             return words
+    for one in (error, getattr(error, "__context__", None)):
+        if isinstance(one, OSError) and one.filename:
+            return f"{one.filename}: {one.strerror}"
     if isinstance(error, TimeoutError) or "imeout" in type(error).__name__:
         return "it did not answer in time"
     return said.rstrip(".") or type(error).__name__
 
 
+NOT_REDIS = "what answers there does not speak Redis, or only in TLS (rediss://)"
 _CAUSES = {
     "OOM": "its memory is full (maxmemory)",
     "command not allowed when used memory": "its memory is full (maxmemory)",
@@ -155,16 +195,19 @@ _CAUSES = {
     "Authentication required": "it wants a password",
     "MOVED": "it is a cluster, which shares keys out; a single server is needed, or one with replicas",
     "CLUSTERDOWN": "it is a cluster that is down; a single server is needed, or one with replicas",
+    "Timeout connecting": "it did not answer in time, or not in TLS (redis:// is without, rediss:// with)",
+    "Protocol Error": NOT_REDIS,
+    "Protocol error": NOT_REDIS,
     "MISCONF": "it refuses writes, as it cannot save its data to disk",
 }
 
 
 @contextlib.contextmanager
-def told(what: str, then: str) -> Iterator[None]:
+def told(what: str, then: str = "") -> Iterator[None]:
     """Turn an error of the client into a StorageError that says what failed, why, and what to do."""
     from redis.exceptions import RedisError
 
     try:
         yield
     except RedisError as error:
-        raise StorageError(f"{what}: {cause(error)}. {then}") from error
+        raise StorageError(f"{what}: {cause(error)}. {then}".rstrip()) from error

@@ -7,7 +7,10 @@ connection: an answer that came after all would be taken for that of another que
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,13 +19,16 @@ from typing import Any
 
 import hiredis
 
-from sereno.adapters.lookup_redis.address import CONNECT_SECONDS, READ_SECONDS, Address, cause
+from sereno.adapters.lookup_redis.address import CONNECT_SECONDS, NOT_REDIS, READ_SECONDS, Address, cause
 from sereno.exceptions import StorageError
 
 LOG = logging.getLogger("sereno.lookup")
 
 AGAIN_SECONDS = 0.2  # between two tries to connect
 LOOK_SECONDS = 0.1  # between two looks at what is not answered
+KEEP_ALIVE_SECONDS = (
+    30  # after which the system asks whether who is quiet is still there, which keeps a firewall from forgetting
+)
 Reply = Any  # bytes, a whole number, None, a list of them, or hiredis.ReplyError
 Then = Callable[[Reply | StorageError], None]
 
@@ -36,10 +42,11 @@ class Link:
         self.line: _Line | None = None  # whose answers are heeded
         self._transport: asyncio.Transport | None = None  # of it, once we are let in
         self._waiting: deque[tuple[float, Then]] = deque()  # sent, not answered: since when
-        self._unsent: list[tuple[Sequence[Any], Then]] = []  # while it connects for the first time
+        self._unsent: list[tuple[Sequence[Any], Then]] = []  # while it connects, and there is no trouble
         self._connecting: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None  # when it connects again
+        self._tls: ssl.SSLContext | None = None  # made once, as it takes long
         self._trouble = ""  # why the last connection was lost, or none was made
-        self._not_before = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._looked = 0.0
         self._is_closed = False
@@ -69,7 +76,7 @@ class Link:
     def ask(self, command: Sequence[Any], then: Then) -> None:
         """Send a command; `then` is called with its reply, later. With a StorageError where there is none.
 
-        Once the connection was lost, nobody waits for the next one: it is made aside, and what is asked until then fails.
+        Once there was trouble, nobody waits for the next connection: it is made aside, and what is asked until then fails.
         """
         if self._transport is not None:
             self._send(self._transport, command, then)
@@ -84,26 +91,38 @@ class Link:
         self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
+        if self._again is not None:
+            self._again.cancel()
         self.lost("it was closed")
 
     # The connection
 
     def _connect(self) -> None:
-        if self._connecting is None and not self._is_closed and monotonic() >= self._not_before:
+        if self._connecting is None and self._again is None and not self._is_closed:
             self._connecting = self._loop.create_task(self._connected())
+
+    def _connect_again(self) -> None:
+        self._again = None
+        self._connect()
 
     async def _connected(self) -> None:
         address, line = self.address, _Line(self)
         try:
+            if self._tls is None and address.is_tls:
+                self._tls = await asyncio.to_thread(address.tls)
             async with asyncio.timeout(CONNECT_SECONDS):
                 if address.path:
                     await self._loop.create_unix_connection(lambda: line, address.path)
                 else:
-                    tls = address.tls()
-                    await self._loop.create_connection(lambda: line, address.host, address.port, ssl=tls)
+                    await self._loop.create_connection(lambda: line, address.host, address.port, ssl=self._tls)
+                    _keep_alive(line.transport)
                 self.line = line
                 await self._greet(line.transport)
-        except (OSError, TimeoutError, _RefusedError) as error:
+        except TimeoutError:
+            self.lost(cause("Timeout connecting" if address.is_tls else TimeoutError()), line)
+        except (OSError, ValueError, _RefusedError) as error:
+            if isinstance(error, ssl.SSLError):
+                self._tls = None  # its files may be others by now
             self.lost(cause(error), line)
         else:
             if self.line is line:
@@ -145,10 +164,14 @@ class Link:
     def lost(self, why: str, line: _Line | None = None) -> None:
         """There is no connection any more."""
         line, self.line = line or self.line, None
+        was_idle = self._transport is not None and not self._waiting
         self._transport = None
         if line is not None and line.transport is not None:
             line.transport.abort()
-        self._not_before = monotonic() + AGAIN_SECONDS
+        if self._again is None and not self._is_closed:
+            self._again = self._loop.call_later(AGAIN_SECONDS, self._connect_again)
+        if was_idle and not self._is_closed:
+            return  # servers close what is quiet: who asks next waits for the next connection
         if why != self._trouble and not self._is_closed:
             LOG.error("lookups: there is no connection to %s: %s.", self.address.shown, why)
         self._trouble = why
@@ -185,6 +208,14 @@ class _RefusedError(Exception):
     """The server does not let us in."""
 
 
+def _keep_alive(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    with contextlib.suppress(AttributeError, OSError):  # not every system can set how often
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            sock.setsockopt(socket.IPPROTO_TCP, option, KEEP_ALIVE_SECONDS)
+
+
 def _settle(answered: asyncio.Future[Reply], reply: Reply) -> None:
     if not answered.done():  # who waits may have given up
         answered.set_result(reply)
@@ -208,7 +239,7 @@ class _Line(asyncio.Protocol):
             while link.line is self and (reply := reader.gets()) is not False:
                 link.answered(reply)
         except hiredis.ProtocolError:
-            link.lost("what answers there does not speak Redis")
+            link.lost(NOT_REDIS)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._link.line is self:

@@ -263,7 +263,7 @@ class LookupRedis(Following):
     # Reading
 
     def _told_of_reading(self) -> contextlib.AbstractContextManager[None]:
-        return told(f"The lookups of {self.model!r} in {self.address.shown} cannot be read", "It is tried again.")
+        return told(f"The lookups of {self.model!r} in {self.address.shown} cannot be read")
 
     def _catalogue(self, client: Redis) -> Catalogue | None:
         raw = cast("bytes | None", client.get(self._names.catalogue))
@@ -271,7 +271,7 @@ class LookupRedis(Following):
             return None
         try:
             return read_catalogue(raw)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageError(
                 f"The key {self._names.catalogue!r} in {self.address.shown} is not what Sereno wrote ({error}). Remove it "
                 "there (DEL), or set 'lookup_prefix' to another text."

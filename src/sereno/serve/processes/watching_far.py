@@ -48,7 +48,7 @@ class FarWatch:
             began = time.monotonic()
             try:
                 work, is_gone, is_followed = store.work(), store.is_gone(), store.is_followed()
-            except (SerenoError, OSError):  # which the workers tell
+            except Exception:  # noqa: BLE001 - the workers tell it; this goes on looking, whatever it was
                 work, is_gone, is_followed = None, False, False
             self._work, self.is_gone, self._is_followed, self.looked_at = work, is_gone, is_followed, began
             self._ended.wait(LOOK_SECONDS)
