@@ -14,6 +14,7 @@ import pytest
 from sereno.cli import main
 from sereno.exceptions import PredictError
 from sereno.serve.on_ray import fleet as module
+from sereno.serve.on_ray.command import _variables
 from sereno.serve.on_ray.fleet import Fleet
 from sereno.serve.on_ray.replica import Name, Spec, Status
 
@@ -30,6 +31,7 @@ class Played:
     places: dict[int, int] = field(default_factory=dict)
     servers: dict[Name, Status] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
+    unready_after: set[int] = field(default_factory=set)  # the reloads after which a server is not ready
 
     def addresses(self) -> list[str]:
         return self.nodes
@@ -60,16 +62,16 @@ class Played:
         address = self.place(generation, index)
         taken = [one.address for one in self.servers.values() if one.state in ("ready", "unready")]
         assert address not in taken, "two servers on one node"
-        bad = spec.version == "bad"
+        bad, unready = spec.version == "bad", spec.version == "unready"
         name = Name(generation, index, spec.digest)
         self.servers[name] = Status(
-            state="failed" if bad else "ready",
+            state="failed" if bad else "unready" if unready else "ready",
             spec=spec,
             host=address,
             address=address,
             url=f"http://{address}",
             error="PredictError" if bad else "",
-            says="load raised" if bad else "",
+            says="load raised" if bad else "nothing is published." if unready else "",
         )
         self.told.append(f"start {address} {spec.version}")
         return name
@@ -81,8 +83,9 @@ class Played:
 
     def reload(self, name: Name) -> None:
         one = self.servers[name]
-        self.servers[name] = msgspec.structs.replace(one, reloads=one.reloads + 1)
         self.told.append(f"reload {one.address}")
+        state = "unready" if sum(told.startswith("reload") for told in self.told) in self.unready_after else "ready"
+        self.servers[name] = msgspec.structs.replace(one, reloads=one.reloads + 1, state=state)
 
     def stop(self, name: Name) -> None:
         one = self.servers[name]
@@ -97,6 +100,8 @@ class Played:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(module, "GROW_SECONDS", 0.01)
+    monkeypatch.setattr(module, "GRACE", 0.05)
+    monkeypatch.setattr(module, "UP_SECONDS", 0.05)
 
 
 class Notes(list[str]):
@@ -161,8 +166,35 @@ def test_one_that_does_not_start_gives_its_place_back_and_the_others_stay() -> N
     cluster, notes = Played(["a", "b"]), Notes()
     run(cluster, "1", 2)
     run(cluster, "bad", 2, notes)
-    assert cluster.told[2:] == ["stop a 1", "start a bad", "start a 1"]
+    assert cluster.told[2:] == ["stop a 1", "start a bad", "stop a bad", "start a 1"]
     assert notes == ["the update was refused, the other servers stay as they are: load raised"]
+
+
+def test_one_that_does_not_get_ready_gives_its_place_back_and_the_others_stay() -> None:
+    cluster, notes = Played(["a", "b"]), Notes()
+    run(cluster, "1", 2)
+    run(cluster, "unready", 2, notes)
+    assert cluster.told[2:] == ["stop a 1", "start a unready", "stop a unready", "start a 1"]
+    assert {one.state for one in cluster.servers.values()} == {"ready"}
+    assert notes == [
+        "the update was refused, the other servers stay as they are: server 1 was not ready after 0.05 s: nothing is published."
+    ]
+
+
+def test_where_none_is_ready_those_that_are_not_ready_either_will_do() -> None:
+    cluster = Played(["a", "b"])
+    assert [one.state for one in run(cluster, "unready", 2)] == ["unready"] * 2  # before the first run, say
+    other = Spec(arguments=["--watch"], folder="/srv", host=None, variables={}, version="unready")
+    Fleet(
+        cluster,
+        other,
+        2,
+        drain_seconds=1,
+        announce=lambda said: os.kill(os.getpid(), signal.SIGUSR1),
+        note=Notes(),
+        settle_seconds=0,
+    ).run()
+    assert {name.digest for name in cluster.servers} == {other.digest}
 
 
 def test_if_none_starts_nothing_is_left() -> None:
@@ -223,6 +255,43 @@ def test_each_reads_its_files_again() -> None:
 
     Fleet(cluster, spec("1"), 2, drain_seconds=1, announce=announce, note=notes, settle_seconds=0).run()
     assert cluster.told[2:] == ["reload a", "reload b"]
+
+
+def test_one_that_is_not_ready_after_it_ends_a_reload_and_the_next_reload_is_heeded() -> None:
+    cluster = Played(["a", "b"], unready_after={1})
+    run(cluster, "1", 2)
+
+    class Twice(Notes):
+        def __call__(self, text: str) -> None:
+            super().__call__(text)
+            if "not told to read" in text:
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    notes = Twice("servers have read their files again")
+
+    def announce(said: Sequence[Status]) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    Fleet(cluster, spec("1"), 2, drain_seconds=1, announce=announce, note=notes, settle_seconds=0).run()
+    assert cluster.told[2:] == ["reload a", "reload a", "reload b"]
+    assert "server 1 is not ready after its reload: unready. 1 other servers were not told to read them." in notes
+
+
+def test_what_may_hold_a_password_is_not_sent_and_another_value_is_seen() -> None:
+    environ = {
+        "SERENO_LEDGER": "postgresql://u:secret@db/o",
+        "SERENO_LOOKUP_STORE": "redis://:secret@cache",
+        "SERENO_MODELS__CHURN__NOTIFY": '["https://chat/secret"]',
+        "SERENO_SECRET_API_KEYS": "secret",
+        "SERENO_SERVE__PORT": "8001",
+        "PATH": "/bin",
+    }
+    found = _variables(environ)
+    assert found["variables"] == {"SERENO_SERVE__PORT": "8001"}
+    assert found["own"].keys() == {"SERENO_LEDGER", "SERENO_LOOKUP_STORE"}
+    assert "secret" not in str(found)
+    assert found["own"] != _variables(environ | {"SERENO_LEDGER": "postgresql://u:other@db/o"})["own"]
+    assert spec("1").digest != msgspec.structs.replace(spec("1"), own=found["own"]).digest
 
 
 @pytest.mark.parametrize(

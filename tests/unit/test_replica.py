@@ -146,6 +146,7 @@ def test_secrets_are_the_nodes_own_and_rays_token_is_not_handed_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERENO_SECRET_API_KEYS", "sha256:" + "0" * 64)
+    monkeypatch.setenv("SERENO_LOOKUP_STORE", "redis://127.0.0.1:1")
     monkeypatch.setenv("SERENO_SERVE__PORT", "1")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     with started(spec(folder)) as (replica, _):
@@ -153,7 +154,16 @@ def test_secrets_are_the_nodes_own_and_rays_token_is_not_handed_on(
         assert httpx.post(f"{now.url}/predict", json={"id": 1, "x": 1.5}).status_code == 401
         variables = Path(f"/proc/{now.pid}/environ").read_bytes()
         assert b"RAY_" not in variables
+        assert b"SERENO_LOOKUP_STORE=redis://127.0.0.1:1\0" in variables
         assert b"SERENO_SERVE__PORT" not in variables
+
+
+def test_a_node_without_what_is_not_sent_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FAILED_SECONDS", 0.2)
+    with started(msgspec.structs.replace(spec(folder), own={"SERENO_LOOKUP_STORE": "0a1b2c3d"})) as (replica, left):
+        assert left.wait(60)
+        assert status(replica).error == "SettingsError"
+        assert "SERENO_LOOKUP_STORE is set where the command was started, but not" in status(replica).says
 
 
 def test_what_is_asked_for_is_told_apart_by_its_digest(folder: Path) -> None:

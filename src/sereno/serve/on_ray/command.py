@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import os
@@ -15,7 +16,7 @@ from sereno import __version__
 from sereno.exceptions import SettingsError
 from sereno.serve.command import note
 from sereno.serve.on_ray.fleet import Fleet
-from sereno.serve.on_ray.replica import Spec, Status
+from sereno.serve.on_ray.replica import OWN, Spec, Status
 from sereno.serve.options import Options
 from sereno.serve.processes.sockets import refuse_openness
 from sereno.settings import Settings
@@ -55,7 +56,7 @@ def serve_on_ray(
             arguments=_arguments(options, settings, watch=watch, verbose=verbose),
             folder=str(Path.cwd()),
             host=host,
-            variables=_variables(os.environ),
+            **_variables(os.environ),
             version=__version__,
         )
         fleet = Fleet(servers, spec, replicas, drain_seconds=settings.serve.drain_seconds, announce=announce, note=note)
@@ -94,13 +95,16 @@ def _arguments(options: Options, settings: Settings, *, watch: bool, verbose: bo
     return [*home, *env, *settings_typed, *flags, "--", *(str(file) for file in options.files)]
 
 
-def _variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings among them. Secrets are not sent: each node has its own."""
-    return {
+def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The settings among them. Secrets are not sent, nor what may hold one: each node has its own."""
+    left_out = ("SERENO_SECRET_", "SERENO_SERVE__HOST", *OWN)
+    sent = {
         name: value
         for name, value in environ.items()
-        if name.startswith("SERENO_") and not name.startswith(("SERENO_SECRET_", "SERENO_SERVE__HOST"))
+        if name.startswith("SERENO_") and not name.startswith(left_out) and not name.endswith("NOTIFY")
     }
+    own = {name: hashlib.sha256(environ[name].encode()).hexdigest()[:8] for name in OWN if name in environ}
+    return {"variables": sent, "own": own}
 
 
 def _data(said: Sequence[Status], address: str | None) -> str:

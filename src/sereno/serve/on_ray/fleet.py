@@ -24,7 +24,8 @@ TELL_SECONDS = 10.0  # without all places, until somebody is told what is waited
 FEWER_SECONDS = 30.0  # and until it begins with those that there are nodes for
 SETTLE_SECONDS = 3.0  # between a server that is back and the next that goes: a balancer takes it again meanwhile
 GROW_SECONDS = 60.0  # between two tries to have more places
-GRACE = 10.0  # that a server may take longer to end than it waits for itself
+GRACE = 10.0  # that a server may take longer to end than it waits for itself, or until it is ready after a reload
+UP_SECONDS = 300.0  # until one that takes another's place is ready, or has read its files again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -187,6 +188,7 @@ class Fleet:
     def _roll(self, generation: int, size: int, *, one_by_one: bool) -> Generator[None, None, Outcome]:
         """Have each place of a generation serve what is asked for now, and close those of others. An Outcome."""
         cluster = self._cluster
+        is_new = all((said := cluster.status(name)) is None or said.state != "ready" for name in cluster.names())
         waits: list[Name] = []
         for index in range(size):
             here = [name for name in cluster.names() if (name.generation, name.index) == (generation, index)]
@@ -204,16 +206,16 @@ class Fleet:
             if not one_by_one:
                 waits.append(started)
                 continue
-            outcome = yield from self._up(started)
+            outcome = yield from self._up(started, is_new=is_new)
             if outcome.error:
-                cluster.remove(started)
+                yield from self._stop(started)
                 if before is not None:
                     cluster.start(generation, index, before)
                 return outcome
             if index < size - 1:
                 yield from self._settle()
         for name in waits:
-            outcome = yield from self._up(name)
+            outcome = yield from self._up(name, is_new=is_new)
             if outcome.error:
                 return outcome
         for old in [number for number in cluster.generations() if number != generation]:
@@ -223,8 +225,8 @@ class Fleet:
             cluster.close_places(old)
         return Outcome()
 
-    def _up(self, name: Name) -> Generator[None, None, Outcome]:
-        """Wait until it is ready: an Outcome. One that never gets ready has an error; one that is only unready is awaited."""
+    def _up(self, name: Name, *, is_new: bool) -> Generator[None, None, Outcome]:
+        """Wait until it is ready: an Outcome. Where no other was (`is_new`), it may be unready, and take any time to start."""
         started, is_told = time.monotonic(), False
         while True:
             said = self._cluster.status(name)
@@ -232,11 +234,13 @@ class Fleet:
                 return Outcome(said.error or "WorkerError", said.says)
             if said is not None and said.state == "ready":
                 return Outcome()
-            if said is not None and said.state == "unready" and not self._is_announced:
+            if said is not None and said.state == "unready" and is_new:
                 return Outcome()  # it answers, though it wants something, such as a first run
+            why = f": {said.says.rstrip('.')}" if said is not None and said.says else ""
+            if not is_new and time.monotonic() - started > UP_SECONDS:
+                return Outcome("WorkerError", f"server {name.index + 1} was not ready after {UP_SECONDS:g} s{why}.")
             if time.monotonic() - started > TELL_SECONDS and not is_told:
                 is_told = True
-                why = f": {said.says}" if said is not None and said.says else ""
                 self._note(f"waiting until server {name.index + 1} is ready{why}.")
             yield
 
@@ -268,19 +272,26 @@ class Fleet:
             if before is None:
                 continue
             self._cluster.reload(name)
-            while True:
-                said = self._cluster.status(name)
-                if said is None or said.pid != before.pid:
-                    break  # it was started again, and has read them
-                if said.reloads > before.reloads and said.refused:
-                    self._note(f"{said.refused} {len(names) - done - 1} other servers were not told to read them.")
-                    return
-                if said.reloads > before.reloads and said.state == "ready":
-                    break
-                if said.reloads > before.reloads and before.state != "ready":
-                    break
-                yield
+            refused = yield from self._reloaded(name, before)
+            if refused:
+                self._note(f"{refused} {len(names) - done - 1} other servers were not told to read them.")
+                return
         self._note(f"{len(names)} servers have read their files again.")
+
+    def _reloaded(self, name: Name, before: Status) -> Generator[None, None, str]:
+        """Wait until it has read its files: why the others are not told to; empty: they are."""
+        until = time.monotonic() + UP_SECONDS
+        while (said := self._cluster.status(name)) is not None and said.pid == before.pid:
+            if said.reloads > before.reloads:
+                if said.refused or said.state == "ready" or before.state != "ready":
+                    return said.refused
+                until = min(until, time.monotonic() + GRACE)
+            if time.monotonic() > until:
+                return (
+                    f"server {name.index + 1} is not ready after its reload: {(said.says or said.state).rstrip('.')}."
+                )
+            yield
+        return ""  # it was started again, and has read them
 
     def _grow(self) -> Course:
         """More places, now that there are more nodes."""

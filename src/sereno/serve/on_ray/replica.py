@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from sereno.exceptions import SettingsError
 from sereno.operate.tied import tied
 
 LOOK_SECONDS = 0.5  # between two looks at its health
@@ -37,6 +38,7 @@ HANGS_SECONDS = 30.0  # without any answer: it is killed
 TOLD_SECONDS = 0.7  # before another one is started: for whoever asks why
 FAILED_SECONDS = 5.0  # the same where it did not get ready, and the next one may not either
 MOST_WORDS = 30  # lines of its log that are told
+OWN = ("SERENO_LEDGER", "SERENO_LOOKUP_STORE")  # may hold passwords: each node has its own, as SERENO_SECRET_…
 RELOADED, REFUSED = "sereno: reloaded in ", "sereno: the reload was refused, "  # as the supervisor notes it
 
 
@@ -47,6 +49,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str  # where it is started, on every node
     host: str | None  # the address to listen on; None: the node's own
     variables: dict[str, str]  # SERENO_… of whoever asked
+    own: dict[
+        str, str
+    ] = {}  # those of each node that whoever asked has as well → a hash, so that another value is seen
     version: str  # of Sereno
 
     @property
@@ -77,7 +82,7 @@ class Status(msgspec.Struct, kw_only=True):
     served: dict[str, Any] | None = None  # what `sereno serve --json` has printed
     error: str = ""  # the class of the error with which it ended
     says: str = ""  # why it is unready or has failed
-    reloads: int = 0  # how many have ended
+    reloads: int = 0  # how many had ended when it was last asked how it is
     refused: str = ""  # why the last of them was
 
 
@@ -91,6 +96,7 @@ class Replica:
         self._status = Status(state="starting", spec=self._spec, host=socket.gethostname(), address=address)
         self._process: subprocess.Popen[str] | None = None
         self._words: collections.deque[str] = collections.deque(maxlen=MOST_WORDS)
+        self._reloads = 0
         self._is_stopped = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="sereno-server", daemon=True)
@@ -140,6 +146,9 @@ class Replica:
             except OSError as error:
                 status.error, status.says = "StorageError", self._not_started(error)
                 process = None
+            except SettingsError as error:
+                status.error, status.says = "SettingsError", str(error)
+                process = None
             self._process = process
         if process is None:
             self._fail(was_ready=False)
@@ -164,7 +173,12 @@ class Replica:
 
     def _start(self) -> subprocess.Popen[str]:
         spec = self._spec
-        own = ("SERENO_SECRET_",)  # secrets are each node's own, and Ray's token is none of the server's affair
+        if missing := [name for name in spec.own if name not in os.environ]:
+            raise SettingsError(
+                f"{missing[0]} is set where the command was started, but not where Ray was on host {self._status.host}. It may "
+                "hold a password, and is not sent: set it on every node."
+            )
+        own = ("SERENO_SECRET_", *OWN)  # secrets are each node's own, and Ray's token is none of the server's affair
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -199,10 +213,12 @@ class Replica:
             if self._status.served is None or self._is_stopped:
                 heard_at = time.monotonic()
                 continue
+            reloads = self._reloads
             state, why = self._asked()
             if state is not None:
                 heard_at, was_ready = time.monotonic(), True
                 self._tell(state, why)
+                self._status.reloads = reloads
             elif time.monotonic() - heard_at > HANGS_SECONDS:
                 self._tell("unready", f"it has not answered for {HANGS_SECONDS:g} s, and is killed.")
                 for pid in (*_below(process.pid), process.pid):  # workers that stand still would not see it go
@@ -269,7 +285,7 @@ class Replica:
                 self._words.append(line.rstrip("\n"))
                 if line.startswith((RELOADED, REFUSED)):
                     self._status.refused = line.removeprefix("sereno: ").strip() if line.startswith(REFUSED) else ""
-                    self._status.reloads += 1
+                    self._reloads += 1  # is told with how it is since then
 
     def _fail(self, *, was_ready: bool) -> None:
         self._status.state = "failed"
