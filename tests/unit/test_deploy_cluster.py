@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -113,6 +114,10 @@ def test_the_balancer_asks_every_host(cluster: Cluster) -> None:
     ]
     assert "server_name scores.bank;" in text
     assert "client_max_body_size 4096;" in text
+    page = (Path(__file__).parents[2] / "docs" / "serving_cluster.md").read_text()
+    for setting in ("connect_timeout", "read_timeout", "next_upstream", "next_upstream_tries", "next_upstream_timeout"):
+        (ours,), (there,) = (re.findall(rf"proxy_{setting} ([^;]+);", each) for each in (text, page))
+        assert ours == there, setting
 
 
 def test_the_first_host_is_the_head_and_the_others_join_it(cluster: Cluster) -> None:
@@ -129,16 +134,21 @@ def test_the_readme_says_what_goes_where(cluster: Cluster) -> None:
         assert "${" not in text
         settings = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])
         assert settings["executor"] == executor
+        assert f"sereno[{'postgresql,ray,redis' if executor == 'ray' else 'postgresql,redis,spark'}]" in text
+        assert "SERENO_LOOKUP_STORE=redis://" in text
+        assert "maxmemory-policy noeviction" in text
         assert ("/ray start --head" in text) == (executor == "ray")
         assert ("spark-submit --master" in text) == (executor == "spark")
 
 
 def test_what_the_settings_lack_is_told(cluster: Cluster) -> None:
-    assert [*warnings(cluster, executor="ray", ray_address="node1.bank:6379", ledger="postgresql://x")] == []
-    ledger, executor = warnings(cluster, executor="local", ray_address=None, ledger=None)
+    stores = {"ledger": "postgresql://x", "lookup_store": "redis://x"}
+    assert [*warnings(cluster, executor="ray", ray_address="node1.bank:6379", **stores)] == []
+    ledger, lookups, executor = warnings(cluster, executor="local", ray_address=None, ledger=None, lookup_store=None)
     assert "The ledger is a file of the home, which several hosts cannot share" in ledger
+    assert "SERENO_LOOKUP_STORE, or `lookup_store` in sereno.toml" in lookups
     assert 'executor is "local": runs would stay on the host of the schedule' in executor
-    (address,) = warnings(cluster, executor="ray", ray_address="other:6379", ledger="postgresql://x")
+    (address,) = warnings(cluster, executor="ray", ray_address="other:6379", **stores)
     assert 'ray.address is other:6379: set it to "node1.bank:6379"' in address
 
 

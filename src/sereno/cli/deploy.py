@@ -102,7 +102,13 @@ def _cluster(
         body_bytes=settings.serve.max_body_bytes,
         request_seconds=settings.serve.request_timeout_seconds,
     )
-    said = warnings(cluster, executor=settings.executor, ray_address=settings.ray.address, ledger=settings.ledger)
+    said = warnings(
+        cluster,
+        executor=settings.executor,
+        ray_address=settings.ray.address,
+        ledger=settings.ledger,
+        lookup_store=settings.lookup_store,
+    )
     return cluster.files(), [*said, *next_steps(folder)]
 
 

@@ -121,6 +121,7 @@ class Cluster:
             servers="\n".join(servers),
             body_bytes=str(self.body_bytes),
             read_seconds=str(math.ceil(self.request_seconds) + 5),
+            next_seconds=str(math.ceil(self.request_seconds) + 10),
         )
 
     def _readme(self) -> str:
@@ -138,7 +139,7 @@ class Cluster:
             home_quoted=shlex.quote(str(server.home)),
             project=str(server.project),
             python=str(server.python),
-            extras="postgresql,ray" if self.uses_ray else "postgresql,spark",
+            extras="postgresql,ray,redis" if self.uses_ray else "postgresql,redis,spark",
             user=server.user,
             written=written,
             environment="\n".join(self._environment()),
@@ -169,6 +170,7 @@ class Cluster:
             yield "RAY_AUTH_TOKEN=…"
         yield "SERENO_SECRET_API_KEYS=sha256:…"
         yield "SERENO_LEDGER=postgresql://sereno:…@db.example.com/operations"
+        yield "SERENO_LOOKUP_STORE=redis://sereno:…@lookups.example.com:6379/0"
 
     def _settings(self) -> Iterator[str]:
         if self.uses_ray:
@@ -217,12 +219,19 @@ class Cluster:
         )
 
 
-def warnings(cluster: Cluster, *, executor: str, ray_address: str | None, ledger: str | None) -> Iterator[str]:
+def warnings(
+    cluster: Cluster, *, executor: str, ray_address: str | None, ledger: str | None, lookup_store: str | None
+) -> Iterator[str]:
     """What the settings lack for it."""
     if ledger is None:
         yield (
             "WARNING: The ledger is a file of the home, which several hosts cannot share. Set SERENO_LEDGER, or `ledger` in sereno.toml, "
             "to the address of a PostgreSQL before the schedule starts on two hosts."
+        )
+    if lookup_store is None:
+        yield (
+            "WARNING: Lookups, where models have them, are kept in the home, which every host reads over the network. Set "
+            "SERENO_LOOKUP_STORE, or `lookup_store` in sereno.toml, to the address of a Redis or Valkey server."
         )
     head = f"{cluster.hosts[0]}:{RAY_PORT}"
     if executor == "local":
