@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sereno.adapters.ray_connection import temporary_folder
+from sereno.adapters import ray_connection
+from sereno.adapters.ray_connection import RECONNECT, RayConnection, temporary_folder
+from sereno.exceptions import WorkerError
 from tests.acceptance.project import DAY, MODEL, Project
 from tests.acceptance.test_up import SETTINGS, Up, published
 
@@ -102,6 +105,59 @@ def test_it_ends_with_the_run(on_ray: Project, place: Path, number: signal.Signa
         assert errors == "sereno: interrupted; finished tasks are kept, the next run goes on where this one was.\n"
     until(lambda: processes(place) == [])
     assert on_ray.published() is None
+
+
+@pytest.mark.soak
+def test_one_that_stood_still_goes_on(on_ray: Project) -> None:
+    """Longer than a head may be silent: it was not the head that was."""
+    on_ray.rows(DAY, 100)
+    on_ray.write("wait", "")
+    on_ray.variables |= {RECONNECT: "8"}
+    run = on_ray.start("run", "total.py", "--date", DAY, "--executor", "ray", "--workers", "1", "--json")
+    until((on_ray.folder / "began").exists, run)
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(12)
+    run.send_signal(signal.SIGCONT)
+    time.sleep(2)
+    (on_ray.folder / "wait").unlink()
+    printed, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, errors
+    assert json.loads(printed)["state"] == "published"
+
+
+@pytest.mark.soak
+def test_its_head_dies(on_ray: Project, place: Path) -> None:
+    on_ray.rows(DAY, 100)
+    on_ray.write("wait", "")
+    on_ray.variables |= {RECONNECT: "8"}
+    run = on_ray.start("run", "total.py", "--date", DAY, "--executor", "ray", "--workers", "1")
+    until((on_ray.folder / "began").exists, run)
+    (head,) = [process for process in processes(place) if process.name() == "gcs_server"]
+    head.kill()
+    _, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 1
+    assert "Ray on this machine has lost its head, which has not answered for " in errors
+    assert "rpc_client" not in errors
+    assert list(place.iterdir()) == []
+
+
+def test_what_listens_is_no_head(on_ray: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told soon; and who does not want to wait for it ends the run."""
+    monkeypatch.setattr(ray_connection, "HEAD_SECONDS", 2)
+    on_ray.rows(DAY, 100)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(
+            WorkerError, match=f"What listens at {address} has not answered for 2 s as the head of a Ray"
+        ):
+            RayConnection(address)
+        listener.settimeout(PATIENCE)
+        listener.accept()[0].close()
+        run = on_ray.start("run", "total.py", "--date", DAY, "--executor", "ray", "--set", f"ray.address={address}")
+        listener.accept()[0].close()
+        run.terminate()
+        run.communicate(timeout=5)
+        assert run.returncode == -signal.SIGTERM
 
 
 def test_a_scheduled_run(on_ray: Project, place: Path) -> None:

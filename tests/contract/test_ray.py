@@ -141,8 +141,21 @@ def test_without_a_cluster_there_are_as_many_as_cores(tmp_path: Path) -> None:
 
 def test_the_address_may_come_from_ray_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://node1:10001")
-    with pytest.raises(SettingsError, match=r"ray.address is 'ray://node1:10001'; valid is the head's host and port"):
+    with pytest.raises(SettingsError, match=r"RAY_ADDRESS is 'ray://node1:10001'; valid is the head's host and port"):
         RayExecutor(Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "valid"),
+    [
+        ("worker_gpus", 1.5, "a whole number, or a part of one GPU"),
+        ("worker_gpus", 0.00001, "0, or 0.0001 or more"),
+        ("worker_cpus", 0.00001, "0, or 0.0001 or more"),
+    ],
+)
+def test_parts_that_ray_does_not_give(job: Job, name: str, amount: float, valid: str) -> None:
+    with pytest.raises(SettingsError, match=f"ray.{name} is {amount:g}; valid is {valid}"):
+        RayExecutor(settings(job, **{name: amount}))
 
 
 @pytest.mark.parametrize(
@@ -180,10 +193,11 @@ def test_no_worker_comes(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert line.endswith("the Ray cluster has 1 node, of which the largest has 4 CPUs, which others may use.")
 
 
-def test_a_load_that_kills_each_worker(job: Job, tmp_path: Path) -> None:
+def test_a_load_that_kills_each_worker(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "env.json").write_text('{"env_vars": {"MINE": "dies"}}')
     asked = settings(job, runtime_env=tmp_path / "env.json")
     with pytest.raises(
         WorkerError, match=r"A worker was lost 4 times while it loaded the model: its process or its node"
     ):
         run(RayExecutor(asked), job)
+    assert "waiting for a worker" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import json
@@ -11,21 +12,40 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sereno.adapters.leftovers import own_folder
 from sereno.exceptions import MissingExtraError, SettingsError, WorkerError
 from sereno.settings import RaySettings
 
 OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing large goes through it
 PREFIX = "sereno-ray-"  # of its folder
 MOST_LETTERS = 32  # of the folder for temporary files: below it are sockets, whose names may have 107
-LEFT_SECONDS = 86_400.0
-REACH_SECONDS = 10.0  # until a head that does not answer is told: Ray itself would try for minutes
+REACH_SECONDS = 10.0  # until a host that does not answer is told: Ray itself would try for minutes
+HEAD_SECONDS = 15  # until it is told that what listens at the address is no head
+# In a process of its own, as Ray asks for ever, deaf to signals, and says so in lines of its own. Its last line is what is wrong.
+ASK = """
+import signal, sys
+signal.alarm(int(sys.argv[2]))
+from ray import exceptions
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient
+try:
+    address = canonicalize_bootstrap_address(sys.argv[1])
+    if address is not None:
+        GcsClient(address=address)
+except exceptions.AuthenticationError:
+    sys.exit(3)
+except Exception as error:
+    sys.exit(" ".join(str(error).split()))
+"""
+HINT = "Is its head running (`ray start --head --port=6379`), and is ray.address where it listens?"
+OTHER_TOKEN = 3  # its exit code
 VARIABLES = {  # of this process and those that it starts, where nobody set them
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -34,6 +54,8 @@ VARIABLES = {  # of this process and those that it starts, where nobody set them
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as Ray will do; else it says so at length
 }
+# So many seconds a process of Ray's lives on without its head; 60, if not set.
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
 def require_ray(what: str) -> None:
@@ -47,7 +69,8 @@ def address_of(settings: RaySettings) -> str | None:
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
     if address and "://" in address:
         raise SettingsError(
-            f'ray.address is {address!r}; valid is the head\'s host and port, "host:6379". The process that asks works on a '
+            f"{'ray.address' if settings.address else 'RAY_ADDRESS'} is {address!r}; valid is the head's host and port, "
+            '"host:6379". The process that asks works on a '
             "node of the cluster, which may be one without CPUs for others: `ray start --address=host:6379 --num-cpus=0`."
         )
     return address
@@ -98,27 +121,20 @@ class RayConnection:
             _reach(address)
             options.pop("num_cpus", None)
             options["address"] = address
-        with _signals_kept():
-            self._connect(options)
+        self._connect(options)
 
     def _connect(self, options: dict[str, Any]) -> None:
         import ray
 
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _signals_kept():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except ray.exceptions.AuthenticationError as error:
-            raise SettingsError(
-                f"There is no token for the Ray cluster {self.address}. Set RAY_AUTH_TOKEN to that of the cluster, or "
-                "RAY_AUTH_TOKEN_PATH to the file that has it (or RAY_AUTH_MODE=disabled, if the cluster asks for none)."
-            ) from error
+            raise _no_token(self.address) from error
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            hint = (
-                " Is RAY_AUTH_TOKEN that of the cluster, and this host one of its nodes (`ray status`; `ray start "
-                f"--address={self.address} --num-cpus=0` makes it one)?"
-            )
+            hint = f" Is this host one of the cluster's nodes (`ray start --address={self.address} --num-cpus=0` makes it one)?"
             raise WorkerError(
-                f"Ray {f'cluster {self.address}' if self.address else 'on this machine'} cannot be used: "
-                f"{in_short(error)}{hint if self.address else ''}"
+                f"{named(self.address)} cannot be used: {in_short(error)}{hint if self.address else ''}"
             ) from error
         # What Ray itself says of each node that is lost comes on standard output and in colours. We say it in a line.
         with contextlib.suppress(Exception):
@@ -130,8 +146,17 @@ class RayConnection:
 
         if self._is_ours and not is_lost:
             ray.shutdown()
+        if is_lost:
+            atexit.unregister(ray.shutdown)
         if self._folder is not None:
+            if is_lost and (node := getattr(ray._private.worker, "_global_node", None)) is not None:
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def named(address: str | None) -> str:
+    """The cluster, in words."""
+    return f"The Ray cluster {address}" if address else "Ray on this machine"
 
 
 def in_short(error: BaseException) -> str:
@@ -145,35 +170,47 @@ def temporary_folder() -> Path:
     place = Path(tempfile.gettempdir())
     if len(str(place)) > MOST_LETTERS:
         place = Path("/tmp")
-    for folder in place.glob(f"{PREFIX}*-*"):
-        with contextlib.suppress(OSError, ValueError):  # somebody else's
-            pid = int(folder.name.removeprefix(PREFIX).partition("-")[0])
-            if time.time() - folder.stat().st_mtime > LEFT_SECONDS and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(folder)
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
+    return own_folder(PREFIX, place)
 
 
 def _reach(address: str) -> None:
+    """Raise where no head of a cluster answers there, or one that asks for another token."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # "auto": Ray knows where
-        return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
-    except OSError as error:
+        if host and port.isdecimal():  # else "auto": Ray knows where
+            socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
         raise WorkerError(
-            f"The Ray cluster {address} cannot be reached: {error.strerror or error}. Is its head running (`ray start --head "
-            "--port=6379`), and is ray.address where it listens?"
+            f"{named(address)} cannot be reached: {getattr(error, 'strerror', None) or error}. {HINT}"
         ) from error
+    asking = [sys.executable, "-P", "-c", ASK, address, str(HEAD_SECONDS)]
+    asked = subprocess.run(asking, check=False, capture_output=True, text=True, errors="replace")
+    if asked.returncode == OTHER_TOKEN:
+        raise _no_token(address)
+    if asked.returncode == -signal.SIGALRM:
+        raise WorkerError(
+            f"What listens at {address} has not answered for {HEAD_SECONDS} s as the head of a Ray cluster does. {HINT}"
+        )
+    if asked.returncode:
+        said = (asked.stderr.splitlines() or [f"Ray ended by {-asked.returncode}"])[-1]
+        raise WorkerError(f"{named(address)} cannot be used: {in_short(RuntimeError(said))} {HINT}")
+
+
+def _no_token(address: str | None) -> SettingsError:
+    return SettingsError(
+        f"The token for the Ray cluster {address} is missing, or another. Set RAY_AUTH_TOKEN to that of the cluster, or "
+        "RAY_AUTH_TOKEN_PATH to the file that has it (or RAY_AUTH_MODE=disabled, if the cluster asks for none)."
+    )
 
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray sets what SIGTERM does; here that is for the command to say."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
+    """Ray sets what SIGTERM does, and then does it late; here that is for the command to say."""
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        utils.set_sigterm_handler = before

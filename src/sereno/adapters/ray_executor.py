@@ -24,9 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from sereno.adapters.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
+from sereno.adapters.dispatch import GOES_ON, IN_FLIGHT, MOST_TRIES, Dispatch
 from sereno.adapters.local import Answer, raise_told
-from sereno.adapters.ray_connection import RayConnection, address_of, in_short, require_ray, runtime_env_of
+from sereno.adapters.ray_connection import (
+    RECONNECT,
+    RayConnection,
+    address_of,
+    in_short,
+    named,
+    require_ray,
+    runtime_env_of,
+)
 from sereno.adapters.remote import RemoteWorker, show_printed
 from sereno.adapters.spawn import cores
 from sereno.batch.tasks import Job, Task, TaskResult
@@ -41,11 +49,10 @@ ASK_SECONDS = 0.5  # between two questions to a worker that was lost whether it 
 LOOK_SECONDS = 2.0  # between two looks at the nodes of a cluster: it may have grown
 TELL_SECONDS = 10.0  # without any worker, until somebody is told what is waited for
 WAIT_SECONDS = 900.0  # without any worker, until the run ends: a cluster that grows needs minutes for a node
-RECONNECT = (
-    "RAY_gcs_rpc_server_reconnect_timeout_s"  # after so long without its head, Ray ends this process: 60 s, if not set
-)
-HEAD_SHARE = 0.75  # of it, after which the run ends by itself, and says so
-GOES_ON = "Nothing was published; finished tasks are kept: start the run again and it goes on where it was."
+# Of the time that a process of Ray's lives on without its head: after so much of it the run ends by itself, and says so.
+HEAD_SHARE = 0.75
+LAST_SHARE = 0.1  # of it, for the last look: where this process itself stood still, the head answers as it goes on
+FINEST = 0.0001  # part of a CPU or GPU
 
 
 class RayExecutor:
@@ -55,6 +62,7 @@ class RayExecutor:
         """Raises MissingExtraError where Ray is not installed, SettingsError for settings that cannot be."""
         require_ray("The executor 'ray'")
         self._settings = settings
+        _refuse_parts(settings.ray)
         self._address = address_of(settings.ray)
         self._runtime_env = runtime_env_of(settings.ray)
         self._cluster: _Cluster | None = None
@@ -86,8 +94,13 @@ class RayExecutor:
                 yield from pool.run(_with(first, drawn), progress)
                 self._used = max(1, pool.most_ready)
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """See interfaces.Executor. A Ray that was found running goes on."""
+        if self._cluster is not None:
+            cluster, self._cluster = self._cluster, None
             cluster.close()
-            self._cluster = None
 
     def _connected(self) -> _Cluster:
         if self._cluster is None:
@@ -130,6 +143,18 @@ class RayExecutor:
             ) from error
 
 
+def _refuse_parts(asked: RaySettings) -> None:
+    """Raise SettingsError for what Ray refuses, of parts of a CPU or a GPU."""
+    for name, amount in (("worker_cpus", asked.worker_cpus), ("worker_gpus", asked.worker_gpus)):
+        if 0 < amount < FINEST:
+            raise SettingsError(f"ray.{name} is {amount:g}; valid is 0, or {FINEST} or more.")
+    if asked.worker_gpus > 1 and asked.worker_gpus % 1:
+        raise SettingsError(
+            f"ray.worker_gpus is {asked.worker_gpus:g}; valid is a whole number, or a part of one GPU, as 0.5: Ray divides "
+            "no more than one among workers."
+        )
+
+
 def _with(first: Task, others: Iterator[Task]) -> Iterator[Task]:
     yield first
     yield from others
@@ -155,12 +180,20 @@ class _Cluster:
 
     def check(self) -> None:
         """Raise WorkerError where the head has not answered for long."""
-        silent = time.monotonic() - self._heard_at
-        if silent > HEAD_SHARE * float(os.environ.get(RECONNECT, 60)):
-            self.is_lost = True
-            raise WorkerError(
-                f"The head of the Ray cluster {self.address} has not answered for {silent:.0f} s. {GOES_ON}"
-            )
+        patience = float(os.environ.get(RECONNECT, 60))
+        heard_at = self._heard_at
+        if time.monotonic() - heard_at < HEAD_SHARE * patience:
+            return
+        deadline = time.monotonic() + LAST_SHARE * patience
+        while time.monotonic() < deadline:
+            if self._heard_at > heard_at:
+                return
+            time.sleep(0.05)
+        self.is_lost = True
+        silent = time.monotonic() - heard_at
+        raise WorkerError(
+            f"{named(self.address)} has lost its head, which has not answered for {silent:.0f} s. {GOES_ON}"
+        )
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
@@ -173,8 +206,12 @@ class _Cluster:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         self.room = sum(_fit(self._settings, resources) for resources in alive)
         largest = max((resources.get("CPU", 0) for resources in alive), default=0)
-        self.nodes = f"{len(alive)} node{'s' if len(alive) != 1 else ''}, of which the largest has {largest:g} CPUs"
+        self.nodes = f"{_count(len(alive), 'node')}, of which the largest has {_count(largest, 'CPU')}"
         self._heard_at = time.monotonic()
+
+
+def _count(amount: float, what: str) -> str:
+    return f"{amount:g} {what}" + ("" if amount == 1 else "s")
 
 
 def _fit(asked: RaySettings, resources: dict[str, float]) -> int:
@@ -196,6 +233,7 @@ class _Worker:
     actor: Any
     host: str = ""  # where it was last
     life: int = 0
+    has_begun: bool = False  # its process is there; the model may not be
     died_loading: int = 0  # times, one after the other
 
 
@@ -300,6 +338,7 @@ class _Pool:
                 self._lose(event)
                 continue
             if event.call == "begin":
+                worker.has_begun = True
                 self._call(worker, "load")
                 continue
             assert event.answer is not None
@@ -334,6 +373,8 @@ class _Pool:
         if not isinstance(error, lost) or _never_began(error):
             raise WorkerError(f"A worker could not start on the Ray cluster: {in_short(error)} {GOES_ON}") from error
         worker.life += 1
+        if worker.has_begun:
+            self.alone_since, worker.has_begun = time.monotonic(), False
         if event.call == "load":
             worker.died_loading += 1
             if worker.died_loading >= MOST_TRIES:
@@ -360,15 +401,15 @@ class _Pool:
             # Until Ray has found out that a node is gone, it says at once that its worker is. Then it waits for the new one.
             self._call(worker, "begin")
         self.lost.clear()
-        if self.dispatch.ready:
+        if any(worker.has_begun for worker in self.workers):
             self.alone_since, self.told = now, False
         self.cluster.check()
         alone = now - self.alone_since
         if alone < TELL_SECONDS:
             return
         asked = self.executor.asked
-        wanted = [f"{asked.worker_cpus:g} CPUs"]
-        wanted += [f"{asked.worker_gpus:g} GPUs"] if asked.worker_gpus else []
+        wanted = [_count(asked.worker_cpus, "CPU")]
+        wanted += [_count(asked.worker_gpus, "GPU")] if asked.worker_gpus else []
         wanted += [f"{asked.worker_memory_bytes:,} bytes of memory"] if asked.worker_memory_bytes else []
         says = (
             f"a worker asks for {' and '.join(wanted)}; the Ray cluster has {self.cluster.nodes}, which others may use."

@@ -8,14 +8,6 @@ another group, the next *generation*.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
-import logging
-import os
-import secrets
-import shutil
-import signal
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +15,12 @@ from typing import Any
 
 import msgspec
 
-from sereno.exceptions import BusyError, MissingExtraError, SettingsError, WorkerError
+from sereno.adapters.ray_connection import RayConnection, address_of, require_ray, runtime_env_of
+from sereno.exceptions import BusyError
 from sereno.serve.on_ray.replica import Name, Replica, Spec, Status
 from sereno.settings import RaySettings
 
 NAMESPACE = "sereno"
-OBJECT_STORE_BYTES = 100 << 20  # of a Ray that is started here: nothing goes through it
 LOST_SECONDS = 4.0  # without an answer
 LOCK_SECONDS = 15.0  # until Ray knows that who held it is gone
 
@@ -51,66 +43,20 @@ class RayServers:
 
         Raises MissingExtraError, SettingsError (another token, an address that is none), WorkerError (no cluster there).
         """
-        if importlib.util.find_spec("ray") is None:
-            raise MissingExtraError("`--on ray` needs a package that is not installed: pip install 'sereno[ray]'.")
+        require_ray("`--on ray`")
         self._settings = settings
-        self.address = settings.address or os.environ.get("RAY_ADDRESS") or None
+        self.address = address_of(settings)
         self._prefix = f"sereno serve {home}"
         self._cpus = settings.server_cpus
         self._needs = {"CPU": self._cpus} if self._cpus else {"memory": 1.0}  # a place of nothing cannot be
-        self._runtime_env = _runtime_env(settings.runtime_env)
+        self._runtime_env = runtime_env_of(settings)
         self._asked: dict[Name, _Asked] = {}
-        self._folder: Path | None = None
         self._lock: Any = None
-        self._connect()
-
-    def _connect(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do; else it says so at length
-        import ray
-
-        if self.address is None:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            self._folder = Path(tempfile.mkdtemp(prefix="sereno-ray-"))
-            options: dict[str, Any] = {
-                "address": "local",
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-                "_temp_dir": str(self._folder),
-            }
-        elif "://" in self.address:
-            raise SettingsError(
-                f'ray.address is {self.address!r}; valid is the head\'s host and port, "host:6379". `sereno serve --on ray` '
-                "runs on a node of the cluster, which may be one without CPUs for others: `ray start --address=host:6379 "
-                "--num-cpus=0`."
-            )
-        else:
-            options = {"address": self.address}
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except ray.exceptions.AuthenticationError as error:
-            raise SettingsError(
-                f"The Ray cluster {self.address} asks for another token. Set RAY_AUTH_TOKEN to that of the cluster, or "
-                "RAY_AUTH_TOKEN_PATH to the file that has it."
-            ) from error
-        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            text = " ".join(str(error).split())[:500].rstrip(".")
-            raise WorkerError(
-                f"The Ray cluster {self.address or 'on this machine'} cannot be used: {text}. Start its head with "
-                "`ray start --head`, or say where it is: ray.address."
-            ) from error
-        finally:
-            signal.signal(signal.SIGTERM, before)  # Ray sets what it does; here that is for the command to say
+        self._connection = RayConnection(self.address, namespace=NAMESPACE)
 
     def close(self) -> None:
         """What it has started goes on, but on a Ray that was started here."""
-        import ray
-
-        ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._connection.close()
 
     def lock(self, who: str) -> None:
         """Nobody else looks after the servers of this home as long as this process lives. Raises BusyError."""
@@ -302,16 +248,4 @@ def _nodes() -> list[dict[str, Any]]:
     import ray
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return found
-
-
-def _runtime_env(file: Path | None) -> dict[str, Any] | None:
-    if file is None:
-        return None
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"ray.runtime_env is {file}, which cannot be read as JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise SettingsError(f'ray.runtime_env is {file}, which holds no object. Write {{"env_vars": {{…}}}}, say.')
     return found
