@@ -351,6 +351,17 @@ def test_a_request_with_a_body_is_no_websocket(servers: Servers, method: str) ->
         assert sock.recv(1) == b""
 
 
+def test_a_websocket_does_not_overtake_a_reply(servers: Servers) -> None:
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    upgrade += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    stream = f"GET /models/fast/stream HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n".encode()
+    for before in (request(total(4), "/models/slow/predict"), request(total(4), "/models/slow/predict?")):
+        with connected(servers.lane_port) as sock:
+            sock.sendall(before + stream)
+            assert [status for status, _, _ in answers(sock, 2)] == [200, 404]
+            assert sock.recv(1) == b""
+
+
 def test_answers_before_a_broken_request_still_come(servers: Servers) -> None:
     with connected(servers.lane_port) as sock:
         sock.sendall(request(total(4), "/models/slow/predict") + b"GARBAGE\r\n\r\n")

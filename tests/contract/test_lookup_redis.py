@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sereno.adapters.lookup_redis import store as redis_store
-from sereno.adapters.lookup_redis.address import Address, cause
+from sereno.adapters.lookup_redis.address import Address, cause, told
 from sereno.adapters.lookup_redis.link import Link
 from sereno.adapters.lookup_redis.store import LookupRedis, RedisIndex, home_id_path
-from sereno.exceptions import BusyError, IndexingError, MissingExtraError, SettingsError, StorageError
+from sereno.exceptions import BusyError, ExportError, IndexingError, MissingExtraError, SettingsError, StorageError
+from sereno.home import Home
 from sereno.lookup.keys import KeyCodec
+from sereno.lookup.where import Where
 from sereno.serve.lookup import Lookups
 from sereno.serve.metrics import Metrics
+from sereno.serve.processes import watching_far
 from sereno.serve.wire import Awaited, RequestError
-from sereno.settings import ModelSettings
+from sereno.settings import ModelSettings, Settings
 from tests.contract.lookup_stores import ALL, MODEL, Table, answer, scores
 from tests.valkey import Valkey, valkey
 
@@ -84,6 +89,7 @@ async def asked(index: RedisIndex, *keys: bytes) -> Any:
         ("redis://u:p%40ss@h:7000/3", "redis://u@h:7000/3", 3),
         ("rediss://:p@h?ssl_ca_certs=/ca.pem", "rediss://h:6379", 0),
         ("unix:///run/v.sock?db=2", "unix:///run/v.sock", 2),
+        ("redis://[::1]/1", "redis://[::1]:6379/1", 1),
     ],
 )
 def test_addresses(text: str, shown: str, database: int) -> None:
@@ -93,7 +99,27 @@ def test_addresses(text: str, shown: str, database: int) -> None:
     assert "p@ss" not in repr(address)
 
 
-@pytest.mark.parametrize("text", ["redis://:s3cret@h:port", "redis://:s3cret@h/x", "redis://:s3cret@h?x=1", "unix://"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("redis://:s3cret@h:port", "redis://:s3cret@h/x", "redis://:s3cret@h?x=1", "unix://", "unix://h/v.sock"),
+        *(
+            "redis://h/²",
+            "redis://a..b",
+            "redis://h:0",
+            "redis://h:99999",
+            "redis://h h",
+            "redis://h\n",
+            "redis://\udcff",
+        ),
+        *(
+            "redis://u:4711#s3cret@h:6379/0",
+            "unix://u:p/s3cret@/run/v.sock",
+            "redis://u:4711/s3cret@h",
+            "rediss://h?ssl_ca_certs=",
+        ),
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(SettingsError, match="looks like redis://") as told:
         Address.parse(text)
@@ -177,9 +203,10 @@ def test_a_user_who_may_only_read(tmp_path: Path, server: Valkey) -> None:
 # What goes wrong
 
 
-def test_a_damaged_catalogue(tmp_path: Path, server: Valkey) -> None:
+@pytest.mark.parametrize("garbled", [b'{"format":1}', b'{"home":"\xff\xfe"}'])
+def test_a_damaged_catalogue(garbled: bytes, tmp_path: Path, server: Valkey) -> None:
     table, store = filled(tmp_path, server)
-    server.client.set("test:{scores}:catalogue", b'{"format":1}')
+    server.client.set("test:{scores}:catalogue", garbled)
     for failing in (store.open, store.mark, lambda: store.follow(table.state, ALL)):
         with pytest.raises(StorageError, match="is not what Sereno wrote"):
             failing()
@@ -289,11 +316,16 @@ def test_a_new_table_is_no_older_state(tmp_path: Path, server: Valkey) -> None:
         assert opened(store).number == number
 
 
-@pytest.mark.parametrize("how", ["unix", "password"])
+@pytest.mark.parametrize("how", ["unix", "password", "user"])
 def test_ways_in(how: str, tmp_path: Path, own: Valkey) -> None:
-    if how == "password":
+    address = f"unix://{own.socket}?db=3"
+    if how == "user":  # of the network they come from, say, so that none needs a password
+        own.client.execute_command("ACL", "SETUSER", "app", "on", "nopass", "~*", "+@all")
+        address = own.url.replace("//", "//app@")
+    if how != "unix":
         own.client.config_set("requirepass", "p@ss")
-    address = f"unix://{own.socket}?db=3" if how == "unix" else own.url.replace("//", "//:p%40ss@")
+    if how == "password":
+        address = own.url.replace("//", "//:p%40ss@")
     table, store = Table(tmp_path), made(tmp_path, own, address)
     table.publish()
     store.follow(table.state, ALL)
@@ -384,6 +416,46 @@ def test_a_server_that_goes_and_comes_back(tmp_path: Path, own: Valkey) -> None:
     asyncio.run(story())
 
 
+def test_a_connection_that_was_idle(tmp_path: Path, server: Valkey) -> None:
+    """Servers close what is quiet: nobody hears of it, neither at once nor later."""
+    _, store = filled(tmp_path, server)
+
+    async def story() -> None:
+        index = opened(store)
+        for wait in (0.0, 0.5):
+            assert await asked(index, TWO) == [answer(1)]
+            server.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await until(lambda: store.link._transport is None)
+            await asyncio.sleep(wait)
+        assert await asked(index, TWO) == [answer(1)]
+        store.close()
+
+    asyncio.run(story())
+
+
+def test_it_connects_again_without_being_asked(tmp_path: Path, own: Valkey) -> None:
+    _, store = filled(tmp_path, own)
+
+    async def story() -> None:
+        index = opened(store)
+        assert await asked(index, TWO) == [answer(1)]
+        own.kill()
+        assert isinstance(await asked(index, TWO), StorageError)
+        await until(lambda: bool(store.link._trouble))
+        own.start()
+        await until(lambda: store.link._transport is not None)
+        assert "no longer there" in str(await asked(index, TWO))
+        store.close()
+
+    asyncio.run(story())
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not happened():
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_what_is_not_redis(says: bytes, tmp_path: Path) -> None:
     """It answers otherwise, or not at all."""
@@ -398,7 +470,12 @@ def test_what_is_not_redis(says: bytes, tmp_path: Path) -> None:
         link = Link(Address.parse(f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"))
         told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         link.ask(("GET", "x"), told.set_result)
-        assert isinstance(await asyncio.wait_for(told, 30), StorageError)
+        error = await asyncio.wait_for(told, 30)
+        assert isinstance(error, StorageError)
+        assert ("does not speak Redis" if says else "not answer within 0.5 seconds") in str(error)
+        if says:
+            with pytest.raises(StorageError, match="does not speak Redis"):
+                await asyncio.to_thread(LookupRedis(tmp_path, MODEL, address=link.address.shown, prefix="x").open)
         link.close()
         listening.close()
         await asyncio.sleep(0.05)
@@ -437,6 +514,72 @@ async def found(made: Lookups, *keys: int) -> Any:
 
     read()
     return await asyncio.wait_for(told, 30)
+
+
+def test_what_the_log_says_of_several_outages(
+    tmp_path: Path, server: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is told once, and its end."""
+    _, store = filled(tmp_path, server)
+    caplog.set_level("INFO", "sereno.lookup")
+
+    async def story() -> None:
+        made = lookups(store, tmp_path)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "_reading", Address.parse("redis://127.0.0.1:1").client(0.5))
+                await made._look_aside()
+                await made._look_aside()
+            await made._look_aside()
+        made.close()
+
+    caplog.clear()
+    asyncio.run(story())
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 4, told
+    assert told[0] == told[2]
+    assert told[0].count("tried again") == 1
+    assert told[1] == told[3] == "the lookups of m follow their table again."
+
+
+def test_who_watches_goes_on_whatever_happens(tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, happened = LookupRedis.work, iter([ValueError("unforeseen"), UnicodeError("unforeseen")])
+
+    def work(self: LookupRedis) -> Any:
+        for error in happened:
+            raise error
+        return really(self)
+
+    table = Table(tmp_path)
+    table.publish()
+    monkeypatch.setattr(LookupRedis, "work", work)
+    monkeypatch.setattr(watching_far, "LOOK_SECONDS", 0.01)
+    watch = watching_far.FarWatch(Where(address=server.url, prefix="test", versions=2), tmp_path, MODEL)
+    deadline = time.monotonic() + 20
+    while watch.work is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    watch.stop()
+    assert watch.work is not None
+
+
+def test_exports_follow_whatever_keeps_lookups_from_it(
+    tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(tmp_path)
+    table.publish()
+    home = Home(Settings(home=tmp_path, lookup_store=server.url), MODEL)
+
+    def refuse(*_: Any) -> None:
+        raise UnicodeError("label too long")
+
+    followed: list[Any] = []
+    export = SimpleNamespace(name="other", follow=lambda *state: followed.append(state))
+    monkeypatch.setattr(LookupRedis, "follow", refuse)
+    monkeypatch.setattr(home, "exports", lambda: [export])
+    with pytest.raises(ExportError, match="lookup: UnicodeError: label too long") as told:
+        home.follow()
+    assert "1 of its exports" in str(told.value)
+    assert followed
 
 
 def test_what_takes_over_between_two_readings(tmp_path: Path, server: Valkey) -> None:
@@ -511,6 +654,45 @@ def test_tls(tmp_path: Path, server: Valkey) -> None:
         asyncio.run(story())
         with pytest.raises(StorageError, match="(?i)certificate"):
             made(tmp_path / "home", server, f"rediss://localhost:{port}").open()
+        lost = made(tmp_path / "home", server, f"rediss://localhost:{port}?ssl_ca_certs={tmp_path}/gone.pem")
+        plain = made(tmp_path / "home", server, f"redis://localhost:{port}")
+        for refused, words in ((lost, "gone.pem: No such file"), (plain, "to who does not speak TLS")):
+            with pytest.raises(StorageError, match=words):
+                refused.open()
+            assert words in asyncio.run(refused_by_link(refused.address))
+
+
+async def refused_by_link(address: Address) -> str:
+    link = Link(address)
+    told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    link.ask(("GET", "x"), told.set_result)
+    error = await asyncio.wait_for(told, 30)
+    link.close()
+    assert isinstance(error, StorageError)
+    return str(error)
+
+
+def test_tls_where_nobody_speaks_it(tmp_path: Path, server: Valkey) -> None:
+    """Neither who answers nor who writes waits for long."""
+    address = Address.parse(server.url.replace("redis://", "rediss://"))
+    with pytest.raises(StorageError, match="or not in TLS"), told("x"):
+        address.client(3600).ping()
+    assert "or not in TLS" in asyncio.run(refused_by_link(address))
+
+
+def test_what_is_trusted_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes long; and anew once a certificate was refused."""
+    made: list[None] = []
+    monkeypatch.setattr(Address, "tls", lambda self: made.append(None) or ssl.create_default_context())
+
+    async def story() -> None:
+        link = Link(Address.parse("rediss://127.0.0.1:1"))
+        for _ in range(3):
+            await link._connected()
+        assert len(made) == 1
+        link.close()
+
+    asyncio.run(story())
 
 
 IN_FRONT = """

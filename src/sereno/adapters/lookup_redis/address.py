@@ -176,12 +176,17 @@ def cause(error: BaseException | str) -> str:
     for one in (error, getattr(error, "__context__", None)):
         if isinstance(one, OSError) and one.filename:
             return f"{one.filename}: {one.strerror}"
+        if isinstance(one, (ConnectionResetError, BrokenPipeError)):
+            return CLOSED
     if isinstance(error, TimeoutError) or "imeout" in type(error).__name__:
         return "it did not answer in time"
     return said.rstrip(".") or type(error).__name__
 
 
 NOT_REDIS = "what answers there does not speak Redis, or only in TLS (rediss://)"
+CLOSED = (
+    "it closed the connection, as it does when it ends, and to who does not speak TLS where it wants that (rediss://)"
+)
 _CAUSES = {
     "OOM": "its memory is full (maxmemory)",
     "command not allowed when used memory": "its memory is full (maxmemory)",
@@ -196,6 +201,7 @@ _CAUSES = {
     "MOVED": "it is a cluster, which shares keys out; a single server is needed, or one with replicas",
     "CLUSTERDOWN": "it is a cluster that is down; a single server is needed, or one with replicas",
     "Timeout connecting": "it did not answer in time, or not in TLS (redis:// is without, rediss:// with)",
+    "Connection closed": CLOSED,
     "Protocol Error": NOT_REDIS,
     "Protocol error": NOT_REDIS,
     "MISCONF": "it refuses writes, as it cannot save its data to disk",

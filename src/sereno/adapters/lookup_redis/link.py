@@ -19,7 +19,7 @@ from typing import Any
 
 import hiredis
 
-from sereno.adapters.lookup_redis.address import CONNECT_SECONDS, NOT_REDIS, READ_SECONDS, Address, cause
+from sereno.adapters.lookup_redis.address import CLOSED, CONNECT_SECONDS, NOT_REDIS, READ_SECONDS, Address, cause
 from sereno.exceptions import StorageError
 
 LOG = logging.getLogger("sereno.lookup")
@@ -243,4 +243,4 @@ class _Line(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._link.line is self:
-            self._link.lost(cause(error) if error is not None else "it closed the connection")
+            self._link.lost(cause(error) if error is not None else CLOSED)
