@@ -147,11 +147,17 @@ class RayConnection:
         if self._is_ours and not is_lost:
             ray.shutdown()
         if is_lost:
-            atexit.unregister(ray.shutdown)
+            atexit.register(_hush)
         if self._folder is not None:
             if is_lost and (node := getattr(ray._private.worker, "_global_node", None)) is not None:
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _hush() -> None:
+    """When all is said: Ray, as it looks for its head until the process ends, would say what it thinks of it."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def named(address: str | None) -> str:
