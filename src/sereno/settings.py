@@ -451,7 +451,7 @@ class SparkSettings:
     master: str | None = _setting(
         None,
         _text('a master, "spark://host:7077" or "yarn"'),
-        "The cluster; else what `spark-submit` says, or this machine.",
+        "The cluster, unless `spark-submit` was given another; none: this machine.",
     )
     config: Path | None = _setting(None, PATH, "A file of JSON: what else is set of Spark, as `spark.executor.memory`.")
 

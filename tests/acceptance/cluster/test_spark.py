@@ -169,6 +169,22 @@ def test_a_batch_that_kills_its_worker(here: OnSpark, expected: pa.Table) -> Non
     assert here.published() == expected
 
 
+def test_a_node_whose_python_lacks_packages(here: OnSpark, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    here.variables["PYSPARK_PYTHON"] = str(bare)
+    said = here.run(code=1)
+    assert said["error"] == "WorkerError"
+    assert re.match(
+        r"The Python processes of Spark cannot score; (on \S+ )?they ended with ModuleNotFoundError: No module named '\w+'\. "
+        "Every node needs Sereno ",
+        said["says"],
+    )
+    assert here.published() is None
+
+
+@pytest.mark.soak
 def test_ctrl_c(here: OnSpark, expected: pa.Table) -> None:
     name = os.uname().nodename
     here.fault(f"wait-{name}")
@@ -191,9 +207,9 @@ def test_ctrl_c(here: OnSpark, expected: pa.Table) -> None:
 
 
 def test_spark_submit(here: OnSpark, expected: pa.Table) -> None:
-    """In which Java starts the model file, and what Spark writes is as the caller has it."""
+    """In which Java starts the model file, what Spark writes is as the caller has it, and the master is the submitted one."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SERENO_")}
-    environment["PYSPARK_PYTHON"] = sys.executable
+    environment |= {"PYSPARK_PYTHON": sys.executable, "SERENO_SPARK__MASTER": "spark://127.0.0.1:9"}
     submit = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[2]"]
     quiet = ["--conf", "spark.ui.enabled=false", "--conf", "spark.driver.host=127.0.0.1"]
     done = subprocess.run(
@@ -237,6 +253,7 @@ def command(project: OnSpark, *arguments: str) -> list[str]:
 def started(cluster: Cluster, project: OnSpark) -> Within:
     """A run that goes on on the driver's host."""
     environment = cluster.spark.environment | {"SERENO_EXECUTOR": "spark", "SERENO_SPARK__MASTER": cluster.spark.master}
+    environment["SERENO_WORKERS"] = "2"  # so that tasks are the same though a node comes late
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return cluster.driver.popen(command(project), environment, cwd=project.folder, **pipes)
 
@@ -297,6 +314,7 @@ def test_the_driver_is_killed(cluster: Cluster, project: OnSpark, expected: pa.T
     assert project.published() == expected
 
 
+@pytest.mark.soak
 def test_a_node_without_the_home(cluster: Cluster, project: OnSpark) -> None:
     missing = cluster.nodes[1]
     missing.hide(project.folder)
