@@ -204,7 +204,7 @@ class Lookups:
     def _is_well(self) -> None:
         if self._trouble:
             self._trouble = ""
-            LOG.info("the lookups of %s follow their table again.", self.name)
+            LOG.warning("the lookups of %s follow their table again.", self.name)  # seen by whoever saw the trouble
 
     def _leave_what_was_rolled_back(self) -> None:
         if self.index is None:

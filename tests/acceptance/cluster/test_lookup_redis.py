@@ -329,6 +329,7 @@ def test_two_homes_do_not_mix(shop: Shop, published: Shop, tmp_path: Path) -> No
     other.publish()
 
 
+@SOAK
 def test_a_server_whose_memory_is_full(shop: Shop) -> None:
     """The publication stands, lookups answer as before, and the run says what to do."""
     shop.publish()
@@ -390,6 +391,7 @@ def test_a_run_that_is_killed_while_it_fills(place: str, shop: Shop) -> None:
         wait_for(server, 4)
 
 
+@SOAK
 def test_a_password_that_is_wrong(published: Shop, tmp_path: Path) -> None:
     with valkey("--requirepass", "s3cret") as store:
         shop = published.copy(tmp_path / "project", store)
