@@ -295,5 +295,5 @@ class Chatter:
 
     def told(self) -> str:
         """The last of what Spark wrote, as the end of a message."""
-        last = [line for line in self._lines if line and not line.startswith(("\t", "WARNING"))][-3:]
+        last = [line for line in self._lines if line and not line.startswith("\t") and "WARN" not in line][-3:]
         return f" The last of what it wrote: {' / '.join(last)}" if last else ""
