@@ -31,6 +31,7 @@ class Played:
     places: dict[int, int] = field(default_factory=dict)
     servers: dict[Name, Status] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
+    unready_on: set[str] = field(default_factory=set)  # the nodes on which a server is not ready
     unready_after: set[int] = field(default_factory=set)  # the reloads after which a server is not ready
 
     def addresses(self) -> list[str]:
@@ -62,7 +63,7 @@ class Played:
         address = self.place(generation, index)
         taken = [one.address for one in self.servers.values() if one.state in ("ready", "unready")]
         assert address not in taken, "two servers on one node"
-        bad, unready = spec.version == "bad", spec.version == "unready"
+        bad, unready = spec.version == "bad", spec.version == "unready" or address in self.unready_on
         name = Name(generation, index, spec.digest)
         self.servers[name] = Status(
             state="failed" if bad else "unready" if unready else "ready",
@@ -227,6 +228,31 @@ def test_it_begins_with_fewer_and_takes_others_in_as_nodes_come() -> None:
     assert notes[0] == "begins with 2 of 3 servers; the others follow once there are nodes for them."
     assert {one.address for one in cluster.servers.values()} == {"a", "b", "c"}
     assert list(cluster.places.values()) == [3]
+
+
+def test_one_more_that_does_not_get_ready_is_tried_again_later() -> None:
+    cluster = Played(["a", "b"], unready_on={"c"})
+
+    class Mends(Notes):
+        def __call__(self, text: str) -> None:
+            super().__call__(text)
+            if "the next server did not start: server 3 was not ready" in text:
+                assert {one.address for one in cluster.servers.values()} == {"a", "b"}
+                cluster.unready_on.clear()
+
+    notes = Mends("3 of 3 servers now")
+    Fleet(
+        cluster,
+        spec("1"),
+        3,
+        drain_seconds=1,
+        announce=lambda said: cluster.nodes.append("c"),
+        note=notes,
+        settle_seconds=0,
+        fewer_seconds=0.05,
+    ).run()
+    assert sum("did not start" in note for note in notes) == 1
+    assert {(one.address, one.state) for one in cluster.servers.values()} == {(node, "ready") for node in "abc"}
 
 
 def test_another_number_is_asked_for() -> None:

@@ -299,13 +299,15 @@ class Fleet:
         sizes = self._cluster.generations()
         newest, size = max(sizes.items(), default=(0, 0))
         able = min(self._replicas, len(self._cluster.addresses()))
-        if able <= size:
-            return
-        self._cluster.open(newest + 1, able)
-        room = yield from self._room(newest + 1, able, may_be_fewer=False)
-        if not room.size:
-            return
-        outcome = yield from self._roll(newest + 1, able, one_by_one=True)
+        if able > size:
+            self._cluster.open(newest + 1, able)
+            room = yield from self._room(newest + 1, able, may_be_fewer=False)
+            if not room.size:
+                return
+            newest += 1
+        elif able < size or sum(name.generation == newest for name in self._cluster.names()) == size:
+            return  # else one did not start the last time
+        outcome = yield from self._roll(newest, able, one_by_one=True)
         if outcome.error:
             self._note(f"the next server did not start: {outcome.says}")
             return
