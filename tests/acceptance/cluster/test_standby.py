@@ -46,12 +46,12 @@ disposition = "partition"
 """
 NOTHING: Mapping[str, str] = {}
 YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
-NIGHTS = [(YESTERDAY - timedelta(days=back)).isoformat() for back in (3, 2, 1, 0)]
+NIGHTS = [(YESTERDAY - timedelta(days=back)).isoformat() for back in (2, 1, 0)]
 
 
 @dataclass
 class Pair:
-    """Two hosts that work on one home; three nights are due, and the first host works on the first of them."""
+    """Two hosts that work on one home; two nights are due, and the first host works on the first of them."""
 
     project: Project
     ledger: str
