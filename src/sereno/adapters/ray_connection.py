@@ -28,21 +28,24 @@ PREFIX = "sereno-ray-"  # of its folder
 MOST_LETTERS = 32  # of the folder for temporary files: below it are sockets, whose names may have 107
 REACH_SECONDS = 10.0  # until a host that does not answer is told: Ray itself would try for minutes
 HEAD_SECONDS = 15  # until it is told that what listens at the address is no head
-# In a process of its own, as Ray asks for ever, deaf to signals, and says so in lines of its own. Its last line is what is wrong.
+# In a process of its own, as Ray asks for ever, deaf to signals, and says so in lines of its own. It prints what is wrong.
 ASK = """
 import signal, sys
 signal.alarm(int(sys.argv[2]))
 from ray import exceptions
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient
 try:
+    ensure_token_if_auth_enabled(create_token_if_missing=False)
     address = canonicalize_bootstrap_address(sys.argv[1])
     if address is not None:
         GcsClient(address=address)
 except exceptions.AuthenticationError:
     sys.exit(3)
 except Exception as error:
-    sys.exit(" ".join(str(error).split()))
+    print(error)
+    sys.exit(1)
 """
 HINT = "Is its head running (`ray start --head --port=6379`), and is ray.address where it listens?"
 OTHER_TOKEN = 3  # its exit code
@@ -165,7 +168,7 @@ def named(address: str | None) -> str:
     return f"The Ray cluster {address}" if address else "Ray on this machine"
 
 
-def in_short(error: BaseException) -> str:
+def in_short(error: BaseException | str) -> str:
     """What Ray says, in a line and with a full stop."""
     text = " ".join(str(error).split())
     return (text[:500] + " …" if len(text) > 500 else text).rstrip(".") + "."
@@ -198,8 +201,8 @@ def _reach(address: str) -> None:
             f"What listens at {address} has not answered for {HEAD_SECONDS} s as the head of a Ray cluster does. {HINT}"
         )
     if asked.returncode:
-        said = (asked.stderr.splitlines() or [f"Ray ended by {-asked.returncode}"])[-1]
-        raise WorkerError(f"{named(address)} cannot be used: {in_short(RuntimeError(said))} {HINT}")
+        said = asked.stdout.strip() or f"the process that asked its head ended with {asked.returncode}"
+        raise WorkerError(f"{named(address)} cannot be used: {in_short(said)} {HINT}")
 
 
 def _no_token(address: str | None) -> SettingsError:
