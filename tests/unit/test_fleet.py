@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
+import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +16,8 @@ import pytest
 
 from sereno.cli import main
 from sereno.exceptions import PredictError
+from sereno.serve.on_ray import command
 from sereno.serve.on_ray import fleet as module
-from sereno.serve.on_ray.command import _variables
 from sereno.serve.on_ray.fleet import Fleet
 from sereno.serve.on_ray.replica import Name, Spec, Status
 
@@ -303,6 +306,20 @@ def test_one_that_is_not_ready_after_it_ends_a_reload_and_the_next_reload_is_hee
     assert "server 1 is not ready after its reload: unready. 1 other servers were not told to read them." in notes
 
 
+def test_a_head_that_is_gone_is_told_and_one_that_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "HEAD_SECONDS", 0.01)
+    is_over, said = threading.Event(), queue.Queue[str]()
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        watching = threading.Thread(target=command.watch_head, args=[address, is_over, said.put])
+        watching.start()
+    assert f"Ray's head {address} cannot be reached" in said.get(timeout=30)
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        assert said.get(timeout=30) == f"Ray's head {address} can be reached again."
+    is_over.set()
+    watching.join(30)
+
+
 def test_what_may_hold_a_password_is_not_sent_and_another_value_is_seen() -> None:
     environ = {
         "SERENO_LEDGER": "postgresql://u:secret@db/o",
@@ -312,11 +329,11 @@ def test_what_may_hold_a_password_is_not_sent_and_another_value_is_seen() -> Non
         "SERENO_SERVE__PORT": "8001",
         "PATH": "/bin",
     }
-    found = _variables(environ)
+    found = command._variables(environ)
     assert found["variables"] == {"SERENO_SERVE__PORT": "8001"}
     assert found["own"].keys() == {"SERENO_LEDGER", "SERENO_LOOKUP_STORE"}
     assert "secret" not in str(found)
-    assert found["own"] != _variables(environ | {"SERENO_LEDGER": "postgresql://u:other@db/o"})["own"]
+    assert found["own"] != command._variables(environ | {"SERENO_LEDGER": "postgresql://u:other@db/o"})["own"]
     assert spec("1").digest != msgspec.structs.replace(spec("1"), own=found["own"]).digest
 
 

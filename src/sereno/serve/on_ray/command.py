@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from sereno.serve.on_ray.replica import OWN, Spec, Status
 from sereno.serve.options import Options
 from sereno.serve.processes.sockets import refuse_openness
 from sereno.settings import Settings
+
+HEAD_SECONDS = 3.0  # between two looks at Ray's head, and that it may take
 
 
 def serve_on_ray(
@@ -38,6 +41,7 @@ def serve_on_ray(
     servers = RayServers(settings.ray, settings.home)
     if servers.address is None:
         host = host or "127.0.0.1"  # Ray has the address of this machine for its own, which others reach
+    is_over = threading.Event()
     try:
         for address in servers.addresses():
             refuse_openness(replace(settings, serve=replace(settings.serve, host=host or address)))
@@ -60,9 +64,32 @@ def serve_on_ray(
             version=__version__,
         )
         fleet = Fleet(servers, spec, replicas, drain_seconds=settings.serve.drain_seconds, announce=announce, note=note)
+        if servers.address is not None:
+            threading.Thread(target=watch_head, args=[servers.address, is_over, note], daemon=True).start()
         return fleet.run()
     finally:
+        is_over.set()
         servers.close()
+
+
+def watch_head(address: str, is_over: threading.Event, note: Callable[[str], None]) -> None:
+    """Say when Ray's head is gone: a minute later Ray ends this process, in words of its own."""
+    host, _, port = address.rpartition(":")
+    was_there = True
+    while port.isdecimal() and not is_over.wait(HEAD_SECONDS):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), HEAD_SECONDS).close()
+            is_there = True
+        except OSError:
+            is_there = False
+        if was_there and not is_there:
+            note(
+                f"Ray's head {address} cannot be reached. The servers go on, but nothing is started again. If it is not back "
+                "within a minute, Ray ends this command, and then its nodes with their servers."
+            )
+        elif is_there and not was_there:
+            note(f"Ray's head {address} can be reached again.")
+        was_there = is_there
 
 
 def _host(settings: Settings) -> str | None:
