@@ -516,6 +516,23 @@ async def found(made: Lookups, *keys: int) -> Any:
     return await asyncio.wait_for(told, 30)
 
 
+def test_a_store_that_is_lost(tmp_path: Path, own: Valkey) -> None:
+    """What is asked meanwhile is told so, or predicted live where that was wanted."""
+    _, store = filled(tmp_path, own)
+
+    async def story() -> None:
+        plain, live = lookups(store, tmp_path), lookups(store, tmp_path, unknown="live")
+        assert await found(live, 1, 99) == [answer(1), None]
+        own.kill()
+        assert await found(plain, 1, 99) == 503
+        assert await found(live, 1, 99) == [None, None]
+        assert live.counts["live"] == 3
+        plain.close()
+        live.close()
+
+    asyncio.run(story())
+
+
 def test_what_the_log_says_of_several_outages(
     tmp_path: Path, server: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

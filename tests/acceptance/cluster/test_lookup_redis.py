@@ -300,6 +300,7 @@ def test_a_server_that_does_not_answer_in_time(shop: Shop) -> None:
         look()
 
 
+@SOAK
 def test_live_where_the_store_is_lost(published: Shop, store: Valkey, tmp_path: Path) -> None:
     shop = published.copy(tmp_path / "project", store, models__total__unknown="live")
     model = (shop.home / "total.py").read_text()
