@@ -266,11 +266,20 @@ def test_who_stood_still_for_too_long_changes_nothing(
 
 
 def test_a_lock_that_is_renewed(tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lasts longer than its time, as the one who has it gives signs of life."""
     table, store = filled(tmp_path, server)
     table.publish(scores(2, range(200_000)))
-    monkeypatch.setattr(redis_store, "LOCK_SECONDS", 0.2)
+    places: list[str] = []
+
+    def slowly(place: str) -> None:
+        places.append(place)
+        time.sleep(0.4 if place == "lookup_build" else 0)
+
+    monkeypatch.setattr(redis_store, "failpoint", slowly)
+    monkeypatch.setattr(redis_store, "LOCK_SECONDS", 1.0)
     monkeypatch.setattr(redis_store, "RENEW_SECONDS", 0.0)
     assert store.follow(table.state, ALL)
+    assert places.count("lookup_build") >= 3
     assert opened(store).rows == 200_000
 
 
