@@ -275,6 +275,7 @@ def test_no_request_fails_whatever_becomes_of_servers_nodes_and_command(
     assert "left: []" in cluster.run(left)
 
 
+@pytest.mark.soak  # its parts have unit tests
 def test_what_keeps_a_server_from_starting_ends_the_command(project: Project, cluster: RayCluster) -> None:
     head = cluster.hosts[0]
     closed = Command(head, cluster, project, "--replicas", "1", "total.py")
