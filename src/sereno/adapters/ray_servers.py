@@ -164,17 +164,18 @@ class RayServers:
 
         name = Name(generation, index, spec.digest)
         group = get_placement_group(self._group(generation))
+        place = group.bundle_specs[index]  # as it was opened, perhaps by a command with another `ray.server_cpus`
         options: dict[str, Any] = {
             "name": self._actor(name),
             "namespace": NAMESPACE,
             "lifetime": "detached",
-            "num_cpus": self._cpus,
+            "num_cpus": place.get("CPU", 0),
             "max_restarts": -1,
             "max_task_retries": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         }
-        if not self._cpus:
-            options["memory"] = 1
+        if "memory" in place:
+            options["memory"] = place["memory"]
         if self._runtime_env:
             options["runtime_env"] = self._runtime_env
         actor = ray.remote(Server).options(**options).remote(msgspec.json.encode(spec))
