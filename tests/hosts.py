@@ -36,6 +36,7 @@ import pytest
 
 PATIENCE = 60.0
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]  # every host has it, also where it lies below /tmp
 NAMESPACES = ["--net", "--mount", "--uts", "--ipc", "--pid"]
 INIT = """
 set -e
@@ -224,7 +225,7 @@ def hosts(count: int, *shared: Path, names: Sequence[str] = ()) -> Iterator[list
         addresses = [f"{gateway.rpartition('.')[0]}.{10 + place}" for place in range(count)]
         known = " ".join(f"{address}={name}" for name, address in zip(names, addresses, strict=True))
         started = [
-            Host(name, address, gateway, switch, f"cable{place}", known, shared)
+            Host(name, address, gateway, switch, f"cable{place}", known, (ROOT, *shared))
             for place, (name, address) in enumerate(zip(names, addresses, strict=True))
         ]
         try:

@@ -127,7 +127,7 @@ def is_here(holder: str) -> bool:
 
     host, _, rest = holder.partition(":")
     number = rest.partition(":")[2]
-    return host == socket.gethostname() and len(number) == _PLACE + _RANDOM and number[:_PLACE] == _place()
+    return host == socket.gethostname() and (len(number) != _PLACE + _RANDOM or number[:_PLACE] == _place())
 
 
 def is_left(lease: Lease | None) -> bool:

@@ -48,7 +48,7 @@ def test_a_pid_of_another_machine_of_the_same_name_says_nothing(monkeypatch: pyt
     monkeypatch.setattr("sereno.ledger._place", lambda: "00000000")
     assert not is_here(holder)
     assert not is_left(lease(holder))
-    assert not is_here(f"{socket.gethostname()}:1:run")  # tells only the name, which does not say so: its time runs out
+    assert is_here(f"{socket.gethostname()}:1:run")  # of a version that told only the name
     assert not is_here("elsewhere:1:run")
 
 
