@@ -61,11 +61,14 @@ class RayServers:
     def lock(self, who: str) -> None:
         """Nobody else looks after the servers of this home as long as this process lives. Raises BusyError."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        here = ray.get_runtime_context().get_node_id()  # so that it is not lost with another node
+        options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                actor = ray.remote(Holder).options(name=self._prefix, namespace=NAMESPACE, num_cpus=0)
+                actor = ray.remote(Holder).options(name=self._prefix, namespace=NAMESPACE, **options)
                 self._lock = actor.remote(who)
                 return
             except ValueError:
