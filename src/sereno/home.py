@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sereno.adapters.exports import make_export
-from sereno.batch.attempts import Attempts, Report
+from sereno.batch.attempts import Attempts
 from sereno.batch.lease import hold_name
 from sereno.batch.record import but_not_told, tell_rollbacks
 from sereno.config import ModelSettings, Settings
@@ -24,7 +24,7 @@ from sereno.exceptions import (
     SettingsError,
 )
 from sereno.interfaces import Export, RunLedger
-from sereno.ledger import is_left, lease_name, open_ledger
+from sereno.ledger import lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
 from sereno.lookup.where import few, where_of
 from sereno.predictions import find_reject, find_row
@@ -212,19 +212,6 @@ class Home:
     def rolling_back(self) -> Path:
         """A file that names the table's version after a rollback, from before its commit until its exports followed."""
         return self.path / ".sereno" / "locks" / f"{self.name}.rolling-back"
-
-    def state_in_words(self, report: Report, published: Mapping[str, int]) -> str:
-        """The state of an attempt for people, who may look from another host, or container, than the one that it is on."""
-        state = self.attempts.state_in_words(report, published)
-        if state == "interrupted":
-            with (
-                contextlib.suppress(LedgerError),
-                self.ledger() as ledger,
-            ):  # without it, the locks of this host have to do
-                lease = ledger.holder(lease_name(self.name, report.run_key))
-                if lease is not None and not is_left(lease):
-                    return report.state
-        return state
 
     def clean(self, ledger: RunLedger | None = None, *, dry_run: bool = False) -> dict[Path, int]:
         """Remove files that nothing needs any more, neither here nor (as the ledger knows) on another host that works on

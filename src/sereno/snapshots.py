@@ -216,15 +216,15 @@ class SnapshotStore:
         withdrawn: dict[int, str] = {}
         last_rollback = None
         version = -1
-        for commit, metadata in delta.metadata_of_commits(self.folder):
+        for number, metadata in delta.metadata_of_commits(self.folder):
             when = metadata.get("published_at") or metadata.get("at")
             if until and when and datetime.fromisoformat(when) > until:
                 break
-            version = commit
+            version = number
             what = metadata.get("kind")
             if what == "publish":
                 last_rollback = None
-                snapshot = self._snapshot(commit, metadata)
+                snapshot = self._snapshot(number, metadata)
                 snapshots[snapshot.number] = snapshot
                 if snapshot.disposition == "replace":
                     served.clear()

@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
-from sereno.adapters.ledger import open_at
-from sereno.ledger import Lease, holder_here, is_here, is_left
+from sereno.adapters.ledger import ledger_file, open_at
+from sereno.cli.ledger import state_of
+from sereno.config import Settings
+from sereno.home import Home
+from sereno.ledger import Lease, holder_here, is_here, is_left, lease_name
 from sereno.operate.scheduling.scheduler import LEASE, Scheduler
+from sereno.schedule import Interval
 
 
 def lease(holder: str) -> Lease:
@@ -70,3 +74,18 @@ def test_a_scheduler_that_was_killed_is_replaced_at_once(tmp_path: Path, is_gone
     scheduler.tick()
     assert scheduler.leads == leads
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("holder", "state"), [("elsewhere:7:abc", "running"), (of_a_process_that_is_gone(), "interrupted")]
+)
+def test_an_attempt_of_another_host_goes_on_as_long_as_its_lease_does(tmp_path: Path, holder: str, state: str) -> None:
+    home = Home(Settings(home=tmp_path), "churn")
+    day = Interval(start=datetime(2026, 5, 1, tzinfo=UTC), end=datetime(2026, 5, 2, tzinfo=UTC))
+    report = home.attempts.create(day)
+    assert state_of(home, report, {}) == "interrupted"
+    assert not ledger_file(tmp_path).exists()  # who only looks makes none
+    with home.ledger() as ledger:
+        assert ledger.acquire(lease_name("churn", report.run_key), holder, 1000.0)
+    assert state_of(home, report, {}) == state
+    assert state_of(home, report, {report.attempt: 1}) == "published"

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sereno.batch.attempts import Report
     from sereno.config import Settings
     from sereno.history import Row
+    from sereno.home import Home
     from sereno.interfaces import RunLedger
     from sereno.ledger import Entry
     from sereno.operate.repair import Repaired
@@ -78,6 +79,19 @@ def ledger_there(settings: Settings) -> Iterator[RunLedger | None]:
         return
     with contextlib.closing(open_ledger(settings)) as ledger:
         yield ledger
+
+
+def state_of(home: Home, report: Report, published: Mapping[str, int]) -> str:
+    """The state of an attempt in words, also from another host, or container, than the one that it is on."""
+    from sereno.ledger import is_left, lease_name
+
+    state = home.attempts.state_in_words(report, published)
+    if state == "interrupted":
+        with contextlib.suppress(LedgerError), ledger_there(home.settings) as ledger:
+            lease = ledger.holder(lease_name(home.name, report.run_key)) if ledger is not None else None
+            if lease is not None and not is_left(lease):
+                return report.state
+    return state
 
 
 def entry_named(options: argparse.Namespace, settings: Settings, *states: RunState) -> Entry | None:
@@ -137,7 +151,7 @@ def _attempts(options: argparse.Namespace) -> list[tuple[Report, Row]]:
     published = home.store.state().attempts
     found = []
     for report in home.attempts.all():
-        state = home.state_in_words(report, published)
+        state = state_of(home, report, published)
         found.append((report, row_of_report(report, state, json.loads(report.to_json()))))
     return found
 

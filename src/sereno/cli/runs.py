@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sereno.cli.commands import DONE, Commands
 from sereno.cli.health import tell_people
-from sereno.cli.ledger import entry_named, ledger_there, settings_here
+from sereno.cli.ledger import entry_named, ledger_there, settings_here, state_of
 from sereno.cli.named import home_of_run, who
 from sereno.cli.printing import output, write_page
 from sereno.exceptions import LedgerError, NotFoundError, PublishError
@@ -84,7 +84,7 @@ def _report(options: argparse.Namespace) -> tuple[Iterable[str], dict[str, Any],
 
     home = home_of_run(options)
     report = home.attempts.find(options.run)
-    state = home.state_in_words(report, home.store.state().attempts)
+    state = state_of(home, report, home.store.state().attempts)
     baseline = baseline_of(home, report)
     lines = run_lines(report, state=state, baseline=baseline, inputs=options.verbose)
     data = json.loads(report.to_json()) | {"state": state}
