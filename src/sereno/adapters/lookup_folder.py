@@ -15,7 +15,6 @@ import errno
 import gc
 import logging
 import os
-import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ import msgspec
 
 from sereno.adapters import durable
 from sereno.failpoints import failpoint
-from sereno.lookup.following import Following, name_of
+from sereno.lookup.following import Following, described, name_of
 from sereno.lookup.keys import KeyCodec
 from sereno.lookup.pointer import (
     Manifest,
@@ -165,18 +164,7 @@ class LookupFolder(Following):
         except BaseException:
             temporary.unlink(missing_ok=True)  # above all where the disk is full
             raise
-        manifest = Manifest(
-            number=snapshot.number,
-            attempt=snapshot.attempt,
-            data_date=snapshot.data_date,
-            data_time=snapshot.data_time,
-            fingerprint=snapshot.fingerprint,
-            rows=snapshot.rows,
-            keys=list(zip(keys.names, keys.kinds, strict=True)),
-            size=size,
-            crc32=crc32,
-            build=secrets.token_hex(8),
-        )
+        manifest = Manifest(**described(snapshot, keys), size=size, crc32=crc32)
         failpoint("lookup_manifest")
         own = self._temporary(name, "json").name
         write_atomically(manifest_path(self.folder, name), msgspec.json.encode(manifest), temporary=own)
@@ -296,7 +284,7 @@ class FolderIndex:
         self.data_date = manifest.data_date
         self.data_time = manifest.data_time
         self.rows = manifest.rows
-        self.keys = KeyCodec(tuple(n for n, _ in manifest.keys), tuple(k for _, k in manifest.keys))
+        self.keys = manifest.codec
         self._opened: _Opened | None = opened
         self.get: Callable[[bytes], bytes | None] = opened.transaction.get
 

@@ -432,9 +432,8 @@ class _Run:
         settings, report = self.settings, self.report
         return Job(
             model_file=str(self.model.file),
-            home=str(
-                self.home.path
-            ),  # resolved, as the folders below: a node may have mounted another one at a link's place
+            # resolved, as the folders below: a node may have mounted another one at a link's place
+            home=str(self.home.path),
             values=sent_values(settings),
             secrets_folder=str(settings.secrets_folder),
             attempt=report.attempt,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sereno.exceptions import IndexingError
 from sereno.failpoints import failpoint
-from sereno.lookup.pointer import AS_BEFORE, Pointer, commit_time
+from sereno.lookup.pointer import AS_BEFORE, Described, Pointer, commit_time
 from sereno.snapshots import KEPT
 
 if TYPE_CHECKING:
+    from sereno.lookup.keys import KeyCodec
     from sereno.snapshots import Snapshot, State
 
 LOG = logging.getLogger("sereno.lookup")
@@ -24,15 +26,6 @@ LOG = logging.getLogger("sereno.lookup")
 
 class OvertakenError(Exception):
     """The table has moved on: what is being built can wait, and those who moved it cannot."""
-
-
-class Built(Protocol):
-    """What is known of an index that is there."""
-
-    @property
-    def attempt(self) -> str: ...
-    @property
-    def build(self) -> str: ...
 
 
 class Following(ABC):
@@ -49,11 +42,11 @@ class Following(ABC):
         """Have this one served, in one step; None: nothing is, and nothing is known of a table."""
 
     @abstractmethod
-    def _found(self, name: str) -> Built | None:
+    def _found(self, name: str) -> Described | None:
         """An index, if it is there whole."""
 
     @abstractmethod
-    def _build(self, snapshot: Snapshot, look: Callable[[], None] = ...) -> Built:
+    def _build(self, snapshot: Snapshot, look: Callable[[], None] = ...) -> Described:
         """Build an index, and call `look` all the time: what it raises ends the work."""
 
     @abstractmethod
@@ -185,3 +178,17 @@ def _latest(state: State) -> set[int]:
 def name_of(snapshot: Snapshot) -> str:
     """What the index of a snapshot is called."""
     return f"{snapshot.number:06}-{snapshot.attempt}"
+
+
+def described(snapshot: Snapshot, keys: KeyCodec) -> dict[str, Any]:
+    """What a Described says of a new index."""
+    return {
+        "number": snapshot.number,
+        "attempt": snapshot.attempt,
+        "data_date": snapshot.data_date,
+        "data_time": snapshot.data_time,
+        "fingerprint": snapshot.fingerprint,
+        "rows": snapshot.rows,
+        "keys": list(zip(keys.names, keys.kinds, strict=True)),
+        "build": secrets.token_hex(8),
+    }

@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
+
+if TYPE_CHECKING:
+    from sereno.lookup.keys import KeyCodec
 
 AS_BEFORE = "Lookups answer as before."  # follows what is wrong with a snapshot, before what to do about it
 IndexName = Annotated[str, msgspec.Meta(pattern="^([0-9]{6,}-[0-9A-Za-z_-]+)?$")]
@@ -36,10 +39,9 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`000012-ATTEMPT.json`: what one index is. Without it there is none."""
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What an index is, whichever store has it."""
 
-    format: Literal[1] = 1
     number: int  # of the snapshot
     attempt: str
     data_date: date
@@ -47,9 +49,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str  # of the model
     rows: int
     keys: list[tuple[str, Literal["int", "str", "date"]]]  # name and kind, in declared order
+    build: str  # what tells it from another index of the same snapshot
+
+    @property
+    def codec(self) -> KeyCodec:
+        from sereno.lookup.keys import KeyCodec
+
+        return KeyCodec(tuple(n for n, _ in self.keys), tuple(k for _, k in self.keys))
+
+
+class Manifest(Described, frozen=True, kw_only=True):
+    """`000012-ATTEMPT.json`. Without it there is no index."""
+
+    format: Literal[1] = 1
     size: int  # of the index, in bytes
     crc32: int
-    build: str  # what tells it from another index of the same snapshot
 
 
 def lookup_folder(home: Path, model: str) -> Path:

@@ -11,32 +11,17 @@ was emptied, say), and a key that was not found says nothing.
 
 from __future__ import annotations
 
-from datetime import date, datetime
 from typing import Literal
 
 import msgspec
 
-from sereno.lookup.keys import KeyCodec
-from sereno.lookup.pointer import Pointer
+from sereno.lookup.pointer import Described, Pointer
 
 MARKER = b"*"  # no key is so short
 
 
-class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """An index that is there."""
-
-    number: int  # of the snapshot
-    attempt: str
-    data_date: date
-    data_time: datetime  # UTC
-    fingerprint: str  # of the model
-    rows: int
-    keys: list[tuple[str, Literal["int", "str", "date"]]]  # name and kind, in declared order
-    build: str  # what tells it from another index of the same snapshot; its marker
-
-    @property
-    def codec(self) -> KeyCodec:
-        return KeyCodec(tuple(n for n, _ in self.keys), tuple(k for _, k in self.keys))
+class Held(Described, frozen=True, kw_only=True):
+    """An index that is there. Its marker holds its `build`."""
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):

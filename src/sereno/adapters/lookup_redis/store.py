@@ -24,7 +24,7 @@ from sereno.adapters.lookup_redis.catalogue import MARKER, Catalogue, Held, Name
 from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.failpoints import failpoint
 from sereno.interfaces import Seen
-from sereno.lookup.following import Following, name_of
+from sereno.lookup.following import Following, described, name_of
 from sereno.lookup.pointer import Pointer, Work, has_moved_on, work_of
 from sereno.storage import told as told_of_disk
 from sereno.storage import write_atomically
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from sereno.adapters.lookup_redis.link import Link
+    from sereno.lookup.keys import KeyCodec
     from sereno.snapshots import Snapshot, State
 
 LOG = logging.getLogger("sereno.lookup")
@@ -207,16 +208,7 @@ class LookupRedis(Following):
     def _build(self, snapshot: Snapshot, look: Callable[[], None] = lambda: None) -> Held:
         name = name_of(snapshot)
         keys = self._fill(snapshot, look)
-        held = Held(
-            number=snapshot.number,
-            attempt=snapshot.attempt,
-            data_date=snapshot.data_date,
-            data_time=snapshot.data_time,
-            fingerprint=snapshot.fingerprint,
-            rows=snapshot.rows,
-            keys=keys,
-            build=secrets.token_hex(8),
-        )
+        held = Held(**described(snapshot, keys))
         building, key = self._names.building, self._names.index(name, held)
         self._writing.hset(building, cast("str", MARKER), held.build)
         fields = self._writing.hlen(building)
@@ -229,7 +221,7 @@ class LookupRedis(Following):
         LOG.info("lookups of %s: version %d is indexed (%d rows).", self.model, snapshot.number, snapshot.rows)
         return held
 
-    def _fill(self, snapshot: Snapshot, look: Callable[[], None]) -> list[Any]:
+    def _fill(self, snapshot: Snapshot, look: Callable[[], None]) -> KeyCodec:
         """Write all entries. Returns what its keys are."""
         from sereno.lookup.entries import Entries
 
@@ -258,7 +250,7 @@ class LookupRedis(Following):
             with contextlib.suppress(Exception):  # else it expires
                 self._writing.unlink(building)
             raise
-        return list(zip(entries.keys.names, entries.keys.kinds, strict=True))
+        return entries.keys
 
     # Reading
 
