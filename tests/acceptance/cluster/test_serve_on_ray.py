@@ -28,34 +28,7 @@ from tests.hosts import Host, RayCluster, Within, hosts, ray_cluster
 PAGE = Path(__file__).parents[3] / "docs" / "serving_cluster.md"
 PATIENCE = 90.0
 PORT = 8000
-LIVE = """
-from pathlib import Path
-from typing import TypedDict
-
-from sereno import Key, Model
-
-
-class Row(TypedDict):
-    id: Key[int]
-    x: float
-
-
-class Score(TypedDict):
-    y: float
-
-
-model = Model("total", inputs=Row, outputs=Score, artifacts={"weight": "weight.txt"})
-
-
-@model.load
-def load(weight: Path) -> float:
-    return float(weight.read_text())
-
-
-@model.predict
-def predict(weight: float, rows: list[Row]) -> list[Score]:
-    return [{"y": row["x"] * weight} for row in rows]
-"""
+LIVE = (Path(__file__).parents[2] / "models" / "weighted.py").read_text()
 OPEN = ("--no-auth", "--tls-terminated-upstream", "--set", "serve.allowed_hosts=scores.example.com")
 
 
