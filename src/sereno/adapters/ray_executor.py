@@ -88,13 +88,9 @@ class RayExecutor:
         first = next(drawn, None)
         if first is None:
             return
-        cluster = self._connected()
-        try:
-            with _Pool(self, cluster, job) as pool:
-                yield from pool.run(_with(first, drawn), progress)
-                self._used = max(1, pool.most_ready)
-        finally:
-            self.close()
+        with _Pool(self, self._connected(), job) as pool:
+            yield from pool.run(_with(first, drawn), progress)
+            self._used = max(1, pool.most_ready)
 
     def close(self) -> None:
         """See interfaces.Executor. A Ray that was found running goes on."""

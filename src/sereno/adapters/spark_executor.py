@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import queue
 import re
 import shutil
@@ -92,7 +93,6 @@ class SparkExecutor:
         model = self._model or load_model(Path(job.model_file))
         context = self._connect()
         with contextlib.ExitStack() as at_the_end:
-            at_the_end.callback(self.close)
             run = _Run(self, context, job, model, at_the_end)
             yield from run.results(_with(first, drawn), progress)
 
@@ -342,6 +342,9 @@ class Work:
     def __call__(self, tasks: Iterable[tuple[int, bytes]]) -> Iterator[Answered]:
         for index, task in tasks:
             answer = (index, self._worker().score(task))
+            if not gc.get_freeze_count():  # Spark collects garbage after each task: not among all that is loaded for good
+                gc.collect()
+                gc.freeze()
             self.answers.add([answer])
             yield answer
 
@@ -352,6 +355,7 @@ class Work:
                 raise RuntimeError(f"Sereno is {__version__} here, and {self.version} where the run was started")
             folder = Path(SparkFiles.get(self.bundle)).resolve()
             _workers.clear()
+            gc.unfreeze()
             _workers[key] = RemoteWorker(self.job, self.check, self.threads, folder)
         return _workers[key]
 

@@ -294,6 +294,7 @@ class _Run:
         if report.state == "nothing":
             return
         with self._stage("export"), told(*self._after_all()):
+            self.executor.close()  # not before the commit, which would wait for it, nor once exports take long
             self.home.follow(succeeded=True, due_at=self._next_due)
 
     def _is_published(self, state: State) -> bool:
