@@ -23,7 +23,7 @@ from unittest import mock
 
 from sereno import failpoints, home, snapshots, storage
 from sereno.adapters import export_folder
-from sereno.adapters.local import LocalExecutor
+from sereno.adapters.executors.local import LocalExecutor
 from sereno.batch import attempts, lease
 from sereno.batch.run import Watcher, run
 from sereno.config import load_settings

@@ -41,7 +41,7 @@ def require() -> None:
 def started_spark(home: Path, workers: int) -> Iterator[None]:
     """A context in this process, which executors find and leave open."""
     require()
-    from sereno.adapters.spark_start import start
+    from sereno.adapters.executors.spark_start import start
 
     settings = Settings(home=home, workers=workers, spark=SparkSettings(master=f"local[{workers}]"))
     context = start(settings)

@@ -46,7 +46,7 @@ def results(folder: Path, count: int) -> Callable[[], Any]:
     """Results of tasks, as they come from a worker elsewhere: decoded, and kept until the end."""
     import msgspec
 
-    from sereno.adapters.local import Answer
+    from sereno.adapters.executors.local import Answer
     from sereno.batch.parts import WrittenPart
     from sereno.batch.tasks import TaskResult
 

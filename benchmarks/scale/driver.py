@@ -57,7 +57,7 @@ class Watcher:
 
 
 def main(tasks: int, source: str, home: str, kind: str = "local") -> None:
-    from sereno.adapters.executors import make_executor
+    from sereno.adapters.executors.choosing import make_executor
     from sereno.batch import plan
     from sereno.batch.run import run
     from sereno.config import load_settings

@@ -1,6 +1,6 @@
 """Placement, simulated: what the executors' own bookkeeping does with many tasks on nodes that are lost at random.
 
-Time is made up, the decisions are those of `sereno.adapters.dispatch`. A node that is lost takes its workers' tasks with it; as
+Time is made up, the decisions are those of `sereno.adapters.executors.dispatch`. A node that is lost takes its workers' tasks with it; as
 many workers come back later. One that was only cut off answers late what others have scored since: nobody listens.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from sereno.adapters.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
+from sereno.adapters.executors.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
 from sereno.batch.tasks import Task
 
 LOAD_SECONDS = 20.0  # until a worker is ready

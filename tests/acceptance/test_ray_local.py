@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sereno.adapters import ray_connection
-from sereno.adapters.ray_connection import RECONNECT, RayConnection, temporary_folder
+from sereno.adapters.executors import ray_connection
+from sereno.adapters.executors.ray_connection import RECONNECT, RayConnection, temporary_folder
 from sereno.exceptions import WorkerError
 from tests.acceptance.project import DAY, MODEL, Project
 from tests.acceptance.test_up import SETTINGS, Up, published

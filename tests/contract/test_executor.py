@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sereno.adapters.executors.local import Ahead, LocalExecutor
+from sereno.adapters.executors.ray_executor import RayExecutor
 from sereno.adapters.files import Piece
-from sereno.adapters.local import Ahead, LocalExecutor
-from sereno.adapters.ray_executor import RayExecutor
 from sereno.batch.tasks import Job, Task, TaskResult, stored_result
 from sereno.config import Settings
 from sereno.exceptions import OutputError, PredictError, SourceError, WorkerError
@@ -106,7 +106,7 @@ def make(request: pytest.FixtureRequest, folder: Path, file: Path) -> Iterator[M
         return
     if "Spark" in request.param:
         request.getfixturevalue("spark")
-        from sereno.adapters.spark_executor import SparkExecutor
+        from sereno.adapters.executors.spark_executor import SparkExecutor
 
         yield lambda: SparkExecutor(Settings(home=folder, workers=workers))
         return

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sereno.adapters import ray_executor
-from sereno.adapters.executors import make_executor
+from sereno.adapters.executors import ray_executor
+from sereno.adapters.executors.choosing import make_executor
+from sereno.adapters.executors.ray_executor import RayExecutor
 from sereno.adapters.files import Piece
-from sereno.adapters.ray_executor import RayExecutor
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
 from sereno.exceptions import MissingExtraError, SettingsError, WorkerError

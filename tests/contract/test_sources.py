@@ -18,7 +18,7 @@ import pytest
 from deltalake import write_deltalake
 
 from sereno import read_predictions
-from sereno.adapters.local import LocalExecutor
+from sereno.adapters.executors.local import LocalExecutor
 from sereno.batch.attempts import Report
 from sereno.batch.run import run
 from sereno.config import load_settings

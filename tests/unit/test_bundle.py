@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sereno.adapters.bundle import bundle_name, load_bundle, pack
+from sereno.adapters.executors.bundle import bundle_name, load_bundle, pack
 from sereno.exceptions import ArtifactError
 from sereno.loader import artifact_paths, file_digest, fingerprint, load_model
 from sereno.model import Model

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sereno.adapters.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
+from sereno.adapters.executors.dispatch import IN_FLIGHT, MOST_TRIES, Dispatch
 from sereno.adapters.files import Piece
 from sereno.batch.tasks import Task
 from sereno.exceptions import WorkerError

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sereno.adapters.local import LocalExecutor
+from sereno.adapters.executors.local import LocalExecutor
 from sereno.batch import plan
 from sereno.batch.run import run
 from sereno.config import load_settings

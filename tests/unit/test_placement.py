@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.scale.placement import Cluster, Outcome, Simulation
-from sereno.adapters.dispatch import IN_FLIGHT, MOST_TRIES
+from sereno.adapters.executors.dispatch import IN_FLIGHT, MOST_TRIES
 from sereno.exceptions import WorkerError
 
 SMALL = Cluster(nodes=10, workers_each=3)

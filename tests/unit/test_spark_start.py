@@ -12,13 +12,22 @@ from typing import Any
 
 import pytest
 
-from sereno.adapters import executors
-from sereno.adapters.dispatch import GOES_ON
+from sereno.adapters.executors import choosing
+from sereno.adapters.executors.dispatch import GOES_ON
+from sereno.adapters.executors.leftovers import own_folder
+from sereno.adapters.executors.spark_executor import _lost
+from sereno.adapters.executors.spark_start import (
+    PREFIX,
+    Chatter,
+    _chosen,
+    _defaults,
+    _own_settings,
+    _reach,
+    master_of,
+    start,
+)
+from sereno.adapters.executors.spawn import cores
 from sereno.adapters.files import Piece
-from sereno.adapters.leftovers import own_folder
-from sereno.adapters.spark_executor import _lost
-from sereno.adapters.spark_start import PREFIX, Chatter, _chosen, _defaults, _own_settings, _reach, master_of, start
-from sereno.adapters.spawn import cores
 from sereno.batch.tasks import Task
 from sereno.config import Settings, SparkSettings
 from sereno.exceptions import MissingExtraError, SettingsError
@@ -162,9 +171,9 @@ def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark", None)
-    monkeypatch.delitem(sys.modules, "sereno.adapters.spark_executor")
+    monkeypatch.delitem(sys.modules, "sereno.adapters.executors.spark_executor")
     with pytest.raises(MissingExtraError, match=r"pip install 'sereno\[spark\]'"):
-        executors.make_executor(None, settings())  # type: ignore[arg-type]
+        choosing.make_executor(None, settings())  # type: ignore[arg-type]
 
 
 FAILED = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from sereno.adapters.ray_connection import RayConnection, address_of, require_ray, runtime_env_of
+from sereno.adapters.executors.ray_connection import RayConnection, address_of, require_ray, runtime_env_of
 from sereno.exceptions import BusyError
 from sereno.serve.on_ray.replica import Name, Replica, Spec, Status
 from sereno.settings import RaySettings

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sereno.adapters.spawn import cores
+from sereno.adapters.executors.spawn import cores
 from sereno.checks import one_array
 from sereno.exceptions import StorageError
 from sereno.storage import fsync

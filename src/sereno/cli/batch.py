@@ -89,7 +89,7 @@ def _run_one(options: argparse.Namespace, at_the_end: contextlib.ExitStack) -> i
         options.source = from_here(options.source)
     began, run_key = datetime.now(UTC), None
     with _ahead(options) as ahead:  # before anything heavy is imported here
-        from sereno.adapters.executors import make_executor
+        from sereno.adapters.executors.choosing import make_executor
         from sereno.baseline import baseline_of
         from sereno.batch.run import run
         from sereno.home import Home
@@ -124,7 +124,7 @@ def _run_one(options: argparse.Namespace, at_the_end: contextlib.ExitStack) -> i
 @contextlib.contextmanager
 def _ahead(options: argparse.Namespace) -> Iterator[Any]:
     """A second worker that imports what the model file imports while this process does; none where that is for nothing."""
-    from sereno.adapters.spawn import Ahead, cores
+    from sereno.adapters.executors.spawn import Ahead, cores
 
     if options.model_itself is not None:
         yield None

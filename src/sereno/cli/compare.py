@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sereno.adapters.executors import make_executor
+    from sereno.adapters.executors.choosing import make_executor
     from sereno.compare import compare
     from sereno.compare.lines import comparison_lines
     from sereno.compare.temporary import ended_in_order

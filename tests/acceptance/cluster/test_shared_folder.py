@@ -27,8 +27,8 @@ import psycopg
 import pytest
 
 from sereno import shared
-from sereno.adapters.local import Answer, LocalExecutor, raise_told
-from sereno.adapters.remote import RemoteWorker
+from sereno.adapters.executors.local import Answer, LocalExecutor, raise_told
+from sereno.adapters.executors.remote import RemoteWorker
 from sereno.batch.run import run
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import load_settings
@@ -229,7 +229,7 @@ WORKER = """
 import sys
 from pathlib import Path
 
-from sereno.adapters.remote import RemoteWorker
+from sereno.adapters.executors.remote import RemoteWorker
 
 folder = Path(sys.argv[1])
 worker = RemoteWorker((folder / "job").read_bytes(), (folder / "check").read_bytes(), 1)

@@ -29,7 +29,7 @@ import uvloop
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from sereno.adapters.spawn import THREAD_VARIABLES, threads_each
+from sereno.adapters.executors.spawn import THREAD_VARIABLES, threads_each
 from sereno.exceptions import SerenoError, SettingsError
 from sereno.lines import whole_lines
 from sereno.serve.options import Options

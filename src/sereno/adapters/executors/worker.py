@@ -1,4 +1,4 @@
-"""A worker of the local executor: `python -m sereno.adapters.worker DESCRIPTOR MODEL_FILE WORKERS`. Not for people.
+"""A worker of the local executor: `python -m sereno.adapters.executors.worker DESCRIPTOR MODEL_FILE WORKERS`. Not for people.
 
 It inherits one end of a socket pair, reads the model file, waits for the job, loads the model, and scores tasks until
 the other end closes.
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from sereno.adapters.local import Answer, Request, error_answer, loaded_with
-from sereno.adapters.spawn import threads_each
+from sereno.adapters.executors.local import Answer, Request, error_answer, loaded_with
+from sereno.adapters.executors.spawn import threads_each
 from sereno.batch.tasks import Job, received_values, score_task
 from sereno.config import Settings, Value
 from sereno.lines import whole_lines

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sereno.adapters.leftovers import own_folder
+from sereno.adapters.executors.leftovers import own_folder
 from sereno.exceptions import MissingExtraError, SettingsError, WorkerError
 from sereno.settings import RaySettings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from sereno.adapters.local import LocalExecutor
-from sereno.adapters.spawn import Ahead, cores
+from sereno.adapters.executors.local import LocalExecutor
+from sereno.adapters.executors.spawn import Ahead, cores
 from sereno.interfaces import Executor
 from sereno.scoring import open_scorer
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def make_executor(model: Model, settings: Settings, ahead: Ahead | None = None) -> Executor:
     """Raises MissingExtraError where the package of a cluster is missing. `ahead`: a worker that was started already."""
     if settings.executor == "ray":
-        from sereno.adapters.ray_executor import RayExecutor
+        from sereno.adapters.executors.ray_executor import RayExecutor
 
         return RayExecutor(settings)
     if settings.executor == "spark" or _is_submitted(settings):
-        from sereno.adapters.spark_executor import SparkExecutor
+        from sereno.adapters.executors.spark_executor import SparkExecutor
 
         return SparkExecutor(settings, model)
     return LocalExecutor(settings.workers or cores(), lambda: open_scorer(model, settings), ahead)

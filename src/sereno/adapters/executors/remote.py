@@ -16,10 +16,10 @@ from typing import Any, TextIO
 
 import msgspec
 
-from sereno.adapters.bundle import load_bundle
-from sereno.adapters.local import Answer, error_answer, loaded_with
-from sereno.adapters.spawn import THREAD_VARIABLES
-from sereno.adapters.worker import load_for
+from sereno.adapters.executors.bundle import load_bundle
+from sereno.adapters.executors.local import Answer, error_answer, loaded_with
+from sereno.adapters.executors.spawn import THREAD_VARIABLES
+from sereno.adapters.executors.worker import load_for
 from sereno.batch.tasks import Job, Task, score_task
 from sereno.config import find_home
 from sereno.loader import load_model

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from sereno import exceptions
-from sereno.adapters.spawn import Ahead, cores, start_worker, threads_each
+from sereno.adapters.executors.spawn import Ahead, cores, start_worker, threads_each
 from sereno.batch.tasks import Job, Task, TaskResult, score_task
 from sereno.exceptions import ChangedError, SerenoError, WorkerError
 from sereno.loader import fingerprint

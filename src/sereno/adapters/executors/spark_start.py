@@ -25,7 +25,7 @@ from typing import Any
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
 
-from sereno.adapters.spawn import THREAD_VARIABLES, cores, threads_each
+from sereno.adapters.executors.spawn import THREAD_VARIABLES, cores, threads_each
 from sereno.config import Settings
 from sereno.exceptions import SettingsError, WorkerError
 

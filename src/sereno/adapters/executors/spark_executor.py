@@ -27,11 +27,11 @@ from typing import Any
 import msgspec
 
 from sereno import __version__
-from sereno.adapters.bundle import bundle_name, pack
-from sereno.adapters.dispatch import GOES_ON, lost_too_often
-from sereno.adapters.leftovers import own_folder
-from sereno.adapters.local import Answer, raise_told
-from sereno.adapters.remote import RemoteWorker, show_printed
+from sereno.adapters.executors.bundle import bundle_name, pack
+from sereno.adapters.executors.dispatch import GOES_ON, lost_too_often
+from sereno.adapters.executors.leftovers import own_folder
+from sereno.adapters.executors.local import Answer, raise_told
+from sereno.adapters.executors.remote import RemoteWorker, show_printed
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.config import Settings
 from sereno.exceptions import MissingExtraError, WorkerError
@@ -43,7 +43,7 @@ try:
     from pyspark import SparkContext, SparkFiles
     from pyspark.accumulators import Accumulator, AccumulatorParam
 
-    from sereno.adapters import spark_start
+    from sereno.adapters.executors import spark_start
 except ImportError as missing:
     raise MissingExtraError(
         "The executor 'spark' needs a package that is not installed: pip install 'sereno[spark]'."
@@ -342,7 +342,9 @@ class Work:
     def __call__(self, tasks: Iterable[tuple[int, bytes]]) -> Iterator[Answered]:
         for index, task in tasks:
             answer = (index, self._worker().score(task))
-            if not gc.get_freeze_count():  # Spark collects garbage after each task: not among all that is loaded for good
+            if (
+                not gc.get_freeze_count()
+            ):  # Spark collects garbage after each task: not among all that is loaded for good
                 gc.collect()
                 gc.freeze()
             self.answers.add([answer])

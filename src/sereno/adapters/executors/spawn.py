@@ -38,7 +38,7 @@ def start_worker(model_file: str, workers: int) -> tuple[subprocess.Popen[bytes]
     for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads_each(workers)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "sereno.adapters.worker", str(theirs.fileno()), model_file, str(workers)],
+        [sys.executable, "-m", "sereno.adapters.executors.worker", str(theirs.fileno()), model_file, str(workers)],
         pass_fds=[theirs.fileno()],
         cwd=find_home(Path(model_file)),  # where the functions of the model file run, in every process
         env=environment,

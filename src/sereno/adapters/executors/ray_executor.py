@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from sereno.adapters.dispatch import GOES_ON, IN_FLIGHT, MOST_TRIES, Dispatch
-from sereno.adapters.local import Answer, raise_told
-from sereno.adapters.ray_connection import (
+from sereno.adapters.executors.dispatch import GOES_ON, IN_FLIGHT, MOST_TRIES, Dispatch
+from sereno.adapters.executors.local import Answer, raise_told
+from sereno.adapters.executors.ray_connection import (
     RECONNECT,
     RayConnection,
     address_of,
@@ -35,8 +35,8 @@ from sereno.adapters.ray_connection import (
     require_ray,
     runtime_env_of,
 )
-from sereno.adapters.remote import RemoteWorker, show_printed
-from sereno.adapters.spawn import cores
+from sereno.adapters.executors.remote import RemoteWorker, show_printed
+from sereno.adapters.executors.spawn import cores
 from sereno.batch.tasks import Job, Task, TaskResult
 from sereno.exceptions import SettingsError, WorkerError
 from sereno.shared import announce, forget, seen
