@@ -147,14 +147,16 @@ class RayConnection:
         """All that this process has started there ends. `is_lost`: the head is; without it, Ray does not come to an end."""
         import ray
 
-        if self._is_ours and not is_lost:
-            ray.shutdown()
-        if is_lost:
-            atexit.register(_hush)
-        if self._folder is not None:
-            if is_lost and (node := getattr(ray._private.worker, "_global_node", None)) is not None:
-                node.kill_all_processes(check_alive=False, allow_graceful=False)
-            shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            if self._is_ours and not is_lost:
+                ray.shutdown()
+            if is_lost:
+                atexit.register(_hush)
+                if self._folder is not None and (node := getattr(ray._private.worker, "_global_node", None)) is not None:
+                    node.kill_all_processes(check_alive=False, allow_graceful=False)
+        finally:  # also where SIGTERM or Ctrl-C comes just now
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _hush() -> None:
