@@ -169,6 +169,7 @@ def test_a_scheduled_run(on_ray: Project, place: Path) -> None:
     with Up(on_ray.folder, "--no-api", SERENO_UP__RUN_NICE="10", **on_ray.variables) as up:
         up.until(lambda: published(on_ray), "publish")
         up.wait_for(r"^total \d{4}-\d\d-\d\d: scored beside \d+$")
+        up.until(lambda: not list(place.iterdir()), "end its Ray")  # once it has published
     assert processes(place) == []
     assert list(place.iterdir()) == []
 
