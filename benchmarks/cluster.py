@@ -25,7 +25,7 @@ from benchmarks.workload import DATA, FOLDER, LOGS, MODELS
 
 EXECUTORS = {"local": "local", "ray": "ray", "spark": "spark"}
 NAMES = [*EXECUTORS, *ON_CLUSTERS]
-ROWS, ROUNDS, FEW = 10_000_000, 5, 20_000
+ROWS, ROUNDS, FEW = 10_000_000, 3, 20_000
 # (name, compared with, what, at most): scoring of the first ≤ limit × that of the second
 LIMITS = [
     ("ray", "local", 1.15),
