@@ -1,0 +1,51 @@
+"""Places: where files lie, on a disk (`pathlib.Path`) or in an object store (`ObjectPath`), asked alike.
+
+What only one of the two can do (locks and renames there, conditional writes here) is asked of that one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sereno.exceptions import SettingsError
+from sereno.object_path import SCHEMES, ObjectPath
+from sereno.storage import write_atomically
+
+Place: TypeAlias = Path | ObjectPath
+
+__all__ = ["SCHEMES", "ObjectPath", "Place", "is_url", "place_of", "readable", "write_place"]
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names something by a URL, of whatever scheme, and not by a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def place_of(text: str | Path, base: Place | None = None) -> Place:
+    """What a text names: an object or what lies below its URL, or a path; a relative one is below `base`.
+
+    Raises SettingsError for a URL of another kind, or without a bucket.
+    """
+    if isinstance(text, Path) or not is_url(text):
+        return (base or Path()) / text if not Path(text).is_absolute() else Path(text)
+    scheme = text.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise SettingsError(
+            f"{scheme}://… is no place for files. Valid are a path, {', '.join(f'{s}://…' for s in sorted(SCHEMES))}."
+        )
+    return ObjectPath.of(text)
+
+
+def readable(place: Place) -> Any:
+    """What pyarrow reads a file by: its path, or a stream over the object, which the caller closes or lets go."""
+    return place if isinstance(place, Path) else place.open()
+
+
+def write_place(place: Place, content: bytes) -> None:
+    """Write a small file whole: a reader finds the old content or the new. Raises OSError, StorageError."""
+    if isinstance(place, Path):
+        write_atomically(place, content)
+    else:
+        place.write_bytes(content)
