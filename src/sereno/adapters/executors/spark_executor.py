@@ -345,7 +345,7 @@ class Work:
             if (
                 not gc.get_freeze_count()
             ):  # Spark collects garbage after each task: not among all that is loaded for good
-                gc.collect()
+                gc.collect(1)  # what the first task left; all else came to stay
                 gc.freeze()
             self.answers.add([answer])
             yield answer
