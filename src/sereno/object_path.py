@@ -64,7 +64,7 @@ class ObjectPath:
             )
         if ".." in PurePosixPath(key).parts:
             raise SettingsError(f"{url} leads out of where it lies; write it without `..`.")
-        return cls(f"{scheme}://{bucket}", PurePosixPath(key))
+        return cls(f"{scheme}://{bucket}", PurePosixPath(key.lstrip("/")))
 
     def __str__(self) -> str:
         return f"{self._root}/{self.key}" if self.key else self._root
@@ -198,7 +198,7 @@ class ObjectPath:
                 f"an object is opened to be read ('rb'), not {mode!r}: it is written by write_bytes or upload"
             )
         meta = self.look()
-        return io.BufferedReader(_Stream(self, meta), BUFFER)  # type: ignore[return-value]
+        return io.BufferedReader(_Stream(self, meta), BUFFER)
 
     def read_bytes(self) -> bytes:
         return self.read_tagged()[0]

@@ -29,7 +29,7 @@ def place_of(text: str | Path, base: Place | None = None) -> Place:
     Raises SettingsError for a URL of another kind, or without a bucket.
     """
     if isinstance(text, Path) or not is_url(text):
-        return (base or Path()) / text if not Path(text).is_absolute() else Path(text)
+        return Path(text) if base is None or Path(text).is_absolute() else base / str(text)
     scheme = text.partition("://")[0]
     if scheme not in SCHEMES:
         raise SettingsError(

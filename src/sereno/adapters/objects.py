@@ -114,9 +114,10 @@ def _open(root: str, process: int) -> Any:
 
     settings = settings_of(root)
     allow_http = settings.pop("allow_http", "") == "true"
-    return from_url(
+    open_store: Any = from_url  # whose type has a signature for each kind of store
+    return open_store(
         root,
-        config=settings or None,  # type: ignore[arg-type]
+        config=settings or None,
         client_options={"allow_http": allow_http, "timeout": TIMEOUT, "connect_timeout": CONNECT},
         retry_config={
             "max_retries": RETRIES,
