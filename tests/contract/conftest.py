@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests that ask for one."""
+"""A real PostgreSQL, and a real S3 server, for the tests that ask for one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from sereno.places import ObjectPath
 from tests.contract.export_targets import Maker, PostgresqlTarget
+from tests.objects import S3Server, s3_server
 from tests.services import postgresql
 
 
@@ -27,6 +29,20 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
         admin.execute(f"CREATE DATABASE {name}")
         yield postgresql_server.replace("/postgres?", f"/{name}?")
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str]]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server, server.make_bucket()
+
+
+@pytest.fixture
+def storage(s3_bucket: tuple[S3Server, str]) -> Iterator[ObjectPath]:
+    """A place of its own in a bucket, which this process reaches meanwhile."""
+    server, bucket = s3_bucket
+    with server.reached():
+        yield ObjectPath.of(f"s3://{bucket}/{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture

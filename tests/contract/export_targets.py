@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from sereno.adapters import export_folder, exports
+from sereno.adapters import export_folder, export_objects, exports
 from sereno.interfaces import Export
+from sereno.places import ObjectPath, Place
 from sereno.snapshots import Part, Snapshot
 
 MODEL = "credit-scoring"
@@ -99,31 +100,58 @@ class FolderTarget:
         folder = (self.root / "latest").resolve(strict=True)
         manifest = json.loads((folder / "manifest.json").read_bytes())
         assert folder.name == f"{manifest['version']:06}"
-        rows: list[dict[str, Any]] = []
-        for file in manifest["files"]:
-            content = (folder / file["name"]).read_bytes()
-            assert hashlib.sha256(content).hexdigest() == file["sha256"]
-            assert len(content) == file["bytes"]
-            part = self._parse(content, manifest["columns"])
-            assert len(part) == file["rows"]
-            rows += part
-        assert len(rows) == manifest["rows"]
-        return {manifest["version"]}, rows
+        return {manifest["version"]}, rows_of(manifest, folder, self.format)
 
     def held(self) -> set[int]:
         return {int(path.name) for path in self.root.iterdir() if path.name.isdecimal()}
 
-    def _parse(self, content: bytes, columns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-        if self.format == "parquet":
-            return list(pq.read_table(io.BytesIO(content)).to_pylist())
-        if self.format == "jsonl":
-            return [json.loads(line) for line in content.splitlines()]
-        texts = {column["name"]: pa.string() for column in columns}
-        options = pcsv.ConvertOptions(
-            column_types=texts, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
-        )
-        parse = pcsv.ParseOptions(newlines_in_values=True)
-        return list(pcsv.read_csv(io.BytesIO(content), convert_options=options, parse_options=parse).to_pylist())
+
+def rows_of(manifest: dict[str, Any], folder: Place, kind: str) -> list[dict[str, Any]]:
+    """What the files hold that a manifest names, which are as it says."""
+    rows: list[dict[str, Any]] = []
+    for file in manifest["files"]:
+        content = (folder / file["name"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == file["sha256"]
+        assert len(content) == file["bytes"]
+        part = _parse(content, manifest["columns"], kind)
+        assert len(part) == file["rows"]
+        rows += part
+    assert len(rows) == manifest["rows"]
+    return rows
+
+
+def _parse(content: bytes, columns: Sequence[Mapping[str, str]], kind: str) -> list[dict[str, Any]]:
+    if kind == "parquet":
+        return list(pq.read_table(io.BytesIO(content)).to_pylist())
+    if kind == "jsonl":
+        return [json.loads(line) for line in content.splitlines()]
+    texts = {column["name"]: pa.string() for column in columns}
+    options = pcsv.ConvertOptions(
+        column_types=texts, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
+    )
+    parse = pcsv.ParseOptions(newlines_in_values=True)
+    return list(pcsv.read_csv(io.BytesIO(content), convert_options=options, parse_options=parse).to_pylist())
+
+
+class ObjectTarget:
+    accumulates = False
+    module: Any = export_objects
+
+    def __init__(self, home: Path, kind: str, storage: ObjectPath) -> None:
+        self.export: Export = exports.make_export(kind, home=home, model=MODEL, storage=storage)
+        self.root = storage / "exports" / MODEL / kind
+        self.format = kind
+
+    def read(self) -> tuple[set[int], list[dict[str, Any]]]:
+        latest = json.loads((self.root / "latest.json").read_bytes())
+        folder = self.root / latest["folder"]
+        manifest = json.loads((self.root / latest["manifest"]).read_bytes())
+        assert manifest["version"] == latest["version"]
+        return {manifest["version"]}, rows_of(manifest, folder, self.format)
+
+    def held(self) -> set[int]:
+        folders = {path.relative_to(self.root).parts[0] for path, _ in self.root.below()} - {"latest.json"}
+        return {int(name[:6]) for name in folders}
 
 
 class PostgresqlTarget:

@@ -12,17 +12,33 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sereno.adapters import durable, exports, rendering
+from sereno.adapters import durable, export_objects, exports, rendering
 from sereno.exceptions import SettingsError
-from tests.contract.export_targets import MODEL, NONE, FolderTarget, Maker, PostgresqlTarget, Target, assert_shows
+from tests.contract.export_targets import (
+    MODEL,
+    NONE,
+    FolderTarget,
+    Maker,
+    ObjectTarget,
+    PostgresqlTarget,
+    Target,
+    assert_shows,
+)
 
 POINTS = ["export_before", "half written", "export_copied", "export_swapped"]
 
 
-@pytest.fixture(params=["parquet", "csv", "jsonl", pytest.param("postgresql", marks=pytest.mark.service)])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+FOLDERS = ["parquet", "csv", "jsonl"]
+OBJECTS = [f"{kind} in a bucket" for kind in FOLDERS]
+
+
+@pytest.fixture(params=[*FOLDERS, *OBJECTS, pytest.param("postgresql", marks=pytest.mark.service)])
+def target(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     if request.param == "postgresql":
         return PostgresqlTarget(tmp_path, request.getfixturevalue("postgresql_url"))
+    if request.param in OBJECTS:
+        monkeypatch.setattr(export_objects, "YOUNG_SECONDS", -60)  # there is no other pod
+        return ObjectTarget(tmp_path, request.param.partition(" ")[0], request.getfixturevalue("storage"))
     return FolderTarget(tmp_path, request.param)
 
 
@@ -192,6 +208,7 @@ def _crash_at(patch: pytest.MonkeyPatch, target: Target, point: str) -> None:
 
     patch.setattr(rendering, "read_batches", half)
     patch.setattr(durable, "link_or_copy", crash)
+    patch.setattr(export_objects, "copy_part", crash)
 
 
 def _key(row: dict[str, Any]) -> int:

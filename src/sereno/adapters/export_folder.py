@@ -34,6 +34,7 @@ from sereno.storage import fsync
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from sereno.places import Place
     from sereno.snapshots import Part, Snapshot
 
 FolderFormat = Literal["parquet", "csv", "jsonl"]
@@ -76,16 +77,16 @@ class FolderExport:
                 changed = True
         failpoint("export_copied")
         if served:
-            changed = self._point_to(_folder_name(served[-1].number)) or changed
+            changed = self._point_to(folder_name(served[-1].number)) or changed
         failpoint("export_swapped")
         return self._prune(keep | {snapshot.number for snapshot in served}) or changed
 
     def _is_there(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot's folder says what it should; one of an earlier table of that name does not."""
-        folder = self.root / _folder_name(snapshot.number)
+        folder = self.root / folder_name(snapshot.number)
         try:
             manifest = json.loads((folder / _MANIFEST).read_bytes())
-            wanted = _describe(snapshot, self.format)
+            wanted = describe(snapshot, self.format)
             listed = manifest["files"]
             return (
                 {key: value for key, value in manifest.items() if key != "files"} == wanted
@@ -100,7 +101,7 @@ class FolderExport:
             return False
 
     def _write(self, snapshot: Snapshot) -> None:
-        target = self.root / _folder_name(snapshot.number)
+        target = self.root / folder_name(snapshot.number)
         folder = self.root / f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir()
@@ -117,7 +118,7 @@ class FolderExport:
 
     def _fill(self, folder: Path, snapshot: Snapshot) -> None:
         written = [self._write_part(folder, index, part) for index, part in enumerate(snapshot.parts)]
-        manifest = {**_describe(snapshot, self.format), "files": written}
+        manifest = {**describe(snapshot, self.format), "files": written}
         with (folder / _MANIFEST).open("wb") as file:
             file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
             file.flush()
@@ -132,7 +133,7 @@ class FolderExport:
         digest = hashlib.sha256()
         size = 0
         with path.open("wb") as file:
-            for text in _texts(part.path, self.format):
+            for text in texts(part.path, self.format):
                 file.write(text)
                 digest.update(text)
                 size += len(text)
@@ -198,11 +199,12 @@ class FolderExport:
         raise ExportError(f"The {self.format} export to {self.root} failed: {cause} {then}") from error
 
 
-def _folder_name(number: int) -> str:
+def folder_name(number: int) -> str:
+    """What the folder of a snapshot is called."""
     return f"{number:06}"
 
 
-def _describe(snapshot: Snapshot, format: str) -> dict[str, Any]:  # noqa: A002 - as the manifest says it
+def describe(snapshot: Snapshot, format: str) -> dict[str, Any]:  # noqa: A002 - as the manifest says it
     """The manifest without its files."""
     schema = rendering.read_schema(snapshot.parts[0].path) if snapshot.parts else ()
     return {
@@ -222,7 +224,8 @@ def _utc(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def _texts(part: Path, format: str) -> Iterator[bytes]:  # noqa: A002
+def texts(part: Place, format: str) -> Iterator[bytes]:  # noqa: A002
+    """A part as text, a batch at a time."""
     if format == "csv":
         yield rendering.csv_header(rendering.read_schema(part))
     render = rendering.csv_lines if format == "csv" else rendering.json_lines

@@ -16,24 +16,26 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from sereno.places import readable
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from sereno.places import Place
 
 BATCH_ROWS = 65_536
 
 _encoder = msgspec.json.Encoder()  # decimals as text, datetimes as RFC 3339
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Place) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet part, in batches of bounded size; categories come as their plain values."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(readable(path)) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             yield _plain(batch)
 
 
-def read_schema(path: Path) -> pa.Schema:
+def read_schema(path: Place) -> pa.Schema:
     """The columns of a Parquet part, as `read_batches` gives them."""
-    schema = pq.read_schema(path)
+    schema = pq.read_schema(readable(path))
     return pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
 
 
