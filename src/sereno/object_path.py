@@ -165,6 +165,12 @@ class ObjectPath:
         for key in [*folders, *(meta["path"] for meta in objects)]:
             yield ObjectPath(self._root, PurePosixPath(key))
 
+    def listed(self) -> tuple[list[ObjectPath], list[tuple[ObjectPath, Object]]]:
+        """What lies directly in it: folders, and objects with what the store says of each."""
+        folders, objects = stores.list_folder(self._root, self._below, str(self))
+        named = [(ObjectPath(self._root, PurePosixPath(meta["path"])), _object(meta)) for meta in objects]
+        return [ObjectPath(self._root, PurePosixPath(key)) for key in folders], named
+
     def below(self) -> Iterator[tuple[ObjectPath, Object]]:
         """Every object below it, in the order of their names, with what the store says of each."""
         for meta in stores.list_below(self._root, self._below, str(self)):

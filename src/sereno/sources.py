@@ -6,18 +6,21 @@ start that finds nothing, or one could wait for what lies there.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
 import string
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sereno.exceptions import SettingsError, SourceError
+from sereno.places import ObjectPath, Place, is_url, place_of
 
 if TYPE_CHECKING:
     from sereno.config import Settings
+    from sereno.object_path import Object
     from sereno.schedule import Interval
 
 OF_THE_INTERVAL = ("data_date", "interval_start", "interval_end")  # they count more than values of the same name
@@ -34,15 +37,23 @@ def values_for(settings: Settings, interval: Interval) -> dict[str, Any]:
 
 
 def fill_path(template: str, values: Mapping[str, Any], settings: Settings, base: Path, what: str = "source") -> str:
-    """The path with `{data_date}` and `{values}` filled in; a relative one resolves against what names it.
+    """The path or URL with `{data_date}` and `{values}` filled in; a relative path resolves against what names it.
 
-    Raises SettingsError where a name is unknown, or the path is none of this machine.
+    Raises SettingsError where a name is unknown, or the URL is none of an object store.
     """
     path = fill(template, values, what)
-    if "://" in path:
-        valid = "Valid is a path, or a SQL query with database=." if what == "source" else "Valid is a path."
-        raise SettingsError(f"The {what} {path!r} is not on a disk of this machine. {valid}")
+    if is_url(path):
+        try:
+            return str(place_of(path))
+        except SettingsError as error:
+            query = " A SQL query needs database=." if what == "source" else ""
+            raise SettingsError(f"The {what} {path!r} cannot be read: {error}{query}") from None
     return str(base_of(template, settings, base) / path)
+
+
+def joined(base: str, path: str) -> str:
+    """What a path or URL names that was filled in, seen from a folder."""
+    return path if is_url(path) else os.path.join(base, path)
 
 
 def base_of(template: str, settings: Settings, base: Path) -> Path:
@@ -90,9 +101,14 @@ def _braced(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def find_files(source: str) -> list[Path]:
-    """The data files of a path, a folder (with what is below it) or a glob, sorted. Raises SourceError if there is none."""
-    files = sorted(iter_files(source))
+def find_files(source: str) -> list[Place]:
+    """The data files of a path or URL, a folder (with what is below it) or a glob, sorted.
+
+    Raises SourceError if there is none, and StorageError where an object store cannot be asked.
+    """
+    files: list[Place] = (
+        sorted(path for path, _ in iter_objects(source)) if is_url(source) else sorted(iter_files(source))
+    )
     if not files:
         raise SourceError(
             f"The source {source} is missing: there is no such file, or the folder or pattern holds none. "
@@ -115,15 +131,71 @@ def iter_files(source: str) -> Iterator[Path]:
         yield from (f for f in found if f.is_file() and not is_hidden(Path(*f.parts[fixed:])))
 
 
+def iter_objects(source: str) -> Iterator[tuple[ObjectPath, Object]]:
+    """The objects of a URL: itself, those below it, or a pattern's; as `iter_files` has them. Raises StorageError."""
+    place = ObjectPath.of(source)
+    fixed = place_before_pattern(place)
+    if place.key:
+        try:
+            yield place, place.look()  # also one whose name looks like a pattern
+            return
+        except FileNotFoundError:
+            pass
+    for path, known in place.below() if fixed == place else match_objects(place):
+        if not is_hidden(path.relative_to(fixed)) and not (known.size == 0 and path.name.endswith("_$folder$")):
+            yield path, known
+
+
+def place_before_pattern(place: ObjectPath) -> ObjectPath:
+    """As `fixed_part`; the place itself, if it is no pattern."""
+    if not glob.has_magic(place.key):
+        return place
+    return ObjectPath.of(str(place)[: len(str(place)) - len(place.key)]) / fixed_part(place.key).as_posix()
+
+
+def match_objects(pattern: ObjectPath) -> Iterator[tuple[ObjectPath, Object]]:
+    """The objects whose names have the form of a pattern, hidden ones too. Raises StorageError."""
+    fixed = place_before_pattern(pattern)
+    yield from _matches(fixed, pattern.relative_to(fixed).parts)
+
+
+def _matches(folder: ObjectPath, pattern: tuple[str, ...]) -> Iterator[tuple[ObjectPath, Object]]:
+    """Level by level, as folders that do not fit may hold a million objects; all that is below where it says `**`."""
+    first, *rest = pattern
+    if first == "**":
+        for path, known in folder.below():
+            if _fits(path.relative_to(folder).parts, pattern):
+                yield path, known
+        return
+    folders, objects = folder.listed()
+    if not rest:
+        yield from ((path, known) for path, known in objects if _fits((path.name,), pattern))
+    for below in folders if rest else []:
+        if _fits((below.name,), (first,)):
+            yield from _matches(below, tuple(rest))
+
+
+def _fits(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path has a pattern's form, `**` standing for any number of folders."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_fits(names[i:], pattern[1:]) for i in range(len(names) + 1)) if pattern[1:] else True
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
 def fixed_part(pattern: str) -> Path:
     """The folder that a pattern names before it says `*`, `?` or `[`."""
     return Path(re.split(r"[*?[]", pattern)[0] + "x").parent
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(path: PurePath) -> bool:
     """Whether a part of the path begins as what programs keep for themselves: `.part-0.crc`, `_temporary`."""
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def is_delta_table(source: str) -> bool:
+    """Whether it names a Delta table. Raises StorageError where an object store cannot be asked."""
+    if is_url(source):
+        return not glob.has_magic(source) and (ObjectPath.of(source) / "_delta_log").is_dir()
     return os.path.isdir(os.path.join(source, "_delta_log"))

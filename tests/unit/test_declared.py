@@ -171,7 +171,7 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         ),
         ("", {"source": "{landing}/x.csv"}, "", "The source asks for 'landing', which nothing gives"),
         ("", FILE, 'ready = "{landing}/x"', "The setting 'models.m{n}.ready' asks for 'landing', which nothing gives"),
-        ("", {"source": "s3://a/b"}, "", "The source 's3://a/b' is not on a disk of this machine."),
+        ("", {"source": "ftp://a/b"}, "", "The source 'ftp://a/b' cannot be read: ftp://… is no place for files."),
     ]
     found = read_all(tmp_path, cases)
     assert not found.models

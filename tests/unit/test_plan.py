@@ -160,7 +160,7 @@ def test_nothing_to_read_from(tmp_path: Path) -> None:
         ),
         ("{", "The source cannot be filled in: "),
         ("{0}", "Write {{ and }} for braces that are meant."),
-        ("s3://bucket/a.parquet", "is not on a disk of this machine"),
+        ("https://bank/a.parquet", "is no place for files"),
     ],
 )
 def test_paths_that_cannot_be_filled(tmp_path: Path, template: str, words: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -11,7 +11,17 @@ import pytest
 from sereno import Interval
 from sereno.config import Settings, Value
 from sereno.exceptions import SettingsError, SourceError
-from sereno.sources import base_of, fill_path, find_files, values_for, values_of_interval, without_values
+from sereno.sources import (
+    _fits,
+    base_of,
+    fill_path,
+    find_files,
+    iter_files,
+    joined,
+    values_for,
+    values_of_interval,
+    without_values,
+)
 
 INTERVAL = Interval(start=datetime(2026, 5, 1, tzinfo=UTC), end=datetime(2026, 5, 2, tzinfo=UTC))
 
@@ -99,10 +109,40 @@ def test_values_first_and_the_interval_later_is_the_same_path(tmp_path: Path, te
     assert str(base_of(template, settings, tmp_path) / later) == at_once
 
 
-def test_a_path_of_another_machine(tmp_path: Path) -> None:
+def test_a_url_is_as_it_stands_and_none_of_another_kind(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, values={"warehouse": Value(value="s3://bank/w", base=tmp_path)})
+    values = {"warehouse": "s3://bank/w", "data_date": date(2026, 5, 1)}
+    assert fill_path("{warehouse}/{data_date}/*", values, settings, tmp_path) == "s3://bank/w/2026-05-01/*"
+    assert joined("/home", "s3://bank/w") == "s3://bank/w"
+    assert joined("/home", "w") == "/home/w"
     with pytest.raises(
-        SettingsError, match="The source 's3://a' is not on a disk of this machine. Valid is a path, or a"
+        SettingsError,
+        match=r"The source 'ftp://a/b' cannot be read: ftp://… is no place for files\. Valid are a path, az://…, .* database=",
     ):
-        fill_path("s3://a", {}, Settings(home=tmp_path), tmp_path)
-    with pytest.raises(SettingsError, match=r"The 'models.m.ready' 's3://a' is not on .*\. Valid is a path\."):
-        fill_path("s3://a", {}, Settings(home=tmp_path), tmp_path, "'models.m.ready'")
+        fill_path("ftp://a/b", {}, settings, tmp_path)
+    with pytest.raises(SettingsError, match=r"The 'models.m.ready' 'ftp://a' cannot be read: .* s3://…\.$"):
+        fill_path("ftp://a", {}, settings, tmp_path, "'models.m.ready'")
+    with pytest.raises(SettingsError, match=r"The source 's3:///a' cannot be read: s3://… needs the name of a bucket"):
+        fill_path("s3:///a", {}, settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "fits"),
+    [
+        ("a.parquet", "*.parquet", True),
+        ("a/b.parquet", "*.parquet", False),
+        ("a/b.parquet", "*/*.parquet", True),
+        ("a/b.parquet", "**/*.parquet", True),
+        ("b.parquet", "**/*.parquet", True),
+        ("day=1/x/b.parquet", "day=*/**", True),
+        ("day=1/x/b.parquet", "day=?/*", False),
+        ("day=1/x/b.parquet", "**/[a-c].parquet", True),
+        ("day=1/x/b.parquet", "**/x", False),
+    ],
+)
+def test_patterns_of_objects_are_those_of_files(tmp_path: Path, name: str, pattern: str, fits: bool) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert _fits(PurePath(name).parts, PurePath(pattern).parts) is fits
+    assert [*iter_files(f"{tmp_path}/{pattern}")] == [path] * fits

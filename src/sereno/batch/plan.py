@@ -6,6 +6,7 @@ to Parquet as it streams, and its tasks start before it ends.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
@@ -18,15 +19,18 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sereno.adapters.fetched import FetchedFile
 from sereno.adapters.files import (
     Piece,
     format_of,
     names_of,
+    open_object,
     open_parquet,
     partition_of,
     read_csv,
     spans,
     stamp,
+    stamp_of_object,
     with_constants,
 )
 from sereno.batch.tasks import Task
@@ -34,6 +38,7 @@ from sereno.checks import check_table, default_array
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.loader import bind, file_digest
 from sereno.model import Model, place
+from sereno.places import Place
 from sereno.schedule import Interval
 from sereno.scoring import arrow_of
 from sereno.settings import IS_SQL
@@ -48,7 +53,7 @@ SMALLEST_TASK = 65_536  # rows
 LARGEST_TASK = 1_048_576
 SPOOL_ROWS = 262_144  # rows of a spooled task
 SPAN_BYTES = 32 << 20  # of JSON lines
-FOOTERS_AT_ONCE, MOST_FOOTERS = 4, 512  # of Parquet files that are read, and are in memory
+FOOTERS_AT_ONCE, MOST_FOOTERS = 8, 512  # of Parquet files that are read, and are in memory
 
 
 @dataclass(kw_only=True)
@@ -106,7 +111,7 @@ class _Footer:
     groups: tuple[int, ...]  # rows of each row group
 
 
-def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], source: str, workers: int) -> Plan:
+def _parquet(model: Model, files: list[tuple[Place, dict[str, str | None]]], source: str, workers: int) -> Plan:
     """Tasks of whole row groups. They shrink towards the end, so that no worker is left with a large last one."""
     units: list[tuple[Piece, tuple[int, ...]]] = []
     seen: list[tuple[pa.Schema, set[str]]] = []
@@ -128,7 +133,7 @@ def _parquet(model: Model, files: list[tuple[Path, dict[str, str | None]]], sour
     )
 
 
-def _footers(files: list[tuple[Path, dict[str, str | None]]]) -> Iterator[_Footer]:
+def _footers(files: list[tuple[Place, dict[str, str | None]]]) -> Iterator[_Footer]:
     """In the order of the files; several are read at once, for those of a file server are waited for. Raises SourceError."""
     names = names_of([path for path, _ in files])
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
@@ -137,14 +142,34 @@ def _footers(files: list[tuple[Path, dict[str, str | None]]]) -> Iterator[_Foote
             yield from threads.map(_footer, files[some], names[some])
 
 
-def _footer(file: tuple[Path, dict[str, str | None]], name: str) -> _Footer:
-    path, partition = file
-    with open_parquet(path) as opened:
+def _footer(file: tuple[Place, dict[str, str | None]], name: str) -> _Footer:
+    place, partition = file
+    with _opened(place) as source, open_parquet(source) as opened:
+        piece = _piece("parquet", source, name, partition)
         metadata = opened.metadata
         groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-        schema = opened.schema_arrow
-    piece = Piece(kind="parquet", path=str(path.absolute()), partition=partition, stamp=stamp(name, path))
-    return _Footer(piece=piece, schema=schema, groups=groups)
+        return _Footer(piece=piece, schema=opened.schema_arrow, groups=groups)
+
+
+def _opened(place: Place) -> contextlib.AbstractContextManager[Path | FetchedFile]:
+    return contextlib.nullcontext(place) if isinstance(place, Path) else open_object(place)
+
+
+def _piece(
+    kind: Literal["parquet", "text", "json"], source: Path | FetchedFile, name: str, partition: dict[str, str | None]
+) -> Piece:
+    """The whole of a file or object as it is now."""
+    if isinstance(source, Path):
+        return Piece(kind=kind, path=str(source.absolute()), partition=partition, stamp=stamp(name, source))
+    known = source.known
+    return Piece(
+        kind=kind,
+        path=str(source.path),
+        partition=partition,
+        stamp=stamp_of_object(name, known),
+        size=known.size,
+        tag=known.tag,
+    )
 
 
 def _grouped(units: list[tuple[Piece, tuple[int, ...]]], total: int, workers: int) -> Iterator[Task]:
@@ -193,27 +218,25 @@ def _check_names(model: Model, row: dict[str, Any]) -> None:
                 raise InputError(f"The query's answer: {error}") from None
 
 
-def _json_lines(model: Model, files: list[Path], source: str) -> Plan:
+def _json_lines(model: Model, files: list[Place], source: str) -> Plan:
     names = {c.name for c in model.inputs.columns}
     pieces = []
     for file, name in zip(files, names_of(files), strict=True):
-        whole = Piece(
-            kind="json",
-            path=str(file.absolute()),
-            partition={n: t for n, t in partition_of(file).items() if n in names},
-            stamp=stamp(name, file),
-        )
-        pieces += [replace(whole, span=span) for span in spans(file, SPAN_BYTES)]
+        partition = {n: t for n, t in partition_of(file).items() if n in names}
+        with _opened(file) as opened:
+            whole = _piece("json", opened, name, partition)
+            pieces += [replace(whole, span=span) for span in spans(opened, SPAN_BYTES)]
     if not pieces:
         raise SourceError(f"The source {source} is empty. Nothing was published; see what feeds it.")
     tasks = [Task(index=i, pieces=(p,)) for i, p in enumerate(pieces)]
     return Plan(tasks=iter(tasks), known_before=True, rows=None, inputs=sorted({p.identity for p in pieces}))
 
 
-def _csv(model: Model, files: list[Path], spool: Path) -> Plan:
+def _csv(model: Model, files: list[Place], spool: Path) -> Plan:
     def batches() -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
         for file in files:
-            whole = Piece(kind="text", path=str(file), partition=partition_of(file), stamp=stamp("", file))
+            with _opened(file) as opened:
+                whole = _piece("text", opened, "", partition_of(file))
             names = {c.name for c in model.inputs.columns}
             for number, (batch, broken) in enumerate(read_csv(file, model.inputs)):
                 # what stands in the path is text too, like every column of a CSV file

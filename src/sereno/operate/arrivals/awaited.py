@@ -6,7 +6,6 @@ fills in the interval alone.
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
@@ -16,7 +15,7 @@ import msgspec
 from sereno.exceptions import SettingsError
 from sereno.schedule import Interval, last_interval
 from sereno.settings import IS_SQL
-from sereno.sources import base_of, fill_path, values_for, values_of_interval, without_values
+from sereno.sources import base_of, fill_path, joined, values_for, values_of_interval, without_values
 
 if TYPE_CHECKING:
     from sereno.config import ModelSettings, Settings
@@ -41,14 +40,14 @@ class Awaited(msgspec.Struct, frozen=True, kw_only=True):
     ready_seconds: float = 30.0
 
     def path(self, interval: Interval) -> str:
-        """The path for an interval: of a source, the one that its run reads."""
-        return os.path.join(self.base, self.template.format(**values_of_interval(interval)))
+        """The path or URL for an interval: of a source, the one that its run reads."""
+        return joined(self.base, self.template.format(**values_of_interval(interval)))
 
 
 def awaited(model: Model, settings: Settings, chosen: ModelSettings) -> Awaited:
     """What the runs of a model wait for, with these settings.
 
-    Raises SettingsError where a path cannot be filled in, is none of this machine, or a setting would have no effect.
+    Raises SettingsError where a path cannot be filled in, is a URL of no object store, or a setting would have no effect.
     """
     how, template, base, what = "nothing", "", settings.home, ""
     if chosen.ready not in ("auto", "off"):

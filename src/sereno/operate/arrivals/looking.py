@@ -10,9 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from sereno.sources import fixed_part, is_delta_table, is_hidden, iter_files
+from sereno.exceptions import SerenoError
+from sereno.places import ObjectPath, is_url
+from sereno.sources import (
+    fixed_part,
+    is_delta_table,
+    is_hidden,
+    iter_files,
+    iter_objects,
+    match_objects,
+    place_before_pattern,
+)
+
+if TYPE_CHECKING:
+    from sereno.object_path import Object
 
 STUCK = 5.0  # seconds after which a look no longer keeps other looks waiting
 IDLE = 60.0  # seconds between two questions whether one is stuck, where nothing waits
@@ -33,10 +47,12 @@ class Look:
 
 
 def look(path: str, *, is_source: bool, in_full: bool) -> Look:
-    """Whether there is what `path` says: a file, a folder with a file in it, or a pattern's match.
+    """Whether there is what `path` says, a path or a URL: a file, a folder with a file in it, or a pattern's match.
 
     Of a source, what its run would read; else a marker, which may be hidden. `in_full`: all that is there, for the digest.
     """
+    if is_url(path):
+        return _look_at_objects(path, is_source=is_source, in_full=in_full)
     digest = hashlib.blake2b(digest_size=16)
     found, changed = 0, 0.0
     try:
@@ -61,6 +77,48 @@ def look(path: str, *, is_source: bool, in_full: bool) -> Look:
     if found:
         return Look(found=True, says=f"{path} is there", digest=digest.hexdigest(), changed=changed, folder=folder)
     return Look(found=False, says=_missing(path, folder), folder=folder)
+
+
+def _look_at_objects(url: str, *, is_source: bool, in_full: bool) -> Look:
+    """As `look`. Of changes in an object store nobody tells: it is looked at again after a while."""
+    digest = hashlib.blake2b(digest_size=16)
+    found, changed = 0, 0.0
+    try:
+        objects = _source_objects(url) if is_source else _marker_objects(url)
+        for path, known in sorted(objects) if in_full else objects:
+            found += 1
+            if not in_full:
+                break
+            changed = max(changed, known.modified_at.timestamp())
+            digest.update(f"{path}\0{known.size} {known.tag} {known.modified_at.timestamp()}\0".encode())
+    except FileNotFoundError:
+        found = 0
+    except Exception as error:  # noqa: BLE001 - as in `look`
+        told = str(error).rstrip(".") if isinstance(error, SerenoError) else f"{type(error).__name__}: {error}"
+        return Look(found=False, says=f"{url} cannot be looked at: {told}")
+    if found:
+        return Look(found=True, says=f"{url} is there", digest=digest.hexdigest(), changed=changed)
+    return Look(found=False, says=f"nothing matches {url}" if glob.has_magic(url) else f"{url} is not there")
+
+
+def _source_objects(url: str) -> Iterator[tuple[ObjectPath, Object]]:
+    if is_delta_table(url):
+        return (ObjectPath.of(url) / "_delta_log").below()
+    return iter_objects(url)
+
+
+def _marker_objects(url: str) -> Iterator[tuple[ObjectPath, Object]]:
+    """As of a source, but what the pattern names may be hidden."""
+    place = ObjectPath.of(url)
+    fixed = place_before_pattern(place)
+    named = {*place.parts}
+    if fixed == place:
+        yield from iter_objects(url)
+        return
+    for path, known in match_objects(place):
+        parts = [part for part in path.relative_to(fixed).parts if part not in named]
+        if not is_hidden(PurePath(*parts)):
+            yield path, known
 
 
 def _as_it_is(file: Path) -> os.stat_result:
