@@ -55,6 +55,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     has_ready: bool  # there is a function under `@model.ready`
     awaited: Awaited
     belongs: tuple[str, ...]  # the files whose change may change all this: sereno.toml, the file, the modules beside it
+    artifacts: dict[str, str] = {}  # name → path or URL, as the file has it
 
     @property
     def has_arrival(self) -> bool:
@@ -375,6 +376,7 @@ def read(file: Path, request: Request) -> Declared:
         has_ready=model.ready_function is not None,
         awaited=awaited(model, settings, chosen),
         belongs=_belonging(str(file)),
+        artifacts=model.artifacts,
     )
     _forget(model, before, siblings(model.file))
     return there
