@@ -68,7 +68,14 @@ class S3Server:
                 "-filer",
                 f"-filer.port={filer}",
             ),
-            *("-s3", f"-s3.port={s3}", f"-s3.config={config}", "-s3.iam=false"),
+            *(
+                "-s3",
+                f"-s3.port={s3}",
+                f"-s3.config={config}",
+                "-s3.iam=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+            ),
         ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
