@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from sereno.exceptions import SettingsError
 from sereno.schedule import check_schedule
@@ -20,7 +21,7 @@ def on_calendar(schedule: str, time_zone: str) -> list[str]:
     """
     minute, hour, day, month, weekday = check_schedule(schedule).split()
     minutes, hours, days, months, weekdays = (
-        _values(text, least, most, schedule)
+        values_of(text, least, most, lambda part: _no_word(part, schedule))
         for text, (least, most) in zip((minute, hour, day, month, weekday), _RANGES, strict=True)
     )
     at = f"{_listed(hours)}:{_listed(minutes)}:00 {time_zone}"
@@ -35,22 +36,26 @@ def on_calendar(schedule: str, time_zone: str) -> list[str]:
     return [on_day, on_weekday]
 
 
-def _values(text: str, least: int, most: int, schedule: str) -> list[int] | None:
-    """Every value of a field; None: whichever."""
+def values_of(text: str, least: int, most: int, refused: Callable[[str], Exception] | None = None) -> list[int] | None:
+    """Every value of a field of cron; None: whichever. `refused` makes the error for what is not plain (`L`, `#`)."""
     if text == "*":
         return None
     values: set[int] = set()
     for part in text.split(","):
         match = _PLAIN.fullmatch(part)
         if match is None:
-            raise SettingsError(
-                f"systemd has no word for '{part}' in the schedule '{schedule}'. Leave out --timers: `sereno up` knows it."
-            )
+            raise refused(part) if refused is not None else ValueError(f"{part!r} is no plain part of a schedule.")
         first, last, step = match.groups()
         low = least if first is None else _number(first)
         high = most if first is None or (last is None and step) else _number(last or first)
         values.update(range(low, high + 1, int(step or 1)))
     return sorted(values)
+
+
+def _no_word(part: str, schedule: str) -> SettingsError:
+    return SettingsError(
+        f"systemd has no word for '{part}' in the schedule '{schedule}'. Leave out --timers: `sereno up` knows it."
+    )
 
 
 def _number(text: str) -> int:

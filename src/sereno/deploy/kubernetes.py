@@ -1,0 +1,346 @@
+"""`sereno deploy kubernetes`: manifests of the online API and of a CronJob for each model that has runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from sereno.adapters.executors.spawn import THREAD_VARIABLES
+from sereno.deploy.crons import cron_of, left_out, shortest
+from sereno.deploy.server import Timed, filled
+from sereno.exceptions import SettingsError
+
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
+NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+IMAGE = re.compile(
+    r"(?:[a-z0-9][a-z0-9.-]*(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?"
+)
+SIZE = re.compile(r"[1-9]\d*(?:Ki|k|[MGT]i?)?")
+CPU = re.compile(r"[1-9]\d*m?|\d+\.\d{1,3}")
+
+HOME = "/var/lib/sereno"  # of a pod, gone with it
+STOP_SECONDS = 10  # between the wish to end a pod and the SIGTERM
+SPARE_SECONDS = 10  # of the time to end, beyond what the server itself takes
+LONGEST_CRONJOB = 52  # letters: a Job's name has 11 more
+TRY_SECONDS = 360  # between two tries of a Job, in the end
+PRUNE = "17 4 * * *"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nightly(Timed):
+    """A model whose runs a CronJob starts."""
+
+    disposition: str = "replace"
+    deadline_seconds: float = 21_600.0  # how long after it is due a run is tried again
+    run_seconds: float | None = None  # how long one may take
+    cores: int | None = None
+    memory_bytes: int | None = None  # of each of its processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kubernetes:
+    """What the manifests of a project say."""
+
+    name: str  # of its objects
+    image: str
+    models: tuple[Nightly, ...] = ()
+    env: str | None = None  # the [env.NAME] of sereno.toml
+    replicas: tuple[int, int] = (2, 10)  # the least and the most pods of the API
+    cpu: str = "1"  # what a pod asks for
+    memory: str = "2Gi"  # what a pod asks for, and may take
+    scratch: str = "10Gi"  # what a pod may keep on its node
+    domains: tuple[str, ...] = ()  # names under which callers know the API, beside the Service's
+    callers: tuple[str, ...] = ()  # namespaces that may ask it, beside its own
+    egress: tuple[int, ...] = ()  # the ports that pods reach; none: all
+    port: int = 8000
+    speaks_tls: bool = False  # the server itself, with its own certificate
+    drain_seconds: float = 25.0
+    predict_seconds: float = 30.0  # after which the server itself ends a worker that hangs
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise SettingsError(
+                f"{self.name!r} cannot be the name of a Service. Use up to 32 small letters, digits and -, a letter first: --name scores."
+            )
+        if not IMAGE.fullmatch(self.image):
+            raise SettingsError(
+                f"{self.image!r} is no name of an image. Write --image registry.bank/scores:1.0, as it was pushed."
+            )
+        least, most = self.replicas
+        if not 1 <= least <= most:
+            raise SettingsError(f"--replicas {least}-{most} is no range. Write the least and the most pods: 2-10.")
+        if not CPU.fullmatch(self.cpu) or not cores_of(self.cpu):
+            raise SettingsError(f"{self.cpu!r} is no amount of CPU for Kubernetes. Write 2, 0.5 or 500m.")
+        for option, size in (("memory", self.memory), ("scratch", self.scratch)):
+            if not SIZE.fullmatch(size):
+                raise SettingsError(
+                    f"--{option} {size!r} is no amount of memory for Kubernetes. Write 4Gi, 512Mi or 6000M."
+                )
+        for namespace in self.callers:
+            if not NAMESPACE.fullmatch(namespace):
+                raise SettingsError(f"{namespace!r} in --callers is no name of a namespace. Write --callers shop,web.")
+        for number in self.egress:
+            if not 1 <= number <= 65535:
+                raise SettingsError(f"{number} in --egress is no port. Write --egress 443,5432.")
+        for domain in self.domains:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*|\*", domain):
+                raise SettingsError(f"{domain!r} is no name of a host. Say under which name callers know it.")
+
+    def files(self) -> dict[str, str]:
+        """Name of the file → its text. Raises SettingsError for a schedule that Kubernetes has no word for."""
+        found = {
+            f"resources/{kind}.yaml": getattr(self, f"_{kind}")()
+            for kind in (
+                *("serviceaccount", "configmap", "deployment", "service", "horizontalpodautoscaler"),
+                *("poddisruptionbudget", "networkpolicy"),
+            )
+        }
+        found |= {f"resources/cronjob-{part}.yaml": text for part, text in self.cronjobs()}
+        listed = "\n".join(f"  - {name}" for name in sorted(found))
+        return {"kustomization.yaml": filled("kubernetes/kustomization.yaml", resources=listed), **found}
+
+    @property
+    def grace_seconds(self) -> int:
+        """What a pod of the API is given to end, from the first wish on."""
+        return STOP_SECONDS + math.ceil(self.drain_seconds) + SPARE_SECONDS
+
+    @cached_property
+    def variables(self) -> dict[str, str]:
+        """What every pod is set to."""
+        found = {
+            "HOME": "/tmp",  # of libraries that keep something there; the image's own cannot be written
+            "SERENO_HOME": HOME,
+            "SERENO_SERVE__HOST": "0.0.0.0",
+            "SERENO_SERVE__PORT": str(self.port),
+            "SERENO_SERVE__DRAIN_SECONDS": f"{self.drain_seconds:g}",
+            # each worker has a core of its own; of the node's many others these libraries would take all
+            **dict.fromkeys(THREAD_VARIABLES, "1"),
+        }
+        if not self.speaks_tls:
+            found["SERENO_SERVE__TLS_TERMINATED_UPSTREAM"] = "true"
+        if self.env is not None:
+            found["SERENO_ENV"] = self.env
+        return dict(sorted(found.items()))
+
+    def _serviceaccount(self) -> str:
+        return filled("kubernetes/serviceaccount.yaml", name=self.name)
+
+    def _configmap(self) -> str:
+        lines = (f"  {name}: {json.dumps(value)}" for name, value in self.variables.items())
+        return filled("kubernetes/configmap.yaml", name=self.name, data="\n".join(lines))
+
+    def _deployment(self) -> str:
+        period, failures = 5, 120
+        inside = [self.name, *(f"{self.name}.$(POD_NAMESPACE){end}" for end in ("", ".svc", ".svc.cluster.local"))]
+        return filled(
+            "kubernetes/deployment.yaml",
+            name=self.name,
+            image=json.dumps(self.image),
+            configuration=json.dumps(_digest(self.variables)),
+            progress_seconds=str(period * failures + 300),
+            startup_period=str(period),
+            startup_failures=str(failures),
+            liveness_failures=str(max(3, math.ceil((self.predict_seconds + 30) / 10))),
+            stop_seconds=str(STOP_SECONDS),
+            grace_seconds=str(self.grace_seconds),
+            scheme="HTTPS" if self.speaks_tls else "HTTP",
+            allowed_hosts=json.dumps(",".join([*inside, *self.domains])),
+            workers=str(workers_of(self.cpu)),
+            port=str(self.port),
+            cpu=json.dumps(self.cpu),
+            memory=json.dumps(self.memory),
+            scratch=json.dumps(self.scratch),
+            home=HOME,
+        )
+
+    def _service(self) -> str:
+        return filled(
+            "kubernetes/service.yaml",
+            name=self.name,
+            service_port="443" if self.speaks_tls else "80",
+            app_protocol="https" if self.speaks_tls else "http",
+        )
+
+    def _horizontalpodautoscaler(self) -> str:
+        least, most = map(str, self.replicas)
+        return filled("kubernetes/horizontalpodautoscaler.yaml", name=self.name, least=least, most=most)
+
+    def _poddisruptionbudget(self) -> str:
+        return filled("kubernetes/poddisruptionbudget.yaml", name=self.name)
+
+    def _networkpolicy(self) -> str:
+        others = "        # Other namespaces: --callers names them."
+        if self.callers:
+            others = (
+                "        - namespaceSelector:\n"
+                "            matchExpressions:\n"
+                "              - key: kubernetes.io/metadata.name\n"
+                "                operator: In\n"
+                f"                values: [{', '.join(map(json.dumps, self.callers))}]"
+            )
+        return filled(
+            "kubernetes/networkpolicy.yaml",
+            name=self.name,
+            port=str(self.port),
+            callers=others,
+            egress="\n".join(self._egress()),
+        )
+
+    def _egress(self) -> Iterator[str]:
+        if not self.egress:
+            yield "    # All: bucket, ledger, sources. --egress 443,5432 leaves these ports, names, and the platform's credentials."
+            yield "    - {}"
+            return
+        yield "    # Names."
+        yield "    - ports:"
+        for protocol in ("UDP", "TCP"):
+            yield f"        - {{port: 53, protocol: {protocol}}}"
+        yield "    # The platform's credentials, from the node itself."
+        yield "    - to:"
+        yield "        - ipBlock: {cidr: 169.254.0.0/16}"
+        yield "    # Bucket, ledger, sources."
+        yield "    - ports:"
+        for number in self.egress:
+            yield f"        - {{port: {number}, protocol: TCP}}"
+
+    def cronjobs(self) -> Iterator[tuple[str, str]]:
+        """The end of each one's name, and its text; those of models first."""
+        taken = {"prune"}
+        for model in self.models:
+            part = _slug(model.name, LONGEST_CRONJOB - len(f"{self.name}-run-"), taken)
+            yield part, self._cronjob(model, f"{self.name}-run-{part}")
+        prune = Nightly(name="prune", schedule=PRUNE, time_zone="UTC", deadline_seconds=0, run_seconds=3600)
+        about = f"Removes what retention does not keep, for all models of {self.name}."
+        yield "prune", self._job(prune, f"{self.name}-prune", ["prune"], about, tries=2)
+
+    def _cronjob(self, model: Nightly, cronjob: str) -> str:
+        about = f"The runs of {model.name}, '{model.schedule}' in {model.time_zone}."
+        if cron_of(model.schedule).comes_more_often:
+            about += " It comes more often: then there is nothing to do."
+        # `--once ever`: what was published, also if it was rolled back since, is not published again. So what comes twice
+        # does nothing, and what did not come is done by the next one.
+        return self._job(model, cronjob, ["run", model.name, "--once", "ever"], about, tries=tries_in(model))
+
+    def _job(self, model: Nightly, cronjob: str, args: list[str], about: str, *, tries: int) -> str:
+        now = datetime.now(UTC)
+        pause = shortest(model.schedule, model.time_zone, now).total_seconds()
+        cpu = str(model.cores) if model.cores is not None else self.cpu
+        workers = workers_of(cpu)
+        memory = self.memory
+        if model.memory_bytes is not None:  # of each worker, and of the process that publishes
+            memory = f"{math.ceil(model.memory_bytes * (workers + 1) / (1 << 20))}Mi"
+        return filled(
+            "kubernetes/cronjob.yaml",
+            about=about,
+            name=self.name,
+            cronjob=cronjob,
+            image=json.dumps(self.image),
+            schedule=cron_of(model.schedule).schedule,
+            time_zone=json.dumps(model.time_zone),
+            start_seconds=str(round(min(max(model.deadline_seconds, 3600), max(60, pause)))),
+            tries=str(tries),
+            longest_seconds=str(math.ceil(model.deadline_seconds + (model.run_seconds or 21_600))),
+            args=_args(args),
+            workers=str(workers),
+            cpu=json.dumps(cpu),
+            memory=json.dumps(memory),
+            scratch=json.dumps(self.scratch),
+            home=HOME,
+        )
+
+
+def tries_in(model: Nightly) -> int:
+    """How many tries of a Job there are until the deadline: after 10, 20, 40 … seconds, then every six minutes."""
+    return 6 + math.ceil(max(0.0, model.deadline_seconds - 630) / TRY_SECONDS)
+
+
+def cores_of(cpu: str) -> float:
+    """An amount of CPU as Kubernetes writes it."""
+    return float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
+
+
+def workers_of(cpu: str) -> int:
+    return max(1, math.floor(cores_of(cpu)))
+
+
+def warnings(
+    kubernetes: Kubernetes,
+    *,
+    has_storage: bool,
+    executor: str,
+    ledger: str | None,
+    knows_keys: bool,
+    now: datetime,
+) -> Iterator[str]:
+    """What the settings lack for it."""
+    if not has_storage:
+        yield (
+            "WARNING: storage is not set: what runs publish would be gone with their pod. Set storage in sereno.toml, or "
+            "SERENO_STORAGE in the ConfigMap, to a bucket that all pods reach: s3://bank/sereno."
+        )
+    if executor != "local":
+        yield f'WARNING: executor is "{executor}": runs would look for its cluster. Set executor = "local", and a pod scores by itself.'
+    if ledger is None:
+        yield (
+            "The ledger has to be a PostgreSQL: put SERENO_LEDGER=postgresql://… into the Secret. A file in a pod would be gone with it."
+        )
+    if not knows_keys:
+        yield "Callers need a key: put SERENO_SECRET_API_KEYS=sha256:… into the Secret; `sereno key` makes one."
+    match = IMAGE.fullmatch(kubernetes.image)
+    if match is not None and not match["digest"] and match["tag"] in (None, "latest"):
+        yield (
+            f"WARNING: {kubernetes.image} names no version: nodes that have one keep it, and pods would differ. Give each image a tag."
+        )
+    for model in kubernetes.models:
+        yield from _about(model, now)
+
+
+def _about(model: Nightly, now: datetime) -> Iterator[str]:
+    if missed := left_out(model.schedule, model.time_zone, now):
+        yield (
+            f"WARNING: On {missed[0]:%Y-%m-%d} Kubernetes starts no run of {model.name}: the time of '{model.schedule}' is not on "
+            f"the clock of {model.time_zone} that day. Another hour is safer, or `sereno run {model.name}` by hand."
+        )
+    if model.disposition == "partition":
+        yield (
+            f"{model.name} has a partition per date, and a CronJob starts no run of a date that was missed. `sereno backfill "
+            f"{model.name} --from D --to D` does, or have `sereno up --no-api` schedule it."
+        )
+
+
+def next_steps(kubernetes: Kubernetes, folder: Path) -> Iterator[str]:
+    """What an operator does with them."""
+    name, there = kubernetes.name, shlex.quote(str(folder))
+    yield "Read them, then, in the namespace that they are for:"
+    yield f"  kubectl create secret generic {name} --from-env-file={name}.env   # SERENO_LEDGER=…, SERENO_SECRET_API_KEYS=…"
+    yield f"  kubectl diff -k {there}"
+    yield f"  kubectl apply -k {there}"
+    yield f"  kubectl rollout status deployment/{name}"
+    if kubernetes.models:
+        part = next(part for part, _ in kubernetes.cronjobs())
+        yield f"  kubectl create job --from=cronjob/{name}-run-{part} {name}-first   # a run at once"
+
+
+def _args(words: Iterable[str]) -> str:
+    return f"              args: [{', '.join(map(json.dumps, words))}]"
+
+
+def _digest(variables: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(variables, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _slug(model: str, longest: int, taken: set[str]) -> str:
+    """A model's name as the end of an object's: no two of them are the same."""
+    text = model.replace("_", "-").rstrip("-")
+    if len(text) > longest or text in taken:
+        text = f"{text[: longest - 9].rstrip('-')}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    taken.add(text)
+    return text
