@@ -124,7 +124,7 @@ def test_sagemaker_asks_as_callers_do(tmp_path: Path) -> None:
         )
         assert (refused.status_code, refused.json()["error_code"]) == (400, "BAD_REQUEST")
         # as large as the platform sends, and larger than it is taken elsewhere
-        large = (b"1," + b" " * 5_000 + b"2\n") * 1000
+        large = (b"1," + b" " * 20_000 + b"2\n") * 1000
         assert (
             len(client.post("/invocations", content=large, headers={"Content-Type": "text/csv"}).json()["predictions"])
             == 1000

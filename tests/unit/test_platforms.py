@@ -11,7 +11,7 @@ import pytest
 from sereno.config import ModelSettings, load_settings
 from sereno.exceptions import SettingsError
 from sereno.serve.options import Options
-from sereno.serve.platforms import for_platform, is_batch, model_files, on_platform, platform_of
+from sereno.serve.platforms import connects_early, for_platform, is_batch, model_files, on_platform, platform_of
 
 NOWHERE = Path("/nowhere/opt/ml/model")
 
@@ -34,12 +34,80 @@ def test_vertex() -> None:
     }
 
 
+def test_only_vertex_wants_to_connect_while_the_model_loads() -> None:
+    assert connects_early({"AIP_HTTP_PORT": "8080"})
+    assert not connects_early({"SAGEMAKER_BATCH": "true"})
+    assert not connects_early({})
+
+
+@pytest.mark.parametrize(("port", "listens"), [("8085", "8085"), (None, "8080")])
+def test_knative(port: str | None, listens: str) -> None:
+    environ = {"K_SERVICE": "churn", "K_REVISION": "churn.1"} | ({} if port is None else {"PORT": port})
+    platform = platform_of(environ, NOWHERE)
+    assert platform is not None
+    assert (platform.name, platform.said_by, platform.folder) == ("knative", "K_SERVICE", None)
+    assert platform.variables == {
+        "SERENO_SERVE__HOST": "0.0.0.0",
+        "SERENO_SERVE__PORT": listens,
+        "SERENO_SERVE__ALLOWED_HOSTS": "*",
+        "SERENO_SERVE__DRAIN_SECONDS": "8",  # it kills after 10
+    }
+
+
+def test_azure_container_apps() -> None:
+    platform = platform_of({"CONTAINER_APP_PORT": "8085", "CONTAINER_APP_NAME": "churn"}, NOWHERE)
+    assert platform is not None
+    assert (platform.name, platform.said_by) == ("azure", "CONTAINER_APP_PORT")
+    assert platform.variables == {
+        "SERENO_SERVE__HOST": "0.0.0.0",
+        "SERENO_SERVE__PORT": "8085",
+        "SERENO_SERVE__ALLOWED_HOSTS": "*",
+    }
+
+
+class TestPort:
+    """`PORT`, which many platforms say, and many programs have."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PORT", "8085")
+        for name in ("SERENO_SERVE__HOST", "SERENO_SERVE__PORT"):
+            monkeypatch.setenv(name, "")  # so that it is as it was, whatever is set here
+            monkeypatch.delenv(name)
+
+    def listens(self, **overrides: str) -> int:
+        options = Options(files=[], overrides={f"serve.{name}": text for name, text in overrides.items()})
+        return on_platform(options, os.environ).settings().serve.port
+
+    def test_on_this_machine_alone_it_is_not_meant(self) -> None:
+        assert self.listens() == 8000
+        assert self.listens(host="127.0.0.1") == 8000
+
+    def test_who_listens_openly_is_asked_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SERENO_SERVE__HOST", "0.0.0.0")
+        assert self.listens() == 8085
+
+    def test_also_where_an_option_says_so(self) -> None:
+        assert self.listens(host="0.0.0.0") == 8085
+
+    def test_what_is_set_counts_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.listens(host="0.0.0.0", port="9000") == 9000
+        monkeypatch.setenv("SERENO_SERVE__PORT", "9001")
+        assert self.listens(host="0.0.0.0") == 9001
+
+    def test_it_must_be_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PORT", "tcp://10.0.0.1:80")
+        with pytest.raises(SettingsError, match="^The variable PORT is 'tcp://10.0.0.1:80'. It must be a whole number"):
+            self.listens(host="0.0.0.0")
+
+
 def test_sagemaker_by_the_folder_of_its_model(tmp_path: Path) -> None:
     platform = platform_of({}, tmp_path)
     assert platform is not None
     assert (platform.name, platform.said_by, platform.folder) == ("sagemaker", str(tmp_path), tmp_path)
     assert platform.variables["SERENO_SERVE__PORT"] == "8080"
-    assert platform.variables["SERENO_SERVE__MAX_BODY_BYTES"] == str(6 << 20)
+    assert platform.variables["SERENO_SERVE__MAX_BODY_BYTES"] == str(25 << 20)
     assert "SERENO_SERVE__MAX_ROWS" not in platform.variables
     # a training job has that folder too, for what it makes
     assert platform_of({"TRAINING_JOB_NAME": "x"}, tmp_path) is None

@@ -410,6 +410,18 @@ class TestServer:
             "MaxConcurrentTransforms": 1, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 3,
         }  # fmt: skip
 
+    def test_what_is_under_way_at_once_is_no_more_than_the_job_may_have(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It refuses parameters that make more than 100 MB together."""
+        monkeypatch.setenv("SAGEMAKER_MAX_PAYLOAD_IN_MB", "40")
+        monkeypatch.setenv("SERENO_WORKERS", "8")
+        file = tmp_path / "total.py"
+        file.write_text(MODEL)
+        with served(file) as one:
+            parameters = one.ask("GET", "/execution-parameters").json()
+        assert (parameters["MaxConcurrentTransforms"], parameters["MaxPayloadInMB"]) == (2, 40)
+
     def test_execution_parameters_where_nothing_was_chosen(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

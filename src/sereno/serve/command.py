@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sereno.serve.options import Options
-from sereno.serve.platforms import on_platform
+from sereno.serve.platforms import connects_early, on_platform
 from sereno.serve.processes.control import Ready
 from sereno.serve.processes.process import start_worker
 from sereno.serve.processes.sockets import Listening, listen, refuse_openness
@@ -28,6 +28,8 @@ def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: 
         settings = options.settings()
         refuse_openness(settings)
         listening = listen(settings.serve, settings.workers or 1)
+        if connects_early(os.environ):
+            listening.open()
     except BaseException:
         first.end()
         raise

@@ -1,8 +1,9 @@
-"""What a platform's environment says about the server that it starts: Amazon SageMaker, Google Vertex AI.
+"""What a platform's environment says about the server that it starts: Amazon SageMaker, Google Vertex AI, Knative (which
+is Cloud Run, and KServe as a rule), Azure Container Apps, and any other that says a `PORT`.
 
-Both start the image themselves, and can give no options. What they want stands in variables of theirs, and becomes
-settings here, as the `SERENO_…` variables that would say the same. Those that are set count more. What these variables
-cannot say is that the server may be open: that is for whoever builds the image to say (`docs/protocols.md`).
+They start the image themselves. What they want stands in variables of theirs, and becomes settings here, as the
+`SERENO_…` variables that would say the same. Those that are set count more. What these variables cannot say is that
+the server may be open: that is for whoever builds or starts the image to say (`docs/deploy_platforms.md`).
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 from sereno.exceptions import SettingsError
 from sereno.serve.options import Options
+from sereno.serve.processes.sockets import is_open
 from sereno.settings import FILE_NAME, ModelSettings
 
 SAGEMAKER_MODEL = Path("/opt/ml/model")  # where SageMaker unpacks a model's artefacts
 # Studio, notebooks and training jobs have other variables of SageMaker's: those do not ask for a server
 SAGEMAKER_VARIABLES = ("SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_BATCH")
-SAGEMAKER_PAYLOAD_MB = 6  # what it sends at most, unless told otherwise
+SAGEMAKER_PAYLOAD_MB = 25  # what it sends at most to a real-time endpoint
+SAGEMAKER_BATCH_PAYLOAD_MB = 6  # and in a batch transform job, unless told otherwise
 SAGEMAKER_LARGEST_MB = 100  # what it can be told; 0 means no limit, which no server can give
 SAGEMAKER_BATCH_SECONDS = 600  # how long it waits for the answer to one request of a batch transform job
 VERTEX_PAYLOAD_MB = 2  # it sends at most 1.5
+KNATIVE_DRAIN_SECONDS = 8  # Cloud Run kills 10 seconds after its SIGTERM
 DECLARES_MODEL = re.compile(rb"^\w+\s*=\s*(?:\w+\.)?Model\(", re.MULTILINE)
 
 
@@ -33,10 +37,11 @@ DECLARES_MODEL = re.compile(rb"^\w+\s*=\s*(?:\w+\.)?Model\(", re.MULTILINE)
 class Platform:
     """Where the server runs, and what follows from it."""
 
-    name: str  # "sagemaker" or "vertex"
+    name: str  # "sagemaker", "vertex", "knative" or "azure"
     said_by: str  # the variable or folder that told
     variables: Mapping[str, str]  # SERENO_…; put those of the environment over them
     folder: Path | None = None  # where its model files are, if no other is named
+    connects_early: bool = False  # it restarts a container to which it cannot connect while the model loads
 
 
 def platform_of(environ: Mapping[str, str], model_folder: Path | None = None) -> Platform | None:
@@ -47,13 +52,24 @@ def platform_of(environ: Mapping[str, str], model_folder: Path | None = None) ->
             name="vertex",
             said_by="AIP_HTTP_PORT",
             variables=_open_at(_port(environ, "AIP_HTTP_PORT"), VERTEX_PAYLOAD_MB),
+            connects_early=True,
         )
     said_by = next((name for name in SAGEMAKER_VARIABLES if environ.get(name)), None)
+    if said_by is None and environ.get("K_SERVICE"):
+        variables = _open_at(_port(environ, "PORT"))
+        variables["SERENO_SERVE__DRAIN_SECONDS"] = str(KNATIVE_DRAIN_SECONDS)
+        return Platform(name="knative", said_by="K_SERVICE", variables=variables)
+    if said_by is None and environ.get("CONTAINER_APP_PORT"):
+        variables = _open_at(_port(environ, "CONTAINER_APP_PORT"))
+        return Platform(name="azure", said_by="CONTAINER_APP_PORT", variables=variables)
     if said_by is None and model_folder.is_dir() and "TRAINING_JOB_NAME" not in environ:
         said_by = str(model_folder)
-    if said_by is None:
-        return None
-    payload = _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB", SAGEMAKER_PAYLOAD_MB) or SAGEMAKER_LARGEST_MB
+    return _sagemaker(environ, said_by, model_folder) if said_by is not None else None
+
+
+def _sagemaker(environ: Mapping[str, str], said_by: str, model_folder: Path) -> Platform:
+    usual = SAGEMAKER_BATCH_PAYLOAD_MB if is_batch(environ) else SAGEMAKER_PAYLOAD_MB
+    payload = _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB", usual) or SAGEMAKER_LARGEST_MB
     variables = _open_at(_port(environ, "SAGEMAKER_BIND_TO_PORT"), payload)
     if is_batch(environ):
         # a request is as many lines as fit into the payload, and none of them is short of a character and its end
@@ -72,6 +88,9 @@ def on_platform(options: Options, environ: MutableMapping[str, str]) -> Options:
     """
     platform = platform_of(environ)
     if platform is None:
+        # Elsewhere a PORT is not meant for us: developers have one for other programs. Who listens openly asks for it.
+        if environ.get("PORT") and is_open(options.settings().serve):
+            environ.setdefault("SERENO_SERVE__PORT", str(_port(environ, "PORT")))
         return options
     for name, text in platform.variables.items():
         environ.setdefault(name, text)
@@ -80,6 +99,12 @@ def on_platform(options: Options, environ: MutableMapping[str, str]) -> Options:
         return options
     os.chdir(folder)  # a sereno.toml there is found as in any working folder
     return replace(options, files=model_files(folder))
+
+
+def connects_early(environ: Mapping[str, str]) -> bool:
+    """Whether callers are to connect before the model has loaded, and wait. Raises SettingsError."""
+    platform = platform_of(environ)
+    return platform is not None and platform.connects_early
 
 
 def for_platform(settings: ModelSettings, environ: Mapping[str, str]) -> ModelSettings:
@@ -113,13 +138,15 @@ def model_files(folder: Path) -> list[Path]:
     )
 
 
-def _open_at(port: int, payload_mb: int) -> dict[str, str]:
-    return {
+def _open_at(port: int, payload_mb: int | None = None) -> dict[str, str]:
+    variables = {
         "SERENO_SERVE__HOST": "0.0.0.0",
         "SERENO_SERVE__PORT": str(port),
         "SERENO_SERVE__ALLOWED_HOSTS": "*",  # under what name the platform calls is its own affair
-        "SERENO_SERVE__MAX_BODY_BYTES": str(payload_mb << 20),
     }
+    if payload_mb is not None:
+        variables["SERENO_SERVE__MAX_BODY_BYTES"] = str(payload_mb << 20)
+    return variables
 
 
 def _port(environ: Mapping[str, str], variable: str) -> int:

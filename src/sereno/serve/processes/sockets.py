@@ -45,13 +45,16 @@ class Listening:
     places: list[list[socket.socket]]
     is_shared: bool
     unix: Path | None = None
+    has_opened: bool = False
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # locks; free when the process ends
 
     def open(self) -> None:
-        """Let callers connect: from now on somebody takes their connections. Until then they are refused.
+        """Let callers connect: from now on somebody takes their connections, or will. Until then they are refused.
 
-        Raises BusyError where another program began to listen meanwhile.
+        Once more does no harm. Raises BusyError where another program began to listen meanwhile.
         """
+        if self.has_opened:
+            return
         for one in self.places:
             for sock in one:
                 try:
@@ -61,6 +64,7 @@ class Listening:
         if self.unix is not None:
             # It had another name until now: whoever finds the path can connect.
             _beside(self.unix).replace(self.unix)
+        self.has_opened = True
 
     def close(self) -> None:
         """Take no more connections here; workers that were given a socket go on until they close theirs."""

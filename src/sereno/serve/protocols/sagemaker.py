@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from sereno.rows import NOT_DECODED, NotJsonError
+from sereno.serve.platforms import SAGEMAKER_LARGEST_MB
 from sereno.serve.protocols import csv
 from sereno.serve.protocols.keys import ByKey, KeyAlone
 from sereno.serve.protocols.mlflow import refuse
@@ -166,17 +167,15 @@ def _json_row(live: Live, positions: Positions, by_key: ByKey, line: bytes) -> R
 def _execution_parameters(service: Service, request: Request, params: dict[str, str]) -> Reply:
     """What the job is advised to do; what its owner chose stands in the environment, and counts more anyway."""
     environ = os.environ
+    payload = int(environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB") or max(1, service.limits.max_body_bytes >> 20))
+    at_once = min(service.settings.workers or 1, max(1, SAGEMAKER_LARGEST_MB // max(1, payload)))
     return Reply(
         200,
         _encode(
             {
-                "MaxConcurrentTransforms": int(
-                    environ.get("SAGEMAKER_MAX_CONCURRENT_TRANSFORMS") or service.settings.workers or 1
-                ),
+                "MaxConcurrentTransforms": int(environ.get("SAGEMAKER_MAX_CONCURRENT_TRANSFORMS") or at_once),
                 "BatchStrategy": environ.get("SAGEMAKER_BATCH_STRATEGY") or "MULTI_RECORD",
-                "MaxPayloadInMB": int(
-                    environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB") or max(1, service.limits.max_body_bytes >> 20)
-                ),
+                "MaxPayloadInMB": payload,
             }
         ),
     )
