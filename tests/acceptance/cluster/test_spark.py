@@ -190,6 +190,7 @@ def test_ctrl_c(here: OnSpark, expected: pa.Table) -> None:
     here.fault(f"wait-{name}")
     run = here.start("run", "total.py", "--date", DAY)
     here.waits(name)
+    until(lambda: any((here.folder / ".sereno" / "runs" / "total").glob("*/tasks/*.json")), "a task to be done")
     children = psutil.Process(run.pid).children(recursive=True)
     assert any("java" in child.name() for child in children)
     run.send_signal(signal.SIGINT)
