@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sereno.cli import deploy_docker, deploy_kubernetes
 from sereno.cli.commands import DONE, Commands
 from sereno.cli.named import home_of, overrides_of, settings_of
 from sereno.cli.printing import output
@@ -15,6 +16,8 @@ from sereno.exceptions import ModelFileError, SettingsError
 if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.deploy.server import Server, Timed
+
+ENVIRONMENTS = ("server", "cluster", "docker", "kubernetes")
 
 
 def add(commands: Commands) -> None:
@@ -34,16 +37,19 @@ def add(commands: Commands) -> None:
         _deploy,
         "write what an environment needs beside the project",
         "server: systemd units that run `sereno up`. cluster: units for each of several hosts, the balancer's nginx.conf, and a "
-        "README. They are written, not installed: what to do with them is said.",
+        "README. docker: a Dockerfile, and what its image is made of. kubernetes: manifests of the API and of a CronJob for each "
+        "model. They are written, not installed: what to do with them is said.",
     )
-    one.add_argument("environment", metavar="ENVIRONMENT", choices=("server", "cluster"), help="server or cluster")
-    one.add_argument("--to", type=Path, default=Path("deploy"), metavar="DIR", help="where to write them (deploy)")
-    one.add_argument("--name", metavar="NAME", help="of the units; the project's folder if not given")
-    one.add_argument("--user", default="sereno", metavar="USER", help="who the services run as (sereno)")
-    one.add_argument("--memory", default="80%", metavar="SIZE", help="how much memory each service may take (80%%)")
+    one.add_argument("environment", metavar="ENVIRONMENT", choices=ENVIRONMENTS, help=", ".join(ENVIRONMENTS))
+    one.add_argument("--to", type=Path, metavar="DIR", help="where to write them (deploy; for docker the project)")
+    one.add_argument("--name", metavar="NAME", help="of what is written; the project's folder if not given")
+    one.add_argument("--user", metavar="USER", help="who the services run as (sereno)")
+    one.add_argument("--memory", metavar="SIZE", help="how much memory each service or pod may take (80%%, 2Gi)")
     one.add_argument("--timers", action="store_true", help="systemd's own timers start the runs, and `serve` answers")
     one.add_argument("--hosts", type=_names, metavar="A,B,…", help="of the cluster: names or addresses, the head first")
-    one.add_argument("--domain", metavar="NAME", help="under which callers know the cluster's balancer")
+    one.add_argument("--domain", metavar="NAME", help="under which callers know the API")
+    deploy_docker.add_options(one)
+    deploy_kubernetes.add_options(one)
 
 
 def _deploy(options: argparse.Namespace) -> int:
@@ -57,12 +63,21 @@ def _deploy(options: argparse.Namespace) -> int:
         raise SettingsError(
             f"There is no {FILE_NAME} in {project} or above, which names the models of the project. Write one; see docs/settings.md."
         )
+    if options.environment == "docker":
+        return deploy_docker.deploy(options, settings, project)
+    options.to = options.to or Path("deploy")
+    if of_docker := deploy_docker.given_here(options):
+        raise SettingsError(f"--{of_docker[0]} is of docker: sereno deploy docker --{of_docker[0]} …")
+    if options.environment == "kubernetes":
+        return deploy_kubernetes.deploy(options, settings, project)
+    if given := deploy_kubernetes.given_here(options):
+        raise SettingsError(f"--{given[0]} is of Kubernetes: sereno deploy kubernetes --{given[0]} …")
     server = Server(
         project=project,
         home=settings.home,
         name=options.name or project.name.lower(),
-        user=options.user,
-        memory=options.memory,
+        user=options.user or "sereno",
+        memory=options.memory or "80%",
         stop_seconds=max(settings.serve.drain_seconds, settings.up.stop_seconds) + 30,
     )
     folder = options.to.absolute()
