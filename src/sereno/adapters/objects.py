@@ -9,11 +9,14 @@ from __future__ import annotations
 import configparser
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sereno.exceptions import MissingExtraError, SettingsError, StorageError
 
@@ -23,8 +26,14 @@ DEADLINE = timedelta(seconds=60)  # for a request with all its retries; a settin
 RETRIES = 8
 FIRST_WAIT, LONGEST_WAIT = timedelta(milliseconds=100), timedelta(seconds=5)  # between two tries, each with jitter
 TIMEOUT, CONNECT = "30s", "5s"  # of one try
+TRIES = 5  # of what obstore does not try again itself: an answer that breaks off, a conditional write without one
 LISTED_AT_ONCE = 1000
 
+Answer = TypeVar("Answer")
+
+DENIED = ("these credentials may not do that there", "Give them the right to read, write, list and delete.")
+ELSEWHERE = ("the bucket is in another region", "Set AWS_REGION to the bucket's.")
+NOBODY = ("no credentials were found, and this machine has no identity of its own", "See docs/cloud.md.")
 HINTS = (  # what a store's answer says → what it means, and what to do
     ("RequestTimeTooSkewed", "this machine's clock is minutes away from the store's", "Set the clock (ntpd, chrony)."),
     ("SignatureDoesNotMatch", "the secret key is wrong", "See AWS_SECRET_ACCESS_KEY, or the profile's."),
@@ -33,11 +42,14 @@ HINTS = (  # what a store's answer says → what it means, and what to do
     ("TokenRefreshRequired", "the credentials have expired", "Renew them, or use those that the platform renews."),
     ("NoSuchBucket", "there is no such bucket", "Mend its name, or make it."),
     ("ContainerNotFound", "there is no such container", "Mend its name, or make it."),
-    ("PermanentRedirect", "the bucket is in another region", "Set AWS_REGION to the bucket's."),
-    ("AuthorizationHeaderMalformed", "the bucket is in another region", "Set AWS_REGION to the bucket's."),
-    ("IllegalLocationConstraint", "the bucket is in another region", "Set AWS_REGION to the bucket's."),
+    ("PermanentRedirect", *ELSEWHERE),
+    ("AuthorizationHeaderMalformed", *ELSEWHERE),
+    ("IllegalLocationConstraint", *ELSEWHERE),
+    ("incorrectly configured region", *ELSEWHERE),  # obstore's words for a redirect
+    ("169.254.169.254", *NOBODY),  # where clouds tell their machines who they are
+    ("metadata.google.internal", *NOBODY),
     ("AuthenticationFailed", "the store refuses the credentials", "See AZURE_STORAGE_ACCOUNT_KEY, or the identity's."),
-    ("AccessDenied", "these credentials may not do that there", "Give them the right to read, write, list and delete."),
+    ("AccessDenied", *DENIED),
     ("SlowDown", "the store asks for fewer requests", "Start it again later."),
 )
 
@@ -60,6 +72,8 @@ def settings_of(root: str) -> dict[str, str]:
     found: dict[str, str] = {}
     if os.environ.get("AWS_PROFILE") or not os.environ.get("AWS_ACCESS_KEY_ID"):
         found |= _profile()
+    if os.environ.get("AWS_ACCESS_KEY_ID"):  # AWS's tools have variables come first; half of each would be nobody's
+        found = {name: value for name, value in found.items() if name in ("aws_region", "aws_endpoint")}
     endpoint = (
         os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or found.get("aws_endpoint", "")
     )
@@ -157,7 +171,7 @@ def _translated(doing: str, place: str, error: BaseException) -> StorageError:
         if word in text:
             return StorageError(f"{place} cannot be {doing}: {meaning}. {then}")
     for status, meaning, then in (
-        ("403", *HINTS[11][1:]),
+        ("403", *DENIED),
         ("401", "the store refuses the credentials", "Mend them."),
     ):
         if f"{status} " in text or f"status: {status}" in text:
@@ -166,57 +180,118 @@ def _translated(doing: str, place: str, error: BaseException) -> StorageError:
     return StorageError(f"{place} cannot be {doing}: {said[:400]}. Mend that, then start it again.")
 
 
+def _tried(doing: str, place: str, do: Callable[[], Answer]) -> Answer:
+    """Do what does no harm if it is done twice, and again where it broke off as obstore does not try again itself."""
+    for wait in _waits():
+        try:
+            with _told(doing, place):
+                return do()
+        except StorageError as error:
+            if wait is None or not _broke_off(error.__cause__):
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last wait is None")
+
+
+def _waits() -> Iterator[float | None]:
+    """Seconds before each further try, with jitter; None: no more, the tries or the deadline are used up."""
+    until = time.monotonic() + DEADLINE.total_seconds()
+    for n in range(TRIES - 1):
+        wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**n).total_seconds())
+        if time.monotonic() + wait > until:
+            break
+        yield wait
+    yield None
+
+
+def _broke_off(error: BaseException | None) -> bool:
+    """Whether the connection went away, before obstore had tried as often as it may."""
+    text = str(error).split("\n\nDebug source:")[0]
+    tried = re.search(r"after (\d+) retries", text)
+    return "HTTP error: " in text and not (tried and int(tried[1]) >= RETRIES)
+
+
 def head(root: str, key: str, place: str) -> Any:
     import obstore
 
-    with _told("looked at", place):
-        return obstore.head(store_of(root), key)
+    try:
+        return _tried("looked at", place, lambda: obstore.head(store_of(root), key))
+    except StorageError as error:
+        if re.search(
+            "status code: (400|403)|redirect", str(error.__cause__)
+        ):  # what is wrong is told by answers that have a body
+            _tried("looked at", place, lambda: obstore.get_range(store_of(root), key, start=0, length=1))
+        raise
 
 
 def any_below(root: str, prefix: str, place: str) -> bool:
     import obstore
 
-    with _told("listed", place):
-        return any(len(some) for some in obstore.list(store_of(root), prefix or None, chunk_size=1))
+    return _tried(
+        "listed", place, lambda: any(len(some) for some in obstore.list(store_of(root), prefix or None, chunk_size=1))
+    )
 
 
 def list_folder(root: str, prefix: str, place: str) -> tuple[Sequence[str], Sequence[Any]]:
     import obstore
 
-    with _told("listed", place):
-        found = obstore.list_with_delimiter(store_of(root), prefix or None)
-    return found["common_prefixes"], found["objects"]
+    found = _tried("listed", place, lambda: obstore.list_with_delimiter(store_of(root), prefix or None))
+    return found["common_prefixes"], [meta for meta in found["objects"] if not _is_mark(meta, prefix)]
 
 
 def list_below(root: str, prefix: str, place: str) -> Iterator[Any]:
+    """In the order of their names. Where it breaks off, it goes on behind the last one."""
     import obstore
 
-    with _told("listed", place):
-        for some in obstore.list(store_of(root), prefix or None, chunk_size=LISTED_AT_ONCE):
-            yield from some
+    last: str | None = None
+    waits = _waits()
+    while True:
+        try:
+            with _told("listed", place):
+                for some in obstore.list(store_of(root), prefix or None, offset=last, chunk_size=LISTED_AT_ONCE):
+                    for meta in some:
+                        last = meta["path"]
+                        if not _is_mark(meta, prefix):
+                            yield meta
+            return
+        except StorageError as error:
+            if (wait := next(waits)) is None or not _broke_off(error.__cause__):
+                raise
+            time.sleep(wait)
+
+
+def _is_mark(meta: Any, prefix: str) -> bool:
+    """Whether it is the folder's own mark, an empty object whose name ends with /, as consoles make them."""
+    return bool(meta["path"] == prefix.rstrip("/"))
 
 
 def get(root: str, key: str, place: str) -> tuple[bytes, Any]:
     import obstore
 
-    with _told("read", place):
+    def whole() -> tuple[bytes, Any]:
         answer = obstore.get(store_of(root), key)
         return bytes(answer.bytes()), answer.meta
+
+    return _tried("read", place, whole)
 
 
 def get_range(root: str, key: str, place: str, start: int, length: int, tag: str) -> bytes:
     import obstore
     from obstore.exceptions import PreconditionError
 
-    with _told("read", place):
+    def part() -> bytes | None:
         if not tag:
             return bytes(obstore.get_range(store_of(root), key, start=start, length=length))
         try:
             answer = obstore.get(store_of(root), key, options={"range": (start, start + length), "if_match": tag})
             return bytes(answer.bytes())
         except PreconditionError:
-            changed = OSError(f"{place} was written anew while it was read")
-    raise changed
+            return None
+
+    content = _tried("read", place, part)
+    if content is None:
+        raise OSError(f"{place} was written anew while it was read")
+    return content
 
 
 def download(root: str, key: str, place: str, file: Path) -> Any:
@@ -240,47 +315,96 @@ def download(root: str, key: str, place: str, file: Path) -> Any:
 
 
 def put(root: str, key: str, place: str, content: bytes, only_if: str | None) -> str:
+    if only_if is None:
+        return _tried("written", place, lambda: _put(root, key, content, "overwrite"))
+    for wait in _waits():
+        tag = _tried("written", place, lambda: _put_if(root, key, place, content, only_if))
+        if tag is not None:
+            return tag
+        if wait is not None:
+            time.sleep(wait)
+    raise StorageError(
+        f"{place} cannot be written: the store goes on refusing it, though nobody else has written it. Start it again later."
+    )
+
+
+def _put(root: str, key: str, content: bytes, mode: Any) -> str:
     import obstore
+
+    return str(obstore.put(store_of(root), key, content, mode=mode, use_multipart=False)["e_tag"] or "")
+
+
+def _put_if(root: str, key: str, place: str, content: bytes, only_if: str) -> str | None:
+    """Its tag; None: refused for no reason that is still there, so that it may be tried again. Raises ConditionError."""
     from obstore.exceptions import AlreadyExistsError, PreconditionError
 
     from sereno.object_path import ConditionError
 
-    mode: Any = "overwrite" if only_if is None else "create" if not only_if else {"e_tag": only_if}
-    with _told("written", place):
-        try:
-            return str(obstore.put(store_of(root), key, content, mode=mode, use_multipart=False)["e_tag"] or "")
-        except (AlreadyExistsError, PreconditionError) as error:
-            refused = error
     try:
-        there, meta = get(root, key, place)
-    except FileNotFoundError:
-        there, meta = b"", {}
-    if there == content and meta:
-        return str(meta["e_tag"] or "")  # it was this one's own, whose answer was lost
+        return _put(root, key, content, _version(root, key, place, only_if) if only_if else "create")
+    except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+        if "NoSuchBucket" in str(error):
+            raise
+        refused = error
+    there, tag = _there(root, key, place)
+    if tag and there == content:
+        return tag  # it was this one's own, whose answer was lost
+    if tag == only_if:
+        return None  # others were about to write it (409), and have not
     raise ConditionError(f"{place} is another one by now") from refused
+
+
+def _version(root: str, key: str, place: str, tag: str) -> dict[str, str]:
+    """How obstore is told what is to be there. Google's store knows it by its generation alone."""
+    from obstore.exceptions import PreconditionError
+
+    if not root.startswith("gs://"):
+        return {"e_tag": tag}
+    meta = head(root, key, place)
+    if meta["e_tag"] != tag:
+        raise PreconditionError(f"{place} is {meta['e_tag']}")
+    return {"e_tag": tag, "version": meta["version"]}
+
+
+def _there(root: str, key: str, place: str) -> tuple[bytes, str]:
+    """The object and its tag; "": there is none."""
+    try:
+        content, meta = get(root, key, place)
+    except FileNotFoundError:
+        return b"", ""
+    return content, str(meta["e_tag"] or "")
 
 
 def upload(root: str, key: str, place: str, file: Path) -> None:
     import obstore
 
-    with _told("written", place):
+    def whole() -> None:
         obstore.put(store_of(root), key, file, chunk_size=CHUNK, max_concurrency=AT_ONCE)
+
+    try:
+        _tried("written", place, whole)
+    except FileNotFoundError:
+        if not file.exists():
+            raise
+        # The answer to its last request was lost, and at the next try the store did not know the upload any more.
+        _tried("written", place, whole)
 
 
 def copy(root: str, key: str, to: str, place: str) -> None:
     import obstore
 
-    with _told("copied", place):
-        obstore.copy(store_of(root), key, to)
+    _tried("copied", place, lambda: obstore.copy(store_of(root), key, to))
 
 
 def delete(root: str, keys: Sequence[str], place: str) -> None:
     import obstore
 
-    with _told("removed", place):
-        try:
-            obstore.delete(store_of(root), list(keys))
-        except FileNotFoundError:  # S3 does not tell, others do: it is gone either way
-            for key in keys:
-                with contextlib.suppress(FileNotFoundError):
-                    obstore.delete(store_of(root), key)
+    def each() -> None:
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError):
+                obstore.delete(store_of(root), key)
+
+    try:
+        _tried("removed", place, lambda: obstore.delete(store_of(root), list(keys)))
+    except FileNotFoundError:  # S3 does not tell, others do: it is gone either way
+        _tried("removed", place, each)
