@@ -16,6 +16,7 @@ from sereno.exceptions import SettingsError
 from sereno.settings import (
     FILE_NAME,
     PATH,
+    PLACE,
     SETTINGS,
     ColumnSettings,
     GateSettings,
@@ -224,7 +225,12 @@ def _assemble(entries: _Entries, folder: Path) -> Settings:
     top: dict[str, Any] = {"home": folder}
     for key, entry in entries.items():
         value = entry.value
-        if require(key, entry.origin).kind is PATH:
+        kind = require(key, entry.origin).kind
+        if kind is PLACE and "://" in value:
+            from sereno.places import place_of  # dear, and most have none
+
+            value = place_of(value)
+        elif kind in (PATH, PLACE):
             value = Path(
                 os.path.abspath(entry.base / Path(value).expanduser())
             )  # abspath, not resolve: symlinks are kept

@@ -1,4 +1,4 @@
-"""Home: what belongs to one model on disk (its table, its attempts, its exports), and what is asked of it between runs."""
+"""Home: what belongs to one model (its table, its attempts, its exports), and what is asked of it between runs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from sereno.exceptions import (
     SettingsError,
 )
 from sereno.interfaces import Export, RunLedger
-from sereno.ledger import lease_name, open_ledger
+from sereno.ledger import Lease, lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
 from sereno.lookup.where import few, where_of
+from sereno.places import Place, write_place
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
-from sereno.status import Status, read_status, write_status
-from sereno.storage import exclusive, refresh, told, write_atomically
+from sereno.status import Status, change_status
+from sereno.storage import exclusive, refresh, told
 
 if TYPE_CHECKING:
     from sereno.adapters.lookup_redis.store import LookupRedis
@@ -41,14 +42,18 @@ AS_IT_WAS = "What was in service stays. Mend that, then try again."
 
 
 class Home:
-    """What belongs to one model below a home: its table, its attempts, its exports, its lookups."""
+    """What belongs to one model: its table, its attempts, its exports, its lookups.
+
+    All that must last lies below `root`: the home, a folder of this machine, or the place that the setting `storage` names.
+    """
 
     def __init__(self, settings: Settings, name: str, chosen: ModelSettings | None = None) -> None:
         self.path = settings.home.resolve()  # one spelling, so that paths that were written down compare
+        self.root: Place = settings.root.resolve()
         self.name = name
         self.chosen = chosen or settings.model(name, {})
-        self.store = SnapshotStore(self.path, name, partial(self._across, "publish"))
-        self.attempts = Attempts(self.path, name)
+        self.store = SnapshotStore(self.root, name, partial(self._across, "publish"), self.path)
+        self.attempts = Attempts(self.path, name, self.root)
         self.settings = settings
 
     @contextlib.contextmanager
@@ -58,7 +63,12 @@ class Home:
             yield ledger
 
     def exports(self) -> list[Export]:
-        return [make_export(setting, home=self.path, model=self.name) for setting in self.chosen.exports]
+        return [make_export(setting, home=self.path, model=self.name, storage=self.root) for setting in self.chosen.exports]
+
+    def token(self, lease: Lease) -> int:
+        """What a snapshot that is published under a lease keeps of it; 0: nothing that another ledger's could be held against."""
+        is_shared = self.settings.ledger is not None or isinstance(self.root, Path)
+        return lease.token if is_shared else 0
 
     @property
     def keep(self) -> Keep:
@@ -101,7 +111,7 @@ class Home:
         Raises SettingsError, and MissingExtraError.
         """
         where = where_of(self.settings)
-        if where is None:
+        if where is None or self.settings.lookup_store is None:
             return None
         from sereno.adapters.lookup_redis.store import LookupRedis
 
@@ -172,7 +182,7 @@ class Home:
             yield
 
     def _has_moved_on(self, state: State) -> bool:
-        if self.settings.ledger is None:
+        if self.settings.ledger is None and isinstance(self.root, Path):
             return False
         self.store.refresh()
         return self.store.version() > state.version
@@ -183,10 +193,9 @@ class Home:
 
     def _write_status(self, state: State | None, *, succeeded: bool, due_at: datetime | None) -> None:
         """Bring the status file up to date; `state` is read where there is no file yet. What stays the same is not written."""
-        lock = self.path / ".sereno" / "locks" / f"{self.name}.status"
-        busy = f"Another process (pid {{pid}}) writes the status file of {self.name!r}. Start this again."
-        with exclusive(lock, busy, wait_seconds=STATUS_PATIENCE):
-            before = read_status(self.path, self.name)
+
+        def changed(before: Status | None) -> Status | None:
+            nonlocal state
             if state is None and before is None:
                 state = self.store.state()
             after = before
@@ -205,15 +214,19 @@ class Home:
             if after is not None and succeeded:
                 later = max((t for t in (after.due_at, due_at) if t), default=None)
                 after = msgspec.structs.replace(after, last_success_at=datetime.now(UTC), due_at=later)
-            if after is not None and after != before:
-                write_status(self.path, after)
+            return after
+
+        lock = self.path / ".sereno" / "locks" / f"{self.name}.status"
+        busy = f"Another process (pid {{pid}}) writes the status file of {self.name!r}. Start this again."
+        with exclusive(lock, busy, wait_seconds=STATUS_PATIENCE):
+            change_status(self.root, self.name, changed)
 
     @property
-    def rolling_back(self) -> Path:
+    def rolling_back(self) -> Place:
         """A file that names the table's version after a rollback, from before its commit until its exports followed."""
-        return self.path / ".sereno" / "locks" / f"{self.name}.rolling-back"
+        return self.root / ".sereno" / "locks" / f"{self.name}.rolling-back"
 
-    def clean(self, ledger: RunLedger | None = None, *, dry_run: bool = False) -> dict[Path, int]:
+    def clean(self, ledger: RunLedger | None = None, *, dry_run: bool = False) -> dict[Place, int]:
         """Remove files that nothing needs any more, neither here nor (as the ledger knows) on another host that works on
         a run of this model; which, and how large they were."""
 
@@ -223,8 +236,8 @@ class Home:
             except LedgerError:
                 return True  # nobody knows: they are removed another time
 
-        def needed() -> tuple[set[str], set[Path]]:
-            if self.settings.ledger is not None:
+        def needed() -> tuple[set[str], set[Place]]:
+            if self.settings.ledger is not None and isinstance(self.attempts.folder, Path):
                 refresh(self.attempts.folder)  # an attempt that another host has just begun
             return self.attempts.needed(elsewhere)
 
@@ -254,7 +267,7 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
                 home.rolling_back.unlink(missing_ok=True)
                 _tell_ledger(home, who)
                 return state.last_rollback
-        write_atomically(home.rolling_back, str(state.version + 1).encode())
+        write_place(home.rolling_back, str(state.version + 1).encode())
         done = home.store.rollback(to=to, day=chosen, why=why, who=who)
         home.follow()
         home.rolling_back.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from sereno.storage import write_atomically
 
 Place: TypeAlias = Path | ObjectPath
 
-__all__ = ["SCHEMES", "ObjectPath", "Place", "is_url", "place_of", "readable", "write_place"]
+__all__ = ["SCHEMES", "ObjectPath", "Place", "is_url", "name_below", "place_of", "readable", "write_place"]
 
 
 def is_url(text: str) -> bool:
@@ -41,6 +41,15 @@ def place_of(text: str | Path, base: Place | None = None) -> Place:
 def readable(place: Place) -> Any:
     """What pyarrow reads a file by: its path, or a stream over the object, which the caller closes or lets go."""
     return place if isinstance(place, Path) else place.open()
+
+
+def name_below(place: Place, folder: Place) -> str:
+    """What a place is called in a folder that it lies in: "a/b.parquet"."""
+    if isinstance(place, Path) and isinstance(folder, Path):
+        return place.relative_to(folder).as_posix()
+    if isinstance(place, ObjectPath) and isinstance(folder, ObjectPath):
+        return str(place.relative_to(folder))
+    raise ValueError(f"{place} is not below {folder}")
 
 
 def write_place(place: Place, content: bytes) -> None:

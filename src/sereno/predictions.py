@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sereno.exceptions import NotFoundError
+from sereno.places import Place, is_url, place_of, readable
+from sereno.presence import AT_ONCE
+from sereno.settings import FILE_NAME
 from sereno.snapshots import PARTITION, Snapshot, SnapshotStore, schema_of
 
 if TYPE_CHECKING:
@@ -23,15 +26,14 @@ def read_predictions(
         model: its name.
         version: a snapshot's number; the one in service if not given.
         as_of: what was in service at that time (a date: until its end, UTC).
-        home: folder of the project; found from the working directory upwards if not given.
+        home: folder of the project, or where its `storage` is, "s3://…"; found from the working directory upwards if not
+            given.
 
-    Raises NotFoundError.
+    Raises NotFoundError, StorageError.
     """
-    from sereno.config import load_settings
-
     if version is not None and as_of is not None:
         raise NotFoundError("Give version or as_of, not both.")
-    place = Path(home) if home is not None else load_settings(Path.cwd()).home
+    place = _root(home)
     store = SnapshotStore(place.absolute(), model)
     state = store.state(_moment(as_of) if as_of else None)
     if not state.served:
@@ -41,6 +43,16 @@ def read_predictions(
         )
     numbers = [version] if version is not None else [s.number for s in state.served]
     return _rows_of([store.kept_snapshot(state, n) for n in numbers])
+
+
+def _root(home: str | Path | None) -> Place:
+    from sereno.config import load_settings
+
+    if home is None:
+        return load_settings(Path.cwd()).root
+    if isinstance(home, str) and is_url(home):
+        return place_of(home)
+    return load_settings(Path(home), home=Path(home)).root if (Path(home) / FILE_NAME).is_file() else Path(home)
 
 
 def _moment(as_of: date | datetime) -> datetime:
@@ -58,7 +70,7 @@ def _rows_of(snapshots: Sequence[Snapshot]) -> pa.Table:
     tables = []
     for snapshot in snapshots:
         for part in snapshot.parts:
-            table = pq.read_table(part.path, partitioning=None)
+            table = pq.read_table(readable(part.path), partitioning=None)
             if snapshot.disposition == "partition":
                 day = pa.repeat(pa.scalar(snapshot.data_date), table.num_rows)
                 table = table.append_column(PARTITION, day)
@@ -88,23 +100,42 @@ def find_row(snapshot: Snapshot, key: Sequence[str]) -> dict[str, Any] | None:
             raise NotFoundError(f"{text!r} is no {name}: it is {schema.field(name).type} ({error}).") from None
         one = pc.field(name) == value
         condition = one if condition is None else condition & one
-    found = ds.dataset([str(p.path) for p in snapshot.parts], schema=schema).to_table(filter=condition).to_pylist()
+    paths = [part.path for part in snapshot.parts]
+    if isinstance(paths[0], Path):
+        found = ds.dataset([str(path) for path in paths], schema=schema).to_table(filter=condition).to_pylist()
+    else:
+        found = _find_far(paths, condition)
     return found[0] if found else None
 
 
-def find_reject(table: Path, snapshot: Snapshot, key: Sequence[str]) -> str | None:
+def _find_far(parts: Sequence[Place], condition: Any) -> list[dict[str, Any]]:
+    """The rows of objects that a condition holds for, several objects at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import pyarrow.parquet as pq
+
+    def rows(part: Place) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = pq.read_table(readable(part), filters=condition, partitioning=None).to_pylist()
+        return found
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return [row for some in threads.map(rows, parts) for row in some]
+
+
+def find_reject(table: Place, snapshot: Snapshot, key: Sequence[str]) -> str | None:
     """Why the run that made a snapshot rejected a key, whose values are given as texts; None: it did not."""
     import json
 
     import pyarrow.compute as pc
-    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
     file = table / snapshot.rejects_file
     if not snapshot.rejects_file or not file.is_file():
         return None
     # a composite key stands there as a JSON list of its values, which are compared as texts
     text = pc.field("key") == key[0] if len(key) == 1 else pc.field("key").is_valid()
-    for reject in ds.dataset(str(file)).to_table(columns=["key", "reason"], filter=text).to_pylist():
+    rejects = pq.read_table(readable(file), columns=["key", "reason"], filters=text, partitioning=None)
+    for reject in rejects.to_pylist():
         if len(key) == 1 or [str(v) for v in json.loads(reject["key"])] == list(key):
             return str(reject["reason"])
     return None

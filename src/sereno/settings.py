@@ -9,9 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sereno.exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from sereno.places import Place
 
 FILE_NAME = "sereno.toml"
 DAILY = "0 0 * * *"
@@ -209,7 +212,21 @@ def _check_value(raw: object) -> object:
     return raw
 
 
+def _check_place(raw: object) -> str:
+    if not isinstance(raw, str) or not raw.strip():
+        raise ValueError
+    if "://" in raw:
+        from sereno.places import place_of
+
+        try:
+            place_of(raw)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+    return raw
+
+
 PATH = _text("a path")
+PLACE = Kind(name='a path or a URL, "s3://…", "gs://…" or "az://…"', check=_check_place)
 _SOURCE = _text("a path or a query")
 _ADDRESS = _text("the address of a database")
 _SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
@@ -472,6 +489,7 @@ class Settings:
     """Everything that was set, checked."""
 
     home: Path  # absolute
+    storage: Place | None = None  # None: the home
     executor: str = "local"
     workers: int | None = None  # None: a run has as many as there are cores, a server one
     secrets_folder: Path = Path("/run/secrets")
@@ -492,6 +510,11 @@ class Settings:
         default=(), compare=False
     )  # of the command line (--home, --env, --set), none of them secret
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key → where it came from; defaults are absent
+
+    @property
+    def root(self) -> Place:
+        """Where what must last lies: the place that `storage` names, else the home."""
+        return self.home if self.storage is None else self.storage
 
     def model(self, name: str, declared: Mapping[str, object], folder: Path | None = None) -> ModelSettings:
         """The settings of a model, where what its file declared (None: nothing) yields to anything given elsewhere.
@@ -573,6 +596,12 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting(name="home", kind=PATH, default=None, about="Where `predictions/`, `exports/` and `.sereno/` lie."),
+        Setting(
+            name="storage",
+            kind=PLACE,
+            default=None,
+            about="Where what must last lies, in an object store or a folder; else in the home.",
+        ),
         Setting(
             name="executor",
             kind=_choice(*EXECUTORS),

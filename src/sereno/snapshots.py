@@ -7,9 +7,10 @@ The table's own versions are not snapshot numbers: a rollback is a commit too, w
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
+import random
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, overload
 
 from sereno.exceptions import BusyError, LeaseLostError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
+from sereno.places import ObjectPath, Place, name_below, readable
+from sereno.presence import remove, sizes
 from sereno.storage import exclusive, fsync, refresh, told
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ KEPT_FOR = timedelta(hours=24)  # younger than this
 PROFILES_KEPT_FOR = timedelta(days=400)
 PATIENCE = 60.0  # seconds to wait for another process that publishes to the table, which takes it well under one
 PARTITION = "data_date"
+RACES = 20  # that may be lost to others who commit to a table in an object store, one after the other
+RACE_SECONDS = 0.5  # at most, before another try
 
 # what BusyError says (`{pid}`), and how long to wait → a context in which no other host works on the table
 Across = Callable[[str, float], contextlib.AbstractContextManager[None]]
@@ -40,7 +45,7 @@ Across = Callable[[str, float], contextlib.AbstractContextManager[None]]
 class Part:
     """One Parquet file of a snapshot; never changed once it is written."""
 
-    path: Path  # absolute
+    path: Place  # absolute
     rows: int
     size: int  # bytes
     sha256: str  # hex, of the file
@@ -50,7 +55,7 @@ class LoggedParts(Sequence[Part]):
     """The parts of a snapshot as its commit names them, read when somebody asks for them: of all snapshots that a table ever
     had, which are in `State`, there may be millions. Raises StorageError then."""
 
-    def __init__(self, table: Path, version: int) -> None:
+    def __init__(self, table: Place, version: int) -> None:
         self._table, self._version = table, version
 
     @cached_property
@@ -188,13 +193,21 @@ class State:
 
 
 class SnapshotStore:
-    """The published table of one model, in one folder."""
+    """The published table of one model, in one folder, or below one URL of an object store.
 
-    def __init__(self, home: Path, model: str, across: Across | None = None) -> None:
-        """`across` keeps other hosts out while this one publishes, rolls back or cleans up; None: there are none."""
+    Processes that publish to a folder wait for one another. There is no lock in an object store: of two commits at once
+    one is refused, and looks again at what is there by then.
+    """
+
+    def __init__(self, root: Place, model: str, across: Across | None = None, home: Path | None = None) -> None:
+        """`across` keeps other hosts out while this one publishes, rolls back or cleans up; None: there are none.
+
+        `home` has the lock of this machine's processes where `root` is in an object store.
+        """
         self.model = model
-        self.folder = home / "predictions" / model
-        self._lock = home / ".sereno" / "locks" / f"{model}.publish"
+        self.folder = root / "predictions" / model
+        locks = home if isinstance(root, ObjectPath) else root
+        self._lock = None if locks is None else locks / ".sereno" / "locks" / f"{model}.publish"
         self._across = across or (lambda busy, patience: contextlib.nullcontext())
 
     def version(self) -> int:
@@ -205,7 +218,8 @@ class SnapshotStore:
 
     def refresh(self) -> None:
         """See what other hosts have committed until now. Raises OSError."""
-        refresh(self.folder / "_delta_log")
+        if isinstance(self.folder, Path):
+            refresh(self.folder / "_delta_log")
 
     def state(self, until: datetime | None = None) -> State:
         """Read the log, as it was at a time."""
@@ -268,25 +282,30 @@ class SnapshotStore:
         LeaseLostError where another has taken the run over and published it, and BusyError where another process is
         publishing to this table.
         """
-        with self._alone():
-            state = self.state()
-            if publication.attempt in state.attempts:  # it was committed before a crash
-                return state.snapshots[state.attempts[publication.attempt]]
-            if other := self._published_meanwhile(state, publication, known, force):
-                return other
-            newest = state.newest
-            if (
-                publication.disposition == "replace"
-                and newest
-                and newest.data_time > publication.data_time
-                and not force
-            ):
-                raise OlderDataError(
-                    f"Data date {publication.data_date} is older than {newest.data_date}, which is in service (version "
-                    f"{newest.number}). Nothing was published. `sereno run --force` puts the older one in service."
-                )
-            self.refuse_other_kind(state, publication.disposition, publication.schema)
-            return self._commit_publication(state, publication, confirm)
+        for left in reversed(range(RACES)):
+            with self._alone():
+                state = self.state()
+                if publication.attempt in state.attempts:  # it was committed before a crash
+                    return state.snapshots[state.attempts[publication.attempt]]
+                if other := self._published_meanwhile(state, publication, known, force):
+                    return other
+                self._refuse_older(state, publication, force)
+                self.refuse_other_kind(state, publication.disposition, publication.schema)
+                try:
+                    return self._commit_publication(state, publication, confirm)
+                except BusyError:
+                    if isinstance(self.folder, Path) or not left:  # nobody of ours was in the way there
+                        raise
+            time.sleep(random.uniform(0, RACE_SECONDS))
+        raise AssertionError  # the last try returns or raises
+
+    def _refuse_older(self, state: State, publication: Publication, force: bool) -> None:
+        newest = state.newest
+        if publication.disposition == "replace" and newest and newest.data_time > publication.data_time and not force:
+            raise OlderDataError(
+                f"Data date {publication.data_date} is older than {newest.data_date}, which is in service (version "
+                f"{newest.number}). Nothing was published. `sereno run --force` puts the older one in service."
+            )
 
     def _published_meanwhile(
         self, state: State, publication: Publication, known: Collection[int] | None, force: bool
@@ -310,8 +329,10 @@ class SnapshotStore:
         from sereno.adapters import delta
 
         busy = f"Another process (pid {{pid}}) is publishing to {self.folder}. Start this again when it is done."
-        with exclusive(self._lock, busy, wait_seconds=PATIENCE), self._across(busy, PATIENCE):
-            delta.remove_torn_checkpoints(self.folder)
+        lock = contextlib.nullcontext() if self._lock is None else exclusive(self._lock, busy, wait_seconds=PATIENCE)
+        with lock, self._across(busy, PATIENCE):
+            if isinstance(self.folder, Path):
+                delta.remove_torn_checkpoints(self.folder)
             yield
 
     def refuse_other_kind(self, state: State, disposition: str, schema: pa.Schema) -> None:
@@ -335,7 +356,7 @@ class SnapshotStore:
         by_date = publication.disposition == "partition"
         files = [
             delta.AddedFile(
-                path=str(part.path.relative_to(self.folder)),
+                path=name_below(part.path, self.folder),
                 size=part.size,
                 stats=stats,
                 partition={PARTITION: day} if by_date else {},
@@ -365,39 +386,62 @@ class SnapshotStore:
             "token": str(publication.token),
         }
         failpoint("fsync")
-        with told("The parts could not be flushed to the disk"):
-            for folder in {part.path.parent for part, _ in publication.parts} | {self.folder}:
-                fsync(folder)
+        if isinstance(self.folder, Path):
+            with told("The parts could not be flushed to the disk"):
+                folders = {part.path.parent for part, _ in publication.parts} | {self.folder}
+                for folder in folders:
+                    if isinstance(folder, Path):
+                        fsync(folder)
         confirm()
+        there = sizes(part.path for part, _ in publication.parts)
         for part, _ in publication.parts:  # another host may have cleaned up behind a process that stood still
-            if not _is_there(part.path):
+            if part.path not in there:
                 raise PublishError(f"{part.path} was removed since it was scored. Run the data date again.")
         failpoint("commit_before")
-        try:
-            version = delta.commit(
-                self.folder,
-                expected=state.version,
-                schema=self._schema(publication.schema, by_date),
-                files=files,
-                metadata=metadata,
-                partition=PARTITION if by_date else None,
-                partition_value=day if by_date else None,
-            )
-        except (BusyError, StorageError):
-            # What came of a commit that failed is not always known; the log knows.
-            settled = self.state()
-            if publication.attempt not in settled.attempts:
-                raise
-            version = settled.snapshots[settled.attempts[publication.attempt]].table_version
+        version = self._commit(state, publication.schema, files, metadata, day if by_date else None)
         failpoint("commit_after")
         self.flush(version)
         return self._snapshot(version, delta.read_metadata(self.folder, version))
 
-    def flush(self, version: int) -> None:
-        """Make a commit last: the log and every folder on the way to it. Whoever commits may die before, so all who
-        come later do it before they show the commit to others."""
+    def _commit(
+        self, state: State, schema: pa.Schema, files: Sequence[AddedFile], metadata: dict[str, str], day: str | None
+    ) -> int:
+        """One commit on top of `state`; the table's version then. `day`: the data date whose partition it replaces."""
         from sereno.adapters import delta
 
+        try:
+            return delta.commit(
+                self.folder,
+                expected=state.version,
+                schema=self._schema(schema, day is not None),
+                files=files,
+                metadata=metadata,
+                partition=PARTITION if day else None,
+                partition_value=day,
+            )
+        except (BusyError, StorageError):
+            # What came of a commit that failed is not always known; the log knows.
+            version = state.version + 1
+            if not self._is_own(version, metadata):
+                raise
+            return version
+
+    def _is_own(self, version: int, metadata: dict[str, str]) -> bool:
+        from sereno.adapters import delta
+
+        try:
+            found = delta.read_metadata(self.folder, version)
+        except (StorageError, OSError, ValueError):
+            return False
+        return all(found.get(name) == metadata.get(name) for name in ("kind", "attempt", "at", "who"))
+
+    def flush(self, version: int) -> None:
+        """Make a commit last: the log and every folder on the way to it. Whoever commits may die before, so all who
+        come later do it before they show the commit to others. In an object store it lasts as soon as it is there."""
+        from sereno.adapters import delta
+
+        if not isinstance(self.folder, Path):
+            return
         log = delta.log_file(self.folder, version)
         with told(
             f"The newest commit to table {self.folder} is there for readers, but could not be flushed to the disk",
@@ -417,10 +461,9 @@ class SnapshotStore:
         """Put an older snapshot back in service (`partition`: of one data date, default the newest).
 
         What was rolled back is withdrawn: no run publishes its revision again unless forced. A data date without an
-        earlier snapshot becomes empty, but never the whole table. Raises NotFoundError, PublishError.
+        earlier snapshot becomes empty, but never the whole table. Raises NotFoundError, PublishError, and BusyError where
+        another publishes at this moment.
         """
-        from sereno.adapters import delta
-
         with self._alone():
             state = self.state()
             if state.newest is None:
@@ -455,25 +498,19 @@ class SnapshotStore:
             ]
             kept_day = subject.data_date.isoformat()
             failpoint("rollback")
-            version = delta.commit(
-                self.folder,
-                expected=state.version,
-                schema=self._schema(schema_of(subject), by_date),
-                files=self._files(target) if target else [],
-                metadata={
-                    "kind": "rollback",
-                    "model": self.model,
-                    "rolled_back": str(current.number) if current else "",
-                    "serves": str(target.number) if target else "",
-                    "withdrawn": ",".join(map(str, rolled_back)),
-                    "data_date": kept_day,
-                    "at": _now().isoformat(),
-                    "why": why,
-                    "who": who,
-                },
-                partition=PARTITION if by_date else None,
-                partition_value=kept_day if by_date else None,
-            )
+            metadata = {
+                "kind": "rollback",
+                "model": self.model,
+                "rolled_back": str(current.number) if current else "",
+                "serves": str(target.number) if target else "",
+                "withdrawn": ",".join(map(str, rolled_back)),
+                "data_date": kept_day,
+                "at": _now().isoformat(),
+                "why": why,
+                "who": who,
+            }
+            files = self._files(target) if target else []
+            version = self._commit(state, schema_of(subject), files, metadata, kept_day if by_date else None)
             self.flush(version)
             return current, target
 
@@ -492,7 +529,7 @@ class SnapshotStore:
         snapshot = state.snapshots.get(number)
         if snapshot is None:
             raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {listed(state.snapshots)}.")
-        if not all(_is_there(p.path) for p in snapshot.parts):
+        if len(sizes(p.path for p in snapshot.parts)) < len(snapshot.parts):
             raise NotFoundError(
                 f"Version {number} of model {self.model!r} is no longer kept: its parts were removed, see keep_snapshots and "
                 f"keep_hours. Run data date {snapshot.data_date} again."
@@ -534,8 +571,8 @@ class SnapshotStore:
         )
 
     def clean(
-        self, needed: Callable[[], tuple[set[str], set[Path]]], keep: Keep | None = None, *, dry_run: bool = False
-    ) -> dict[Path, int]:
+        self, needed: Callable[[], tuple[set[str], set[Place]]], keep: Keep | None = None, *, dry_run: bool = False
+    ) -> dict[Place, int]:
         """Remove the files that neither a kept snapshot nor an attempt needs; which, and how large they were.
 
         `needed` gives attempts, and files, to keep. The rejects of a snapshot go with its parts; its profile stays
@@ -546,13 +583,7 @@ class SnapshotStore:
         if not self.folder.is_dir():
             return {}
         with self._alone():  # a rollback may be about to serve what is about to go
-            there = {
-                file: attempt
-                for folder in self.folder.iterdir()
-                if ATTEMPT.fullmatch(folder.name) or folder.name in BESIDE
-                for file in folder.iterdir()
-                if (attempt := _attempt_of(file)) and not file.is_dir()
-            }
+            there = self._written()
             attempts, files = needed()
             state = self.state()
             kept = [state.snapshots[n] for n in state.kept(_now(), keep)]
@@ -560,16 +591,27 @@ class SnapshotStore:
             files |= {self.folder / s.rejects_file for s in kept if s.rejects_file}
             profiled = [state.snapshots[n] for n in state.profiled(_now(), keep)]
             files |= {self.folder / s.profile_file for s in profiled if s.profile_file}
-            gone = [file for file, attempt in there.items() if file not in files and attempt not in attempts]
-            sizes = {file: file.stat().st_size for file in gone}
+            gone = {
+                file: file.stat().st_size if isinstance(file, Path) else size
+                for file, size in there.items()
+                if file not in files and _attempt_of(file) not in attempts
+            }
             if dry_run:
-                return sizes
-            for file in gone:
-                file.unlink(missing_ok=True)
-            for folder in {f.parent for f in gone if f.parent.name not in BESIDE}:
+                return gone
+            remove(gone)
+            for folder in {f.parent for f in gone if isinstance(f, Path) and f.parent.name not in BESIDE}:
                 with contextlib.suppress(OSError):  # not empty: other files in it are kept
                     folder.rmdir()
-            return sizes
+            return gone
+
+    def _written(self) -> dict[Place, int]:
+        """The files that runs wrote, and their sizes, of objects."""
+        if isinstance(self.folder, ObjectPath):
+            objects = [(path, meta) for path, meta in self.folder.below() if path.parent.parent == self.folder]
+            return {p: m.size for p, m in objects if _is_of_runs(p.parent.name) and _attempt_of(p)}
+        folders = [folder for folder in self.folder.iterdir() if _is_of_runs(folder.name)]
+        files = [file for folder in folders for file in folder.iterdir()]
+        return {file: 0 for file in files if _attempt_of(file) and not file.is_dir()}
 
 
 BESIDE = ("_rejects", "_profiles")  # folders beside the parts, with a file of an attempt each
@@ -577,7 +619,11 @@ ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
 IN_THEM = re.compile(rf"\.?({ATTEMPT.pattern})\.(json|parquet)(\.tmp)?")  # also what is being written
 
 
-def _attempt_of(file: Path) -> str:
+def _is_of_runs(folder: str) -> bool:
+    return folder in BESIDE or ATTEMPT.fullmatch(folder) is not None
+
+
+def _attempt_of(file: Place) -> str:
     """The attempt that wrote a file of the table; "": a file of somebody else."""
     if file.parent.name not in BESIDE:
         return file.parent.name
@@ -585,21 +631,10 @@ def _attempt_of(file: Path) -> str:
     return found[1] if found else ""
 
 
-def _is_there(file: Path) -> bool:
-    """Asks a file server, where there is one: that a file exists, this host may only remember. Raises OSError."""
-    try:
-        file.open("rb").close()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-            raise
-        return False
-    return True
-
-
 def schema_of(snapshot: Snapshot) -> pa.Schema:
     import pyarrow.parquet as pq
 
-    return pq.read_schema(snapshot.parts[0].path)
+    return pq.read_schema(readable(snapshot.parts[0].path))
 
 
 def listed(snapshots: dict[int, Snapshot]) -> str:

@@ -174,6 +174,21 @@ def test_home(project: Path, tmp_path: Path) -> None:
     assert load_settings(project, environ={"SERENO_HOME": "v"}, home=Path("x")).home == Path.cwd() / "x"
 
 
+def test_what_must_last_lies_where_the_storage_is(project: Path) -> None:
+    def root(text: str) -> str:
+        return str(load_settings(project, environ={"SERENO_STORAGE": text}).root)
+
+    assert load_settings(project, environ={}).root == project
+    assert root("s3://bank/sereno/") == "s3://bank/sereno"
+    assert root("kept") == f"{Path.cwd()}/kept"
+    write(project, 'storage = "../kept"')
+    assert load_settings(project, environ={}).root == project.parent / "kept"
+    assert "'storage' is 's3://', from the variable SERENO_STORAGE. Valid: a path or a URL" in refused(
+        project, environ={"SERENO_STORAGE": "s3://"}
+    )
+    assert "ftp://… is no place for files." in refused(project, environ={"SERENO_STORAGE": "ftp://bank"})
+
+
 def test_the_file_in_home_is_read_where_there_is_no_other(project: Path) -> None:
     assert load_settings(Path.cwd(), home=project, environ={}).workers == 2
     assert load_settings(Path.cwd(), home=project, environ={}).home == project
@@ -257,7 +272,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
     [
         (
             "wrokers = 2",
-            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'executor', 'workers', ",
+            "There is no setting 'wrokers', which {file} sets. Did you mean 'workers'? Valid there: 'home', 'storage', 'executor', 'workers', ",
         ),
         ("[models.churn]\ntimezone = 'UTC'", "There is no setting 'models.churn.timezone', which {file} sets. Did you mean 'time_zone'?"),
         ("[models.m.columns.x]\nwarn_ps = 1", "There is no setting 'models.m.columns.x.warn_ps', which {file} sets. Did you mean 'warn_psi'?"),

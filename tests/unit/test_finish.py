@@ -26,7 +26,7 @@ class Out(TypedDict):
 def test_reasons_that_all_differ_are_counted_together_beyond_the_first(tmp_path: Path) -> None:
     model = Model("m", inputs=Row, outputs=Out)
     table = pa.table({"id": [1, 2], "y": [0.5, 1.5]})
-    writer = PartWriter(tmp_path / "part.parquet", tmp_path / "keys.u64", table.schema, keys=1)
+    writer = PartWriter(tmp_path / "part.parquet", tmp_path, tmp_path / "keys.u64", table.schema, keys=1)
     writer.write(table)
     part, keys_file = writer.close()
     outputs, inputs = ProfileBuilder(model.outputs.columns), ProfileBuilder(model.inputs.features)

@@ -250,7 +250,7 @@ class Attempts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def work(self, report: Any) -> Path:
+    def kept(self, report: Any) -> Path:
         return self.folder / report.attempt
 
 

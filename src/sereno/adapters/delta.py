@@ -1,16 +1,19 @@
 """The Delta table: the one file that knows deltalake. Commits files that others wrote, and reads the log back.
 
-Local commits of delta-rs flush nothing, nor do the checkpoints that it writes at each hundredth: whoever commits flushes
-the log's file, `checkpoint_files` and the folder afterwards, and begins with `remove_torn_checkpoints`.
+In an object store a commit is a conditional write, which one of several writers wins, and lasts once it is there. On a
+disk it is a hard link, and delta-rs flushes nothing, nor the checkpoints that it writes at each hundredth: whoever commits
+flushes the log's file, `checkpoint_files` and the folder afterwards, and begins with `remove_torn_checkpoints`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -23,7 +26,9 @@ from deltalake.schema import Field, PrimitiveType, Schema
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from sereno.exceptions import BusyError, PublishError, SourceError, StorageError
-from sereno.storage import GOES_ON, told, write_atomically
+from sereno.places import ObjectPath, Place, place_of, write_place
+from sereno.presence import Contents
+from sereno.storage import GOES_ON, told
 
 # History is the only truth about what was published, so the log is never cut: Delta's own default is 30 days.
 TEN_YEARS = {
@@ -56,13 +61,40 @@ T = TypeVar("T")
 PREFIX = "sereno."
 CHECKED_ROWS = 4_096  # of a checkpoint that are in memory
 WHOLE_SECONDS = 1.0  # until a commit's file is taken for damaged, where it is not whole
+HEAD = 1 << 18  # bytes of a commit that are read for its metadata; the digests of 3,000 parts are among it
+BOUNDS = {
+    "timeout": "30s",
+    "connect_timeout": "5s",
+    "max_retries": "8",
+    "retry_timeout": "60s",
+}  # of requests to a store
 
 
-def log_file(table: Path, version: int) -> Path:
-    return table / "_delta_log" / f"{version:020d}.json"
+def options(table: Place) -> dict[str, str] | None:
+    """What delta-rs opens a table with, beside where it is."""
+    if isinstance(table, Path):
+        return None
+    from sereno.adapters.objects import settings_of
+
+    return settings_of(f"{table.scheme}://{table.bucket}") | BOUNDS
 
 
-def current_version(table: Path) -> int:
+def opened(table: Place, version: int) -> DeltaTable:
+    return DeltaTable(str(table), version=version, storage_options=options(table))
+
+
+P = TypeVar("P", Path, ObjectPath)
+
+
+def log_file(table: P, version: int) -> P:
+    return table / "_delta_log" / _name(version)
+
+
+def _name(version: int) -> str:
+    return f"{version:020d}.json"
+
+
+def current_version(table: Place) -> int:
     """The table's newest version; -1 if there is no table."""
     versions = [int(f.stem) for f in (table / "_delta_log").glob("*.json") if f.stem.isdigit()]
     return max(versions, default=-1)
@@ -94,21 +126,45 @@ def remove_torn_checkpoints(table: Path) -> None:
             path.unlink()
 
 
-def metadata_of_commits(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def metadata_of_commits(table: Place) -> Iterator[tuple[int, dict[str, str]]]:
     """Version and metadata of every commit, oldest first. Those of others (an OPTIMIZE, say) have none of ours.
 
-    Their files are not read: a table that has been replaced by 10,000 parts for a year has millions.
+    Their files are not read: a table that has been replaced by 10,000 parts for a year has millions. Nor are those digests
+    told of which a table in an object store has as many: `read_commit` has them.
     """
+    if isinstance(table, ObjectPath):
+        commits = _log_of(table).read()
+        for version, file in enumerate(commits):
+            if int(file.stem) != version:
+                raise _lacks(table, version)
+            yield version, commits[file][1]
+        return
     for version in range(current_version(table) + 1):
         yield version, read_metadata(table, version)
 
 
-def read_metadata(table: Path, version: int) -> dict[str, str]:
+@cache
+def _log_of(table: ObjectPath) -> Contents[dict[str, str]]:
+    """The log of a table in an object store: a commit never changes, so each is read once by a process."""
+    return Contents(table / "_delta_log", lambda path: path.suffix == ".json" and path.stem.isdigit(), _beginning)
+
+
+def _beginning(commit: ObjectPath) -> dict[str, str]:
+    """Our metadata of a commit, without its digests."""
+    content = commit.read_range(0, HEAD)
+    first, is_whole, _ = content.partition(b"\n")
+    if len(content) == HEAD and not (is_whole and b'"commitInfo"' in first[:20]):
+        content = commit.read_bytes()
+    metadata = _metadata(_first_with_metadata(content.decode().splitlines()))
+    return {name: text for name, text in metadata.items() if name != "sha256"}
+
+
+def read_metadata(table: Place, version: int) -> dict[str, str]:
     """What we wrote into a commit beside its files. Raises StorageError."""
     return _whole(table, version, lambda lines: _metadata(_first_with_metadata(lines)))
 
 
-def read_commit(table: Path, version: int) -> Commit:
+def read_commit(table: Place, version: int) -> Commit:
     """A commit with its files. Raises StorageError."""
 
     def read(lines: Iterable[str]) -> Commit:
@@ -148,28 +204,35 @@ def _first_with_metadata(lines: Iterable[str]) -> dict[str, Any]:
     return {}
 
 
-def _whole(table: Path, version: int, read: Callable[[Iterable[str]], T]) -> T:
+def _whole(table: Place, version: int, read: Callable[[Iterable[str]], T]) -> T:
     """What `read` finds in a commit's file. Another host's may get its name a moment before its content: it is waited for."""
+    file: Place = table / "_delta_log" / _name(version)
     deadline = time.monotonic() + WHOLE_SECONDS
     while True:
         is_late = time.monotonic() > deadline
         try:
-            with log_file(table, version).open(encoding="utf-8") as lines:
+            if isinstance(file, ObjectPath):
+                return read(file.read_text().splitlines())
+            with file.open(encoding="utf-8") as lines:
                 if is_late or os.fstat(lines.fileno()).st_size:
                     return read(lines)
         except FileNotFoundError:
-            raise StorageError(
-                f"The log of table {table} lacks version {version}: somebody removed {log_file(table, version)}. "
-                "Restore the folder _delta_log from a backup."
-            ) from None
+            raise _lacks(table, version) from None
         except ValueError:
             if is_late:
                 raise
         time.sleep(0.05)
 
 
+def _lacks(table: Place, version: int) -> StorageError:
+    return StorageError(
+        f"The log of table {table} lacks version {version}: somebody removed {table / '_delta_log' / _name(version)}. "
+        "Restore the folder _delta_log from a backup."
+    )
+
+
 def commit(
-    table: Path,
+    table: Place,
     *,
     expected: int,
     schema: pa.Schema,
@@ -208,10 +271,11 @@ def commit(
                 mode="error",
                 partition_by=by,
                 configuration=TEN_YEARS,
+                storage_options=options(table),
                 commit_properties=properties,
             )
         else:
-            DeltaTable(table, version=expected).create_write_transaction(
+            opened(table, expected).create_write_transaction(
                 [*actions],
                 mode="overwrite",
                 schema=columns,
@@ -220,6 +284,10 @@ def commit(
                 commit_properties=properties,
             )
     except CommitFailedError as error:
+        if (
+            isinstance(table, ObjectPath) and not log_file(table, expected + 1).exists()
+        ):  # nobody's commit was in the way
+            raise translated(table, error) from error
         raise BusyError(moved) from error
     except DeltaError as error:
         if "already exists" in str(error):
@@ -235,7 +303,7 @@ def _nullable(schema: pa.Schema) -> Schema:
     return Schema.from_arrow(pa.schema([f.with_nullable(True) for f in schema]))
 
 
-def grown(table: Path, version: int, schema: pa.Schema) -> Schema:
+def grown(table: Place, version: int, schema: pa.Schema) -> Schema:
     """The columns of a table that keeps its other partitions: those it has, and what is new in `schema`.
 
     Raises PublishError where a column has another type, because no reader could read both.
@@ -243,7 +311,7 @@ def grown(table: Path, version: int, schema: pa.Schema) -> Schema:
     new = _nullable(schema)
     if version < 0:
         return new
-    columns = {column.name: column for column in DeltaTable(table, version=version).schema().fields}
+    columns = {column.name: column for column in opened(table, version).schema().fields}
     for column in new.fields:
         there = columns.setdefault(column.name, column)
         if there.type != column.type:
@@ -258,27 +326,32 @@ def _words(field: Field) -> str:
     return field.type.type if isinstance(field.type, PrimitiveType) else str(field.type)
 
 
-def translated(table: Path, error: BaseException, then: str = GOES_ON) -> StorageError:
-    """What delta-rs says of a disk that fails may mislead, so the disk is asked: can a file be written there?"""
+def translated(table: Place, error: BaseException, then: str = GOES_ON) -> StorageError:
+    """What delta-rs says of a disk or a store that fails may mislead, so it is asked: can a file be written there?"""
     what = f"The commit to table {table} failed"
     probe = table / "_delta_log" / ".probe"
     try:
         with told(what, then):
             try:
-                write_atomically(probe, b"\0" * 65_536)
+                write_place(probe, b"\0" * 65_536)
             finally:
-                probe.unlink(missing_ok=True)
+                with contextlib.suppress(StorageError):
+                    probe.unlink(missing_ok=True)
     except StorageError as cause:
-        return cause
+        return cause if isinstance(table, Path) else StorageError(f"{what}: {cause} {then}")
     first_line = str(error).partition("\n")[0]  # a backtrace of Rust may follow
     return StorageError(f"{what}: {first_line}. {then}")
 
 
-def files_of_table(source: str) -> Iterator[tuple[Path, dict[str, str | None]]]:
-    """The data files of any Delta table on disk, with their partition columns. Raises SourceError."""
+def files_of_table(source: str) -> Iterator[tuple[Place, dict[str, str | None]]]:
+    """The data files of any Delta table, on a disk or in an object store, with their partition columns.
+
+    Raises SourceError, and SettingsError where the store cannot be asked with these credentials.
+    """
+    folder = place_of(source)
     try:
-        table = DeltaTable(source)
-    except (TableNotFoundError, DeltaError) as error:
+        table = DeltaTable(source, storage_options=options(folder))
+    except (TableNotFoundError, DeltaError, OSError) as error:
         raise SourceError(f"{source} cannot be read as a Delta table: {error}.") from error
     features = set(table.protocol().reader_features or [])
     unknown = features & {"deletionVectors", "columnMapping"}
@@ -294,4 +367,4 @@ def files_of_table(source: str) -> Iterator[tuple[Path, dict[str, str | None]]]:
             for k, v in action.items()
             if k.startswith("partition.")
         }
-        yield Path(source) / unquote(action["path"]), partition
+        yield folder / unquote(action["path"]), partition

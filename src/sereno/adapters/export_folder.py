@@ -128,6 +128,7 @@ class FolderExport:
     def _write_part(self, folder: Path, index: int, part: Part) -> dict[str, Any]:
         path = folder / f"part-{index:05}.{self.format}"
         if self.format == "parquet":
+            assert isinstance(part.path, Path)  # a table in an object store has its exports there
             durable.link_or_copy(part.path, path)
             return {"name": path.name, "rows": part.rows, "bytes": part.size, "sha256": part.sha256}
         digest = hashlib.sha256()

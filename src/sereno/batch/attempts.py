@@ -1,4 +1,8 @@
-"""Attempts: every try of a run leaves a folder with its report, so that it can be shown, resumed, released or discarded."""
+"""Attempts: every try of a run leaves a folder with its report, so that it can be shown, resumed, released or discarded.
+
+What must last, the report and its page, lies where the table lies. The work (finished tasks, spooled rows) lies on this
+machine: where the table is in an object store, another machine begins anew.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,21 @@ import msgspec
 from sereno.batch.gates import Gate
 from sereno.batch.parts import WrittenPart
 from sereno.batch.profile import Profile, stored_profile
+from sereno.batch.tasks import PARTS as UPLOADS
 from sereno.batch.tasks import TaskResult, result_file
 from sereno.exceptions import NotFoundError, StorageError
+from sereno.places import ObjectPath, Place, place_of, write_place
+from sereno.presence import Contents, sizes
 from sereno.schedule import Interval
 from sereno.storage import exclusive, is_held, run_lock, write_atomically
 
 RunState = Literal["running", "held", "published", "failed", "nothing", "discarded"]
 KEPT_FOR = timedelta(days=7)  # the finished tasks of an attempt that nobody resumes
+RESUMED_FOR = timedelta(days=6)  # where other machines remove its parts once they are older than that
+LEFT_ALONE = timedelta(hours=1)  # after a report was written: another machine may be about to publish it
+REPORT = "report.json"
 MOST_PARTS, PARTS = 100, "parts.json"  # in a report; and where more of them are, beside it
-WORK = ("tasks", "spool", "rejects", "keys")
+WORK = ("tasks", "spool", "rejects", "keys", UPLOADS)
 
 
 @dataclass(kw_only=True)
@@ -74,13 +84,18 @@ class Report:
 
 
 class Attempts:
-    """The attempts of one model, in `.sereno/runs/<model>`."""
+    """The attempts of one model, in `.sereno/runs/<model>`: of the root what must last, of the home their work."""
 
-    def __init__(self, home: Path, model: str) -> None:
-        self.folder = home / ".sereno" / "runs" / model
+    def __init__(self, home: Path, model: str, root: Place | None = None) -> None:
+        root = home if root is None else root
+        self.folder = root / ".sereno" / "runs" / model
         self._home = home
-        self._table = home / "predictions" / model
+        self._work = home / ".sereno" / "runs" / model
+        self._table = root / "predictions" / model
         self._model = model
+        self._reports: Contents[bytes] | None = None
+        if isinstance(self.folder, ObjectPath):
+            self._reports = Contents(self.folder, lambda path: path.name == REPORT, ObjectPath.read_bytes)
 
     def create(self, interval: Interval) -> Report:
         """A new attempt, with its folder."""
@@ -94,7 +109,7 @@ class Attempts:
             started_at=datetime.now(UTC),
             label=interval.label,
         )
-        (self.folder / report.attempt).mkdir(parents=True)
+        self.work(report).mkdir(parents=True)
         self.save(report)
         return report
 
@@ -112,25 +127,40 @@ class Attempts:
         """Write the report, without what is kept in a file of its own: every run reads all reports."""
         if len(report.parts) > MOST_PARTS:
             report.parts_file = PARTS
-            write_atomically(self.work(report) / PARTS, msgspec.json.encode(report.parts))
+            write_place(self.kept(report) / PARTS, msgspec.json.encode(report.parts))
         parts = [] if report.parts_file else report.parts
         light = replace(report, inputs_profile={}, parts=parts)
-        write_atomically(self.work(report) / "report.json", light.to_json())
+        write_place(self.kept(report) / REPORT, light.to_json())
+
+    def kept(self, report: Report) -> Place:
+        """Where its report lies, and what else must last."""
+        return self.folder / report.attempt
 
     def work(self, report: Report) -> Path:
-        return self.folder / report.attempt
+        """Where it works, on this machine."""
+        return self._work / report.attempt
 
     def all(self) -> list[Report]:
         """Every attempt, oldest first; of those with many parts, without them."""
-        found = [r for f in self.folder.glob("*/report.json") if (r := _read(f, Report))]
+        found = [report for report, _ in self._all()]
         for report in found:
             report.parts = [self._here(part) for part in report.parts]
         return sorted(found, key=lambda r: r.started_at)
 
+    def _all(self) -> Iterator[tuple[Report, datetime | None]]:
+        """Reports as they were written, and when, if they are in an object store."""
+        if self._reports is None:
+            for file in self.folder.glob(f"*/{REPORT}"):
+                if report := _read(file, Report):
+                    yield report, None
+            return
+        for meta, content in self._reports.read().values():
+            yield msgspec.json.decode(content, type=Report), meta.modified_at
+
     def _parts(self, report: Report) -> list[WrittenPart]:
         if not report.parts_file:
             return report.parts
-        return [self._here(part) for part in _read(self.work(report) / report.parts_file, list[WrittenPart]) or []]
+        return [self._here(part) for part in _read(self.kept(report) / report.parts_file, list[WrittenPart]) or []]
 
     def _here(self, part: WrittenPart) -> WrittenPart:
         """A home may have been moved, or restored elsewhere, since a report was written."""
@@ -172,12 +202,16 @@ class Attempts:
 
         A key holds all that a result depends on, so it does not matter which attempt it comes from.
         """
-        found = {}
+        found: dict[str, Path] = {}
+        oldest = datetime.now(UTC) - RESUMED_FOR if isinstance(self.folder, ObjectPath) else None
         for report in self.all():
-            if report.run_key == run_key and report.state in ("running", "failed", "held"):
-                for file in self._result_files(report):
-                    if (result := _read(file, TaskResult)) and _whole(result):
-                        found[result.key] = file
+            if report.run_key != run_key or report.state not in ("running", "failed", "held"):
+                continue
+            if oldest is not None and report.started_at < oldest:
+                continue
+            results = [(file, r.light) for file in self._result_files(report) if (r := _read(file, TaskResult))]
+            there = sizes(place_of(result.part.path) for _, result in results if result.part)
+            found |= {result.key: file for file, result in results if _whole(result, there)}
         return found
 
     def _result_files(self, report: Report) -> Iterator[Path]:
@@ -194,9 +228,14 @@ class Attempts:
         write_atomically(result_file(self.work(report), result.key), msgspec.json.encode(result))
         return result
 
-    def forget(self, report: Report) -> None:
-        """An attempt that had nothing to do leaves no trace."""
-        shutil.rmtree(self.work(report), ignore_errors=True)
+    def forget(self, report: Report, *, ignore_errors: bool = True) -> None:
+        """An attempt leaves no trace: it had nothing to do, or was long ago. Raises OSError, unless ignored, and StorageError."""
+        kept = self.kept(report)
+        for folder in {self.work(report), kept}:
+            if isinstance(folder, ObjectPath):
+                folder.remove_below()
+            elif folder == kept or folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=ignore_errors)
 
     def reconcile(self, published: Mapping[str, int], run_key: str) -> None:
         """Attempts of a run key that were published before their report could say so (the log knows) say so now.
@@ -228,31 +267,40 @@ class Attempts:
         for name in WORK:
             shutil.rmtree(self.work(report) / name, ignore_errors=True)
 
-    def needed(self, elsewhere: Callable[[str], bool] = lambda run_key: False) -> tuple[set[str], set[Path]]:
+    def needed(self, elsewhere: Callable[[str], bool] = lambda run_key: False) -> tuple[set[str], set[Place]]:
         """What no cleaning may touch: attempts that are going on, and files of others that may be resumed or released.
 
-        `elsewhere`: whether another host works on a run key, of whose locks nothing is seen here.
+        `elsewhere`: whether another host works on a run key, of whose locks nothing is seen here. In an object store there
+        may be machines of which not even that is known: what they may be about to publish stays for a while.
         """
         now = datetime.now(UTC)
         attempts: set[str] = set()
-        files: set[Path] = set()
-        for report in self.all():
+        files: set[Place] = set()
+        for report, written_at in self._all():
             if report.state == "held":
-                files |= {Path(p.path) for p in self._parts(report)}
+                files |= {place_of(self._here(p).path) for p in self._parts(report)}
+                attempts.add(report.attempt)
+            elif written_at is not None and self._may_go_on_elsewhere(report, written_at, now):
                 attempts.add(report.attempt)
             elif report.state in ("running", "failed"):
                 if report.state == "running" and (self.going_on(report) or elsewhere(report.run_key)):
                     attempts.add(report.attempt)
                 elif now - report.started_at > KEPT_FOR and not is_held(self._lock(report.run_key)):
                     self.drop_work(report)  # unless another attempt of its key is taking it over at this moment
-                files |= {Path(r.part.path) for r in self.results(report) if r.part}
+                files |= {place_of(r.part.path) for r in self.results(report) if r.part}
         return attempts, files
+
+    def _may_go_on_elsewhere(self, report: Report, written_at: datetime, now: datetime) -> bool:
+        if self.work(report).is_dir():  # it is this machine's
+            return report.state == "discarded" and now - written_at < LEFT_ALONE
+        is_open = report.state in ("running", "failed") and now - report.started_at < KEPT_FOR
+        return is_open or now - written_at < LEFT_ALONE
 
 
 T = TypeVar("T")
 
 
-def _read(file: Path, kind: type[T]) -> T | None:
+def _read(file: Place, kind: type[T]) -> T | None:
     """None: another process removed it since it was listed."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
@@ -260,12 +308,17 @@ def _read(file: Path, kind: type[T]) -> T | None:
         return None
 
 
-def _whole(result: TaskResult) -> bool:
-    """Whether every file of a finished task still stands as it was written; a power cut may have taken some."""
+def _whole(result: TaskResult, there: Mapping[Place, int]) -> bool:
+    """Whether every file of a finished task still stands as it was written; a power cut may have taken some.
+
+    `there`: the parts that stand, and their sizes.
+    """
     if result.rejects_file and not Path(result.rejects_file).is_file():
         return False
     if result.part is None:
         return True
     assert result.keys_file is not None
-    sizes = {Path(result.part.path): result.part.size, Path(result.keys_file): 8 * result.part.rows}
-    return all(file.is_file() and file.stat().st_size == size for file, size in sizes.items())
+    keys_file = Path(result.keys_file)
+    if not keys_file.is_file() or keys_file.stat().st_size != 8 * result.part.rows:
+        return False
+    return there.get(place_of(result.part.path)) == result.part.size

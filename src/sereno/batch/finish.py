@@ -15,13 +15,23 @@ import pyarrow.parquet as pq
 
 from sereno.adapters.files import read_piece
 from sereno.batch.keys import duplicates
-from sereno.batch.parts import MOST_REASONS, OTHER_REASONS, REJECTS, WrittenPart, delta_stats, open_part
+from sereno.batch.parts import (
+    MOST_REASONS,
+    OTHER_REASONS,
+    REJECTS,
+    WrittenPart,
+    open_part,
+    settle,
+    settled_part,
+    working_file,
+)
 from sereno.batch.profile import Profile, merged
 from sereno.batch.profiling import ProfileBuilder
-from sereno.batch.tasks import Task, TaskResult, row_as_json, stored_result
+from sereno.batch.tasks import PARTS, Task, TaskResult, row_as_json, stored_result
 from sereno.exceptions import DataError, DuplicateKeysError, RunError, SourceError
 from sereno.loader import file_digest
 from sereno.model import Model
+from sereno.places import Place, place_of, readable
 from sereno.storage import fsync, told
 
 MERGED_REJECTS = pa.schema([pa.field("run", pa.string(), nullable=False), *REJECTS])
@@ -51,7 +61,7 @@ class Outcome:
     parts: tuple[WrittenPart, ...]
     profile: Profile  # of the outputs
     inputs_profile: Profile
-    rejects_file: Path | None
+    rejects_file: Place | None
     rejects_sha256: str
 
 
@@ -62,9 +72,9 @@ def finish(
     *,
     policy: str,
     attempt: str,
-    parts_folder: Path,
+    parts_folder: Place,
     work_folder: Path,
-    rejects_file: Path,
+    rejects_file: Place,
     batch_rows: int,
 ) -> Outcome:
     """One result of all tasks, in the order of the source. Their results may be light: their files have the profiles.
@@ -76,7 +86,7 @@ def finish(
     if not rows_in:
         raise SourceError("The source has no rows. Nothing was published; see what feeds it.")
     dropped = _duplicates(model, results, policy)
-    kept = [_without(model, r, dropped.get(i, []), parts_folder) for i, r in enumerate(results)]
+    kept = [_without(model, r, dropped.get(i, []), parts_folder, work_folder / PARTS) for i, r in enumerate(results)]
     reasons: dict[str, int] = {}
     for result in results:
         for reason, count in result.reasons.items():
@@ -97,11 +107,15 @@ def finish(
             f"None of the {rows_in:,} rows could be scored; the most frequent reason is “{first}”. Nothing was published. "
             "See whether the source is the right one, or the row type asks too much."
         )
-    written = None
+    digest = ""
     if rejects:
         with told("The rejects could not be written"):
-            _merge_rejects(rejects_file, attempt, tasks, results, dropped, policy, model, batch_rows)
-        written = rejects_file
+            file = working_file(rejects_file, work_folder / "rejects")
+            _merge_rejects(file, attempt, tasks, results, dropped, policy, model, batch_rows)
+            digest = file_digest(file)
+            settle(file, rejects_file)
+            if isinstance(rejects_file, Path):
+                fsync(rejects_file.parent)
     profile, inputs_profile = _profiles(kept, work_folder)
     return Outcome(
         rows_in=rows_in,
@@ -112,8 +126,8 @@ def finish(
         parts=tuple(r.part for r in kept if r.part),
         profile=profile,
         inputs_profile=inputs_profile,
-        rejects_file=written,
-        rejects_sha256=file_digest(written) if written else "",
+        rejects_file=rejects_file if rejects else None,
+        rejects_sha256=digest,
     )
 
 
@@ -134,7 +148,7 @@ def _profiles(results: Sequence[TaskResult], work_folder: Path) -> tuple[Profile
 def _duplicates(model: Model, results: Sequence[TaskResult], policy: str) -> dict[int, list[Dropped]]:
     """Which rows go, by task, for keys that occur more than once."""
     with_part = [i for i, r in enumerate(results) if r.part]
-    parts = [Path(results[i].part.path) for i in with_part]  # type: ignore[union-attr]
+    parts = [place_of(results[i].part.path) for i in with_part]  # type: ignore[union-attr]
     files = [Path(results[i].keys_file) for i in with_part]  # type: ignore[arg-type]
     names = [c.name for c in model.inputs.keys]
     found, every_one = duplicates(parts, files, names, enough=ENOUGH if policy == "fail" else None)
@@ -157,11 +171,11 @@ def _duplicates(model: Model, results: Sequence[TaskResult], policy: str) -> dic
     return dropped
 
 
-def _without(model: Model, result: TaskResult, dropped: Sequence[Dropped], folder: Path) -> TaskResult:
+def _without(model: Model, result: TaskResult, dropped: Sequence[Dropped], folder: Place, work: Path) -> TaskResult:
     """The task's result without the dropped rows, in a part of its own; nothing is overwritten."""
     if not dropped or result.part is None:
         return result
-    table = pq.read_table(result.part.path)
+    table = pq.read_table(readable(place_of(result.part.path)))
     stays = np.ones(table.num_rows, dtype=bool)
     stays[[d.position for d in dropped]] = False
     table = table.filter(pa.array(stays))
@@ -169,15 +183,12 @@ def _without(model: Model, result: TaskResult, dropped: Sequence[Dropped], folde
     profile.add(table.combine_chunks())
     if not table.num_rows:
         return replace(result, part=None, profile=profile.build())
-    path = folder / f"{Path(result.part.path).stem}-unique.parquet"
+    place = folder / f"{Path(result.part.path).stem}-unique.parquet"
     with told("A part without its duplicates could not be written"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with open_part(path, table.schema, len(model.inputs.keys)) as writer:
+        file = working_file(place, work)
+        with open_part(file, table.schema, len(model.inputs.keys)) as writer:
             writer.write_table(table)
-        fsync(path)
-    part = WrittenPart(
-        path=str(path), rows=table.num_rows, size=path.stat().st_size, sha256=file_digest(path), stats=delta_stats(path)
-    )
+        part = settled_part(file, place, table.num_rows)
     return replace(result, part=part, profile=profile.build())
 
 
@@ -196,7 +207,6 @@ def _merge_rejects(
     batch_rows: int,
 ) -> None:
     """All rejects of the run in one file, in the order of the source, with row numbers that count over all tasks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     first_row = 0
     with pq.ParquetWriter(path, MERGED_REJECTS, compression="zstd") as writer:
         for index, result in enumerate(results):
@@ -208,8 +218,6 @@ def _merge_rejects(
                 columns = [pa.array([attempt] * table.num_rows), rows, *table.columns[1:]]
                 writer.write_table(pa.Table.from_arrays(columns, schema=MERGED_REJECTS))
             first_row += result.rows_in
-    fsync(path)
-    fsync(path.parent)
 
 
 def _rejects_of(

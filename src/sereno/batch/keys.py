@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from sereno.adapters.executors.spawn import cores
 from sereno.checks import one_array
 from sereno.exceptions import StorageError
+from sereno.places import Place, readable
 from sereno.storage import fsync
 
 Hashes = npt.NDArray[np.uint64]
@@ -212,10 +213,10 @@ def _holds(file: Path, wanted: Hashes) -> bool:
     return bool(len(hashes)) and bool((hashes[np.minimum(at, len(hashes) - 1)] == wanted).any())
 
 
-def rows_with(part: Path, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def rows_with(part: Place, keys: Sequence[str], wanted: Hashes) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(position in the part, key) of the rows whose hash is wanted."""
     position = 0
-    for batch in pq.ParquetFile(part).iter_batches(columns=list(keys), use_threads=False):
+    for batch in pq.ParquetFile(readable(part)).iter_batches(columns=list(keys), use_threads=False):
         table = pa.Table.from_batches([batch]).select(list(keys))
         hashes = hash_keys(table)
         at = np.searchsorted(wanted, hashes)
@@ -230,7 +231,7 @@ Found = dict[int, list[tuple[int, tuple[Any, ...]]]]  # part index → (position
 
 
 def duplicates(
-    parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str], *, enough: int | None = None
+    parts: Sequence[Place], files: Sequence[Path], keys: Sequence[str], *, enough: int | None = None
 ) -> tuple[Found, bool]:
     """Rows whose key occurs more than once, in the order of the source; and whether these are all of them.
 
@@ -257,7 +258,7 @@ def _in_lots(found: Iterator[Hashes], size: int | None) -> Iterator[tuple[Hashes
         yield waiting, True
 
 
-def _repeated(parts: Sequence[Path], files: Sequence[Path], keys: Sequence[str], wanted: Hashes) -> Found:
+def _repeated(parts: Sequence[Place], files: Sequence[Path], keys: Sequence[str], wanted: Hashes) -> Found:
     candidates = {}
     seen: dict[tuple[Any, ...], int] = {}
     for index, (part, file) in enumerate(zip(parts, files, strict=True)):

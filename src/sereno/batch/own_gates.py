@@ -24,6 +24,7 @@ from sereno.frames import Form, to_form
 from sereno.gate import Profile, Warn
 from sereno.loader import bind
 from sereno.model import Model, gate_name, place
+from sereno.places import place_of, readable
 from sereno.signals import NOT_THE_MODELS
 
 LONGEST = 1_000  # characters of what a gate says
@@ -79,7 +80,7 @@ def judge_own(bound: Sequence[Bound], model: Model, profile: Profile, parts: Seq
         given: list[Any] = [_copied(profile)]
         if form is not None:
             if predictions is None:
-                predictions = pa.concat_tables(pq.read_table(part.path, partitioning=None) for part in parts)
+                predictions = pa.concat_tables(_read(part) for part in parts)
             columns = [*model.inputs.keys, *model.outputs.columns]
             given.append(to_form(form, model.outputs, columns, predictions))
         try:
@@ -93,6 +94,10 @@ def judge_own(bound: Sequence[Bound], model: Model, profile: Profile, parts: Seq
             ) from error
         gates.append(_verdict(function, answer))
     return gates
+
+
+def _read(part: WrittenPart) -> pa.Table:
+    return pq.read_table(readable(place_of(part.path)), partitioning=None)
 
 
 def _copied(profile: Profile) -> Profile:

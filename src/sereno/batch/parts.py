@@ -1,5 +1,6 @@
-"""What a task writes: one part (its predictions), the hashes of their keys, and its rejects. Each is on the disk for good
-once it is closed."""
+"""What a task writes: one part (its predictions), the hashes of their keys, and its rejects. Each is there for good once it
+is closed: flushed to the disk, and the part uploaded where the table lies in an object store.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sereno.batch.keys import hash_keys, write_hashes
+from sereno.places import ObjectPath, Place
 from sereno.storage import fsync
 
 ROW_GROUP = 131_072  # rows of a part's row groups
@@ -33,18 +35,36 @@ REJECTS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenPart:
-    path: str  # absolute
+    path: str  # absolute, or a URL
     rows: int
     size: int
     sha256: str
     stats: str  # Delta's JSON statistics
 
 
-class PartWriter:
-    """Writes one part (Parquet) and the sorted hashes of its keys; on disk for good once it is closed."""
+def working_file(place: Place, work: Path) -> Path:
+    """What to write on this machine so that `settle` can bring it to its place. Its folder is made. Raises OSError."""
+    file = work / place.name if isinstance(place, ObjectPath) else place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
-    def __init__(self, path: Path, keys_path: Path, schema: pa.Schema, *, keys: int) -> None:
-        self._path, self._keys_path = path, keys_path
+
+def settle(file: Path, place: Place) -> None:
+    """Make a written file last: flush it, or upload it and remove it here. Raises OSError, StorageError."""
+    if isinstance(place, ObjectPath):
+        place.upload(file)
+        file.unlink()
+    else:
+        fsync(file)
+
+
+class PartWriter:
+    """Writes one part (Parquet) and the sorted hashes of its keys; there for good once it is closed."""
+
+    def __init__(self, place: Place, work: Path, keys_path: Path, schema: pa.Schema, *, keys: int) -> None:
+        """`work`: a folder for the part while it grows, where its place is in an object store."""
+        self._place, self._work, self._keys_path = place, work, keys_path
+        self._path = Path()  # what is written, once there is a row
         self._schema = schema
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -67,18 +87,8 @@ class PartWriter:
         if self._writer is None:
             return None, None
         self._writer.close()
-        fsync(self._path)
         write_hashes(self._keys_path, np.concatenate(self._hashes))
-        with self._path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        part = WrittenPart(
-            path=str(self._path),
-            rows=self.rows,
-            size=self._path.stat().st_size,
-            sha256=digest,
-            stats=delta_stats(self._path),
-        )
-        return part, str(self._keys_path)
+        return settled_part(self._path, self._place, self.rows), str(self._keys_path)
 
     def _flush(self) -> None:
         if not self._waiting_rows:
@@ -86,10 +96,19 @@ class PartWriter:
         table = pa.concat_tables(self._waiting)
         self._waiting, self._waiting_rows = [], 0
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path = working_file(self._place, self._work)
             self._writer = open_part(self._path, self._schema, self._key_count)
         self._writer.write_table(table, row_group_size=ROW_GROUP)
         self._hashes.append(hash_keys(table.select(range(self._key_count))))
+
+
+def settled_part(file: Path, place: Place, rows: int) -> WrittenPart:
+    """A part that was written, made to last. Raises OSError, StorageError."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    part = WrittenPart(path=str(place), rows=rows, size=file.stat().st_size, sha256=digest, stats=delta_stats(file))
+    settle(file, place)
+    return part
 
 
 def open_part(path: Path, schema: pa.Schema, keys: int) -> pq.ParquetWriter:

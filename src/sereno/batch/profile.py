@@ -11,7 +11,6 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sereno.exceptions import StorageError
+from sereno.places import ObjectPath, Place
 from sereno.storage import write_atomically
 
 PROFILES = "_profiles"  # in the folder of the table
@@ -156,13 +156,18 @@ def merged(profiles: Sequence[Profile]) -> Profile:
     return {name: _merged([p[name] for p in profiles if name in p]) for name in names}
 
 
-def store_profile(folder: Path, profile: StoredProfile) -> tuple[str, str]:
-    """Write a run's profile beside the table in `folder`, flushed to the disk: its name there, and its SHA-256."""
+def store_profile(folder: Place, profile: StoredProfile) -> tuple[str, str]:
+    """Write a run's profile beside the table in `folder`, to last: its name there, and its SHA-256.
+
+    Raises OSError, StorageError.
+    """
     content = msgspec.json.encode(profile)
     file = folder / PROFILES / f"{profile.attempt}.json"
-    # cleaning knows by the name whose it is
-    write_atomically(file, content, temporary=f"{profile.attempt}.tmp")
-    return str(file.relative_to(folder)), hashlib.sha256(content).hexdigest()
+    if isinstance(file, ObjectPath):
+        file.write_bytes(content)
+    else:  # cleaning knows by the name whose it is
+        write_atomically(file, content, temporary=f"{profile.attempt}.tmp")
+    return f"{PROFILES}/{file.name}", hashlib.sha256(content).hexdigest()
 
 
 class Keeps(Protocol):
@@ -176,7 +181,7 @@ class Keeps(Protocol):
     def profile_sha256(self) -> str: ...
 
 
-def stored_profile(folder: Path, owner: Keeps) -> StoredProfile | None:
+def stored_profile(folder: Place, owner: Keeps) -> StoredProfile | None:
     """The profile that was stored with a snapshot or an attempt of the table in `folder`; None: it has none.
 
     Raises StorageError where it is missing or is not what was stored.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sereno.batch.attempts import Report
 from sereno.batch.judging import judge_report
@@ -20,6 +18,8 @@ from sereno.failpoints import failpoint
 from sereno.home import AS_IT_WAS, Home
 from sereno.interfaces import RunLedger
 from sereno.ledger import RELEASED_LATE, Entry, RunState
+from sereno.places import place_of, readable
+from sereno.presence import sizes
 from sereno.snapshots import Part, Publication
 from sereno.storage import told
 
@@ -46,8 +46,10 @@ def publication_of(report: Report, token: int = 0) -> Publication:
             f"The report of run {report.attempt} does not name all of its parts any more"
             f"{f': {report.parts_file} beside it was removed' if report.parts_file else ''}. Run the data date again."
         )
-    for part in report.parts:
-        if not os.path.exists(part.path) or os.path.getsize(part.path) != part.size:
+    places = [place_of(part.path) for part in report.parts]
+    there = sizes(places)
+    for part, place in zip(report.parts, places, strict=True):
+        if there.get(place) != part.size:
             raise PublishError(f"{part.path} was removed or changed since it was scored. Run the data date again.")
     return Publication(
         attempt=report.attempt,
@@ -60,9 +62,10 @@ def publication_of(report: Report, token: int = 0) -> Publication:
         rejects=report.rejects,
         disposition=report.disposition,
         keys=report.keys,
-        schema=pq.read_schema(report.parts[0].path),
+        schema=pq.read_schema(readable(places[0])),
         parts=tuple(
-            (Part(path=Path(p.path), rows=p.rows, size=p.size, sha256=p.sha256), p.stats) for p in report.parts
+            (Part(path=place, rows=p.rows, size=p.size, sha256=p.sha256), p.stats)
+            for p, place in zip(report.parts, places, strict=True)
         ),
         rejects_file=report.rejects_file,
         rejects_sha256=report.rejects_sha256,
@@ -89,7 +92,7 @@ def release(home: Home, name: str, *, who: str = "") -> Report:
                 report.gates = judge_report(report, home, state, own_gates(report.gates))
             failpoint("release")
             snapshot = home.store.publish(
-                publication_of(report, held.lease.token), force=False, known=state.snapshots, confirm=held.confirm
+                publication_of(report, home.token(held.lease)), force=False, known=state.snapshots, confirm=held.confirm
             )
             if snapshot.attempt != report.attempt:
                 raise PublishError(f"Run {snapshot.attempt} has just published the same as version {snapshot.number}.")

@@ -40,6 +40,7 @@ from sereno.home import Home
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint
 from sereno.model import Model
+from sereno.places import name_below
 from sereno.schedule import Interval, interval_for, interval_of_span, last_interval, next_end
 from sereno.scoring import published_schema
 from sereno.snapshots import Snapshot, State
@@ -332,7 +333,7 @@ class _Run:
         """The commit; or nothing, where another process did this very run since this one planned."""
         report = self.report
         snapshot = self.home.store.publish(
-            publication_of(report, self.held.lease.token),
+            publication_of(report, self.home.token(self.held.lease)),
             force=self.force,
             known=state.snapshots,
             confirm=self.held.confirm,
@@ -468,7 +469,7 @@ class _Run:
         report.keys = tuple(c.name for c in self.model.inputs.keys)
         report.disposition = self.chosen.disposition
         if outcome.rejects_file:
-            report.rejects_file = str(outcome.rejects_file.relative_to(store.folder))
+            report.rejects_file = name_below(outcome.rejects_file, store.folder)
             report.rejects_sha256 = outcome.rejects_sha256
 
     @contextlib.contextmanager

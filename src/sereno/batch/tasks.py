@@ -25,12 +25,16 @@ from sereno.batch.profile import Profile
 from sereno.batch.profiling import ProfileBuilder
 from sereno.checks import Checked, check_table, python_value
 from sereno.failpoints import failpoint
+from sereno.places import place_of
 from sereno.rows import JsonRows
 from sereno.scoring import Scorer
 from sereno.storage import told, write_atomically
 
 if TYPE_CHECKING:
     from sereno.config import Settings
+
+
+PARTS = "parts"  # in the folder of the work: parts that are on their way to an object store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Job:
     values: dict[str, tuple[Any, str]]  # see `sent_values`
     secrets_folder: str
     attempt: str
-    parts_folder: str  # predictions/<model>/<attempt>
+    parts_folder: str  # predictions/<model>/<attempt>, a path or a URL
     work_folder: str  # .sereno/runs/<model>/<attempt>
     batch_rows: int
     fingerprint: str  # of the model, when the run was planned
@@ -144,8 +148,8 @@ def score_task(job: Job, task: Task, scorer: Scorer, progress: Callable[[int], N
     key = task.key(job)
     work = Path(job.work_folder)
     name = f"{key[:32]}-{secrets.token_hex(4)}"
-    part_path = Path(job.parts_folder) / f"part-{task.index:05d}-{name[:8]}{name[32:]}.parquet"
-    writer = PartWriter(part_path, work / "keys" / f"{name}.u64", scorer.schema, keys=len(key_names))
+    place = place_of(job.parts_folder) / f"part-{task.index:05d}-{name[:8]}{name[32:]}.parquet"
+    writer = PartWriter(place, work / PARTS, work / "keys" / f"{name}.u64", scorer.schema, keys=len(key_names))
     rejects = RejectWriter(work / "rejects" / f"{name}.parquet")
     profile = ProfileBuilder(model.outputs.columns)
     inputs_profile = ProfileBuilder(model.inputs.features, sampled=True)

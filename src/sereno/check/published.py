@@ -93,7 +93,7 @@ def _publish(reference: Reference, home: Path, *, policy: str, disposition: str,
     # made anew: below a nested row that is null, nothing may be null that its type does not let be
     pq.write_table(pa.Table.from_pylist(reference.table.to_pylist(), reference.table.schema), rows)
     task = Task(index=0, pieces=(Piece(kind="parquet", path=str(rows)),), rows=reference.table.num_rows)
-    parts = store.folder / report.attempt
+    parts = home / "predictions" / model.name / report.attempt
     result = score_task(
         _job(report, parts, attempts.work(report), batch_rows), task, reference.scorer, lambda rows: None
     )

@@ -140,7 +140,7 @@ def _prune(options: argparse.Namespace) -> int:
     name = own.name if own is not None else options.model
     if name is not None:
         home_of(options)  # there is a model of that name
-    found = prune(settings, [name] if name is not None else models_of(settings.home), dry_run=options.dry_run)
+    found = prune(settings, [name] if name is not None else models_of(settings.root), dry_run=options.dry_run)
     size = sum(one.size for one in found)
     says = "Nothing is to go." if not found else f"{'Would free' if options.dry_run else 'Freed'} {size / 1e6:,.1f} MB."
     rows = [("model", "what", "how many", "MB")]

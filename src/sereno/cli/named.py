@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.home import Home
     from sereno.model import Model
+    from sereno.places import Place
 
 
 def settings_of(options: argparse.Namespace, start: Path, model: str | None = None) -> Settings:
@@ -77,7 +78,11 @@ def file_of(options: argparse.Namespace, named: str | None = None) -> Path:
 
 def models_in(settings: Settings) -> list[str]:
     """The models that were run in a home."""
-    return sorted({f.name for part in ("predictions", ".sereno/runs") for f in (settings.home / part).glob("*")})
+    return sorted({f.name for part in ("predictions", ".sereno/runs") for f in _folders(settings.root / part)})
+
+
+def _folders(place: Place) -> list[Place]:
+    return list(place.iterdir()) if place.is_dir() else []
 
 
 def home_of(options: argparse.Namespace) -> Home:
@@ -90,12 +95,12 @@ def home_of(options: argparse.Namespace) -> Home:
     name = own.name if own is not None else options.model
     if name is None:
         if len(there) != 1:
-            raise SettingsError(f"Say which model: in {settings.home} there are {', '.join(there) or 'none'}.")
+            raise SettingsError(f"Say which model: in {settings.root} there are {', '.join(there) or 'none'}.")
         name = there[0]
     home = Home(settings, name)
     if name not in there:
         raise NotFoundError(
-            f"There is no model {name!r} in {settings.home} (there are: {', '.join(there) or 'none'}). Run it first, or say "
+            f"There is no model {name!r} in {settings.root} (there are: {', '.join(there) or 'none'}). Run it first, or say "
             "where it lies with --home."
         )
     return home
@@ -108,8 +113,7 @@ def home_of_run(options: argparse.Namespace) -> Home:
     own = options.model_itself
     settings = settings_of(options, own.file if own is not None else Path.cwd())
     named = own.name if own is not None else options.model
-    folders = sorted((settings.home / ".sereno" / "runs").glob("*"))
-    models = [named] if named else [f.name for f in folders]
+    models = [named] if named else sorted(folder.name for folder in _folders(settings.root / ".sereno" / "runs"))
     found = []
     for name in models:
         home = Home(settings, name)
@@ -124,7 +128,7 @@ def home_of_run(options: argparse.Namespace) -> Home:
         )
     known = ", ".join(models) or "none"
     raise NotFoundError(
-        f"No model in {settings.home} has a run {options.run!r} (models: {known}). See `sereno runs MODEL`."
+        f"No model in {settings.root} has a run {options.run!r} (models: {known}). See `sereno runs MODEL`."
     )
 
 

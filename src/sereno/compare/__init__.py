@@ -37,6 +37,7 @@ from sereno.home import Home
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint
 from sereno.model import Model
+from sereno.places import place_of, readable
 from sereno.schedule import Interval
 from sereno.schema import Column, Kind
 from sereno.scoring import published_schema
@@ -120,7 +121,7 @@ def _compare(
     ]
     both = differ = only_now = only_before = 0
     some: tuple[list[tuple[object, ...]], list[tuple[object, ...]]] = ([], [])
-    before, now = [part.path for part in snapshot.parts], [Path(part.path) for part in outcome.parts]
+    before, now = [part.path for part in snapshot.parts], [place_of(part.path) for part in outcome.parts]
     rows = max(snapshot.rows, outcome.answered)
     for lot in joined(before, now, snapshot.keys, folder / "lots", rows=rows):
         keys = lot.now.select(snapshot.keys)
@@ -185,7 +186,7 @@ def _profiled(model: Model, snapshot: Snapshot) -> Profile:
     ]
     builder = ProfileBuilder(columns)
     for part in snapshot.parts:
-        for batch in pq.ParquetFile(part.path).iter_batches(columns=[c.name for c in columns]):
+        for batch in pq.ParquetFile(readable(part.path)).iter_batches(columns=[c.name for c in columns]):
             builder.add(pa.Table.from_batches([batch]))
     return builder.build()
 
@@ -212,7 +213,7 @@ def _reasons(home: Home, snapshot: Snapshot) -> dict[str, int]:
     file = home.store.folder / snapshot.rejects_file
     if not snapshot.rejects_file or not file.is_file():
         return {}
-    counts = pc.value_counts(pq.read_table(file, columns=["reason"]).column("reason"))
+    counts = pc.value_counts(pq.read_table(readable(file), columns=["reason"]).column("reason"))
     reasons = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
     return dict(sorted(reasons, key=lambda r: (-r[1], r[0])))
 

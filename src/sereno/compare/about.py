@@ -32,7 +32,7 @@ def snapshot_of(home: Home, against: str, when: str | None) -> Snapshot:
     state = home.store.state()
     if state.newest is None:
         raise NotFoundError(
-            f"No snapshot of model {home.name!r} is published in {home.path}, so there is nothing to compare with. "
+            f"No snapshot of model {home.name!r} is published in {home.root}, so there is nothing to compare with. "
             "`sereno run` publishes one; --model says whose snapshots are meant, --home where they lie."
         )
     if against == SERVED:

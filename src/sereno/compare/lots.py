@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sereno.batch.keys import MIX, hash_keys
+from sereno.places import Place, readable
 
 LOT_ROWS = 500_000  # of each side, about
 MOST_LOTS = 400  # files that are open at once
@@ -35,7 +36,7 @@ class Lot:
 
 
 def joined(
-    before: Sequence[Path], now: Sequence[Path], keys: Sequence[str], folder: Path, *, rows: int
+    before: Sequence[Place], now: Sequence[Place], keys: Sequence[str], folder: Path, *, rows: int
 ) -> Iterator[Lot]:
     """The parts of two outputs of at most `rows` rows each, lot by lot. Lots are copied into the folder."""
     lots = min(max(1, -(-rows // LOT_ROWS)), MOST_LOTS)
@@ -50,19 +51,19 @@ def joined(
             file.unlink()
 
 
-def _whole(parts: Sequence[Path]) -> pa.Table:
-    return pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
+def _whole(parts: Sequence[Place]) -> pa.Table:
+    return pa.concat_tables([pq.ParquetFile(readable(part)).read() for part in parts])
 
 
-def _in_lots(parts: Sequence[Path], keys: Sequence[str], folder: Path, lots: int) -> list[Path]:
+def _in_lots(parts: Sequence[Place], keys: Sequence[str], folder: Path, lots: int) -> list[Path]:
     folder.mkdir(parents=True)
     files = [folder / f"{number}.arrow" for number in range(lots)]
-    schema = pq.read_schema(parts[0])
+    schema = pq.read_schema(readable(parts[0]))
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(pa.ipc.new_stream(str(file), schema, options=options)) for file in files]
         for part in parts:
-            for batch in pq.ParquetFile(part).iter_batches():
+            for batch in pq.ParquetFile(readable(part)).iter_batches():
                 table = pa.Table.from_batches([batch]).cast(schema)
                 # whole numbers are their own hashes: keys that are all even would use half of the lots
                 mixed = (hash_keys(table.select(keys)) * MIX) >> np.uint64(32)

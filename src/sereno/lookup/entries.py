@@ -25,6 +25,7 @@ from sereno.checks import one_array
 from sereno.exceptions import IndexingError
 from sereno.lookup.keys import KeyCodec
 from sereno.lookup.pointer import AS_BEFORE
+from sereno.places import Place, readable
 from sereno.rows import AnswerEncoder
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class _Parts:
             raise IndexingError(f"Version {snapshot.number} of model {snapshot.model!r} has no rows to look up.")
         self._verify()
         with self._reading(snapshot.parts[0]):
-            found = pq.read_schema(snapshot.parts[0].path)
+            found = pq.read_schema(readable(snapshot.parts[0].path))
         self.schema: pa.Schema = pa.schema([(field.name, field.type) for field in found])
         self.rows = snapshot.rows
 
@@ -160,7 +161,7 @@ class _Parts:
         for part in self._snapshot.parts:
             self._look()
             with self._reading(part), part.path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != part.sha256:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != part.sha256:  # type: ignore[arg-type]
                     raise self._unreadable(part, "is damaged: its SHA-256 is not that of what was published")
 
     def batches(self) -> Iterator[pa.Table]:
@@ -212,9 +213,9 @@ class _Parts:
 class _PartFile:
     """A part that is being read, in bounded memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
-        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BYTES)
+        self._file = pq.ParquetFile(readable(path), pre_buffer=False, buffer_size=STREAM_BYTES)
         self.schema: pa.Schema = self._file.schema_arrow
         self.groups: int = self._file.num_row_groups
 
@@ -247,7 +248,7 @@ class _PartFile:
     def _longest(self, column: str, group: int, rows: int) -> int:
         """Bytes of the longest text in a column's dictionary, which comes whole with the first text."""
         with pq.ParquetFile(
-            self._path,
+            readable(self._path),
             pre_buffer=False,
             buffer_size=STREAM_BYTES,
             read_dictionary=[column],

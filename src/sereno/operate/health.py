@@ -91,9 +91,9 @@ def _plain(told: dict[str, Any]) -> dict[str, Any]:
 def look(
     settings: Settings, *, model: str | None = None, max_age: float | None = None, now: datetime | None = None
 ) -> Health:
-    """How everything is, or one model. Raises NotFoundError for a model that nobody has heard of."""
+    """How everything is, or one model. Raises NotFoundError for a model that nobody has heard of, and StorageError."""
     now = now or datetime.now(UTC)
-    statuses = read_statuses(settings.home)
+    statuses = read_statuses(settings.root)
     try:
         with contextlib.closing(_open(settings)) as ledger:
             known = _Known.of(ledger, settings, statuses, now)

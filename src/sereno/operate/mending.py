@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO
 
 from sereno.adapters.ledger import ledger_file
-from sereno.exceptions import LedgerError
+from sereno.exceptions import LedgerError, StorageError
 from sereno.interfaces import RunLedger
 from sereno.operate.notices.sending import end
 from sereno.operate.tied import tied
+from sereno.places import Place
 from sereno.settings import Settings
 from sereno.status import read_statuses
 
@@ -54,8 +55,11 @@ class Mending:
     def is_whole(self) -> bool:
         """Whether it is the ledger that it was, or knows at first sight what is published. Raises LedgerError."""
         which = self._now()
-        if self._which is None and not lacks(self._ledger, self._settings.home):
-            self._which = which
+        try:
+            if self._which is None and not lacks(self._ledger, self._settings.root):
+                self._which = which
+        except StorageError:  # it is asked again; runs tell the ledger what they publish in any case
+            return True
         self._is_whole = which == self._which
         return self._is_whole
 
@@ -123,15 +127,23 @@ class Mending:
         return (began,) if self._settings.ledger is not None else (began, *_identity(ledger_file(self._settings.home)))
 
 
-def lacks(ledger: RunLedger, home: Path) -> bool:
-    """Whether it does not know what is published of some model: by the status files, not the logs. Raises LedgerError."""
-    known, statuses = ledger.versions(), read_statuses(home)
-    for log in home.glob("predictions/*/_delta_log"):
-        model = log.parent.name
+def lacks(ledger: RunLedger, root: Place) -> bool:
+    """Whether it does not know what is published of some model: by the status files, not the logs.
+
+    Raises LedgerError, and StorageError of an object store.
+    """
+    known, statuses = ledger.versions(), read_statuses(root)
+    for model in _with_tables(root):
         status = statuses.get(model)
         if model not in known or (status is not None and (status.version or 0) > known[model]):
             return True
     return False
+
+
+def _with_tables(root: Place) -> list[str]:
+    if isinstance(root, Path):
+        return [log.parent.name for log in root.glob("predictions/*/_delta_log")]
+    return [folder.name for folder in (root / "predictions").iterdir()]
 
 
 def _identity(file: Path) -> tuple[int, ...]:

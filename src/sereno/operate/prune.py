@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sereno.batch.attempts import Report
 from sereno.compare.temporary import leftovers, remove
 from sereno.config import Settings
 from sereno.home import AS_IT_WAS, Home
 from sereno.interfaces import RunLedger
 from sereno.ledger import open_ledger
+from sereno.places import Place
 from sereno.shared import left_checks
 from sereno.storage import is_held, told
 
@@ -34,9 +36,10 @@ class Pruned:
     size: int  # bytes
 
 
-def models_of(home: Path) -> list[str]:
-    """Every model that has left something in a home."""
-    return sorted({folder.name for part in ("predictions", ".sereno/runs") for folder in (home / part).glob("*/")})
+def models_of(root: Place) -> list[str]:
+    """Every model that has left something in a home, or below another root."""
+    places = [root / part for part in ("predictions", ".sereno/runs")]
+    return sorted({folder.name for one in places if one.is_dir() for folder in one.iterdir() if folder.is_dir()})
 
 
 def prune(settings: Settings, models: Sequence[str], *, dry_run: bool = False) -> list[Pruned]:
@@ -59,17 +62,18 @@ def _of_model(home: Home, ledger: RunLedger, dry_run: bool) -> Iterator[Pruned]:
     files = home.clean(ledger, dry_run=dry_run)
     yield Pruned(model=home.name, what="files of old snapshots", count=len(files), size=sum(files.values()))
     before = _days_ago(home.chosen.keep_run_days)
-    folders = _old_reports(home, before)
+    reports = _old_reports(home, before)
+    kept = [home.attempts.kept(report) for report in reports]
     count = ledger.prune(before, model=home.name, dry_run=dry_run)
     yield Pruned(model=home.name, what="runs in the ledger", count=count, size=0)
-    yield Pruned(model=home.name, what="reports of runs", count=len(folders), size=sum(map(_size, folders)))
+    yield Pruned(model=home.name, what="reports of runs", count=len(reports), size=sum(map(_size, kept)))
     locks = list(_old_locks(home, before))
     yield Pruned(model=home.name, what="locks of runs", count=len(locks), size=0)
     if not dry_run:
         if exports:
             home.follow()
-        for folder in folders:
-            shutil.rmtree(folder)
+        for report in reports:
+            home.attempts.forget(report, ignore_errors=False)
         for lock in locks:
             lock.unlink(missing_ok=True)
 
@@ -101,11 +105,11 @@ def _old_exports(home: Home) -> list[Path]:
     return [one for one in folders if one.name.isdecimal() and not one.is_symlink() and int(one.name) not in kept]
 
 
-def _old_reports(home: Home, before: datetime) -> list[Path]:
+def _old_reports(home: Home, before: datetime) -> list[Report]:
     state = home.store.state()
     kept = {state.snapshots[number].attempt for number in state.kept(datetime.now(UTC), home.keep)}
     return [
-        home.attempts.work(report)
+        report
         for report in home.attempts.all()
         if report.started_at < before and report.state in ENDED and report.attempt not in kept
     ]
@@ -121,7 +125,9 @@ def _days_ago(days: int) -> datetime:
     return datetime.now(UTC) - timedelta(days=min(days, 700_000))  # the calendar begins a little before
 
 
-def _size(folder: Path) -> int:
-    """Bytes that nothing else names: an export of Parquet is links to the parts."""
+def _size(folder: Place) -> int:
+    """Bytes that nothing else names: on a disk, an export of Parquet is links to the parts."""
+    if not isinstance(folder, Path):
+        return sum(meta.size for _, meta in folder.below())
     known = [file.stat() for file in folder.rglob("*") if file.is_file()]
     return sum(one.st_size for one in known if one.st_nlink == 1)

@@ -13,7 +13,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +20,7 @@ import msgspec
 from sereno.adapters.ledger import ledger_file, open_at
 from sereno.batch.attempts import Attempts, Report
 from sereno.batch.record import WHO, label_of, published_entry
-from sereno.exceptions import LedgerError, SerenoError
+from sereno.exceptions import LedgerError, SerenoError, StorageError
 from sereno.ledger import INTERRUPTED, Entry, RunState, is_here, lease_name
 from sereno.snapshots import Snapshot, SnapshotStore, State
 from sereno.storage import exclusive, is_held, run_lock
@@ -29,6 +28,7 @@ from sereno.storage import exclusive, is_held, run_lock
 if TYPE_CHECKING:
     from sereno.adapters.ledger.statements import SqlLedger
     from sereno.config import Settings
+    from sereno.places import Place
 
 
 @dataclass(kw_only=True)
@@ -59,18 +59,18 @@ def repair(settings: Settings) -> Repaired:
                     raise
                 done.damage = str(error)
             if not done.damage:
-                _complete(ledger, settings.home, done)
+                _complete(ledger, settings, done)
         if done.damage:
-            _replace(settings.home, done)
+            _replace(settings, done)
     return done
 
 
-def _replace(home: Path, done: Repaired) -> None:
+def _replace(settings: Settings, done: Repaired) -> None:
     """Put a new ledger in the place of the damaged one, whole: whoever is killed here has changed nothing."""
     from sereno.adapters.ledger.salvage import salvage
     from sereno.adapters.ledger.sqlite import put_aside
 
-    file = ledger_file(home)
+    file = ledger_file(settings.home)
     scratch = file.with_name("ledger.new")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -87,18 +87,18 @@ def _replace(home: Path, done: Repaired) -> None:
                 "notices": len(notices),
             }
             done.unread += found.unread
-            _complete(ledger, home, done)
+            _complete(ledger, settings, done)
         done.aside = str(put_aside(file, ledger_file(scratch)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _complete(ledger: SqlLedger, home: Path, done: Repaired) -> None:
+def _complete(ledger: SqlLedger, settings: Settings, done: Repaired) -> None:
     """Add and correct what the logs and reports know better."""
     added: Counter[str] = Counter(done.added)
-    for model in _models(home):
+    for model in _models(settings.root):
         known = {entry.run_key: entry for entry in ledger.entries(model=model)}
-        told = _Told(home, model, ledger, done.unread)
+        told = _Told(settings, model, ledger, done.unread)
         entries = list(told.entries())
         added.update(Counter(entry.state for entry in entries if entry.run_key not in known))
         ledger.add([entry for entry in entries if entry.run_key not in known])
@@ -111,20 +111,21 @@ def _complete(ledger: SqlLedger, home: Path, done: Repaired) -> None:
     done.added = dict(sorted(added.items()))
 
 
-def _models(home: Path) -> list[str]:
-    folders = [*(home / "predictions").glob("*"), *(home / ".sereno" / "runs").glob("*")]
+def _models(root: Place) -> list[str]:
+    places = [place for place in (root / "predictions", root / ".sereno" / "runs") if place.is_dir()]
+    folders = [folder for place in places for folder in place.iterdir()]
     return sorted({folder.name for folder in folders if folder.is_dir() and not folder.name.startswith(".")})
 
 
 class _Told:
     """What the log and the reports tell of one model's runs."""
 
-    def __init__(self, home: Path, model: str, ledger: SqlLedger, unread: list[str]) -> None:
-        self._home, self._model, self._ledger = home, model, ledger
+    def __init__(self, settings: Settings, model: str, ledger: SqlLedger, unread: list[str]) -> None:
+        self._home, self._root, self._model, self._ledger = settings.home, settings.root, model, ledger
         self._unread = unread
         self._state = State()
         try:
-            self._state = SnapshotStore(home, model).state()
+            self._state = SnapshotStore(self._root, model).state()
         except (SerenoError, OSError, ValueError, KeyError) as error:
             self._note(f"the log of {model}: {error}")
 
@@ -147,12 +148,12 @@ class _Told:
             yield replace(entry, tries=len(reports.get(run_key, [])))
 
     def _reports(self) -> Iterator[Report]:
-        for file in Attempts(self._home, self._model).folder.glob("*/report.json"):
+        for file in Attempts(self._home, self._model, self._root).folder.glob("*/report.json"):
             try:
                 yield msgspec.json.decode(file.read_bytes(), type=Report)
             except FileNotFoundError:
                 continue  # removed since it was listed
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, StorageError, msgspec.DecodeError) as error:
                 self._note(f"{file}: {error}")
 
     def _goes_on(self, run_key: str) -> bool:

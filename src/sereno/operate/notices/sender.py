@@ -26,7 +26,7 @@ from typing import Protocol
 
 import msgspec
 
-from sereno.exceptions import SerenoError
+from sereno.exceptions import SerenoError, StorageError
 from sereno.failpoints import failpoint
 from sereno.interfaces import RunLedger
 from sereno.ledger import BEAT_SECONDS, LEASE_SECONDS, Lease, Notice, NoticeKind, holder_here
@@ -44,8 +44,9 @@ from sereno.operate.notices.words import (
     place_of,
     told_of,
 )
+from sereno.places import place_of as place_named
 from sereno.settings import Settings
-from sereno.status import read_status
+from sereno.status import Status, read_status
 
 LEASE = "sender"
 PATIENCE = LEASE_SECONDS + 2 * BEAT_SECONDS  # a sender that was killed has lost its lease by then
@@ -196,8 +197,14 @@ class Sender:
             self._place,
             entry=entries[notice.number],
             pause=self._ledger.pauses().get(notice.model),
-            status=read_status(Path(self._place.home), notice.model),
+            status=self._status(notice.model),
         )
+
+    def _status(self, model: str) -> Status | None:
+        try:
+            return read_status(place_named(self._place.root or self._place.home), model)
+        except StorageError:  # people are told all the same
+            return None
 
     def _record(self, seconds: float) -> None:
         """Write down what became of what was tried, waiting for it no longer than that."""

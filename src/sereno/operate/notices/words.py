@@ -7,6 +7,7 @@ heavy is imported.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from sereno.exceptions import StorageError
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, NoticeKind, Pause
 from sereno.settings import FILE_NAME, Settings, redact
@@ -228,6 +230,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str
     home: str
+    root: str = ""  # where what must last lies; "": the home
     folder: str  # where commands are typed: that of sereno.toml, or the home
     options: tuple[str, ...] = ()  # that each command gets: see `options_of`
     files: dict[str, str] = {}  # model → what `sereno run` takes for it, where that is not its name
@@ -244,6 +247,7 @@ def place_of(settings: Settings, files: Mapping[str, Path] | None = None) -> Pla
     return Place(
         host=os.uname().nodename,
         home=str(settings.home),
+        root=str(settings.root),
         folder=str(folder if (folder / FILE_NAME).is_file() else settings.home),
         options=options_of(settings),
         files=given,
@@ -287,6 +291,8 @@ def compose(
         happened = "The schedule of {model} is paused: it starts no runs until somebody decides."
     elif notice.run_key.startswith(OF_FILE):
         subject, happened = _OF_FILE[notice.kind]
+    from sereno.places import place_of as place_named
+
     subject = subject.format(**words)
     lines = [happened.format(**words)]
     if notice.says:
@@ -300,9 +306,10 @@ def compose(
         lines += [f"  {command:<{width}}   # {why}" for command, why in commands]
     lines.append("")
     if entry and entry.attempt:
-        page = Path(place.home) / ".sereno" / "runs" / notice.model / entry.attempt / "report.html"
-        if page.is_file():
-            lines.append(f"Report: {page}")
+        page = place_named(place.root or place.home) / ".sereno" / "runs" / notice.model / entry.attempt / "report.html"
+        with contextlib.suppress(StorageError):
+            if page.is_file():
+                lines.append(f"Report: {page}")
     lines.append(f"Host {place.host}, home {place.home}, {notice.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC.")
     return subject, "\n".join(lines) + "\n"
 
