@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import sqlite3
 import sys
@@ -24,6 +25,7 @@ from sereno.batch.run import run
 from sereno.config import load_settings
 from sereno.exceptions import InputError, SettingsError, SourceError
 from sereno.loader import load_model
+from sereno.places import ObjectPath
 from sereno.scoring import open_scorer
 
 NOW = datetime(2026, 5, 2, 1, tzinfo=UTC)  # so that the last interval is 2026-05-01
@@ -147,6 +149,14 @@ def csv_file(folder: Path) -> dict[str, Any]:
     return {"source": "in.csv"}
 
 
+def csv_packed(folder: Path) -> dict[str, Any]:
+    csv_file(folder)
+    with gzip.open(folder / "in.csv.gz", "wb") as stream:
+        stream.write((folder / "in.csv").read_bytes())
+    (folder / "in.csv").unlink()
+    return {"source": "in.csv.gz"}
+
+
 def json_lines(folder: Path) -> dict[str, Any]:
     lines = [json.dumps({k: text(v) if isinstance(v, date) else v for k, v in row.items()}) for row in ROWS]
     (folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -199,6 +209,7 @@ SOURCES: list[Prepare] = [
     hive_folders,
     delta_table,
     csv_file,
+    csv_packed,
     json_lines,
     sqlite,
     read_returns,
@@ -242,6 +253,22 @@ def check_published(report: Report, home: Path) -> None:
 @pytest.mark.parametrize("prepare", SOURCES, ids=lambda f: f.__name__)
 def test_every_source_publishes_the_same(tmp_path: Path, prepare: Prepare) -> None:
     check_published(publish(tmp_path, prepare(tmp_path)), tmp_path)
+
+
+IN_FILES = [parquet_file, parquet_folder_of_other_types, hive_folders, delta_table, csv_file, csv_packed, json_lines]
+
+
+@pytest.mark.parametrize("prepare", IN_FILES, ids=lambda f: f.__name__)
+def test_the_same_files_in_an_object_store(tmp_path: Path, storage: ObjectPath, prepare: Prepare) -> None:
+    (tmp_path / "bank").mkdir()
+    source = str(prepare(tmp_path / "bank")["source"]).removeprefix("{folder}/")
+    for file in (tmp_path / "bank").rglob("*"):
+        if file.is_file():
+            (storage / file.relative_to(tmp_path / "bank").as_posix()).upload(file)
+    report = publish(tmp_path, {"source": f"{storage}/{source}"})
+    check_published(report, tmp_path)
+    again = publish(tmp_path, {"source": f"{storage}/{source}"})
+    assert again.revision == report.revision
 
 
 def test_postgresql_publishes_the_same(tmp_path: Path, postgresql_url: str) -> None:

@@ -155,8 +155,9 @@ def open_parquet(file: str | Path | FetchedFile) -> pq.ParquetFile:
             return pq.ParquetFile(file, pre_buffer=False, buffer_size=COLUMN_BYTES)
         return pq.ParquetFile(file, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
+        shown = file.path if isinstance(file, FetchedFile) else file
         raise SourceError(
-            f"{file} cannot be read as Parquet: {_first_line(error)}. It may be truncated or still being written; "
+            f"{shown} cannot be read as Parquet: {_first_line(error).rstrip('.')}. It may be truncated or still being written; "
             "have it written again, then start the run again."
         ) from error
 

@@ -112,7 +112,7 @@ def _marker_objects(url: str) -> Iterator[tuple[ObjectPath, Object]]:
     place = ObjectPath.of(url)
     fixed = place_before_pattern(place)
     named = {*place.parts}
-    if fixed == place:
+    if fixed == place or place.is_file():
         yield from iter_objects(url)
         return
     for path, known in match_objects(place):
