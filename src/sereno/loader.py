@@ -12,12 +12,16 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
+from sereno.config import variable_of
 from sereno.exceptions import ArtifactError, ModelFileError, SerenoError, SettingsError
 from sereno.model import BATCH_NAMES, Model, Parameter, Secret, place
+from sereno.settings import parse_list
 
 if TYPE_CHECKING:
     from sereno.config import Settings
@@ -318,7 +322,7 @@ def _value(function: Callable[..., Any], parameter: Parameter, settings: Setting
         batch = " data_date and interval are given to read and ready only." if name in BATCH_NAMES else ""
         raise SettingsError(
             f"{place(function)}: nothing gives {function.__name__} its parameter {name!r}.{batch} Add it to [values] in "
-            f"sereno.toml, or set SERENO_VALUES__{name.upper()}. Known here: {', '.join(known) or 'nothing'}."
+            f"sereno.toml, or set {variable_of(f'values.{name}')}. Known here: {', '.join(known) or 'nothing'}."
         )
     value = settings.values[name]
     return _converted(function, parameter, value.value, value.base)
@@ -326,7 +330,7 @@ def _value(function: Callable[..., Any], parameter: Parameter, settings: Setting
 
 def _converted(function: Callable[..., Any], parameter: Parameter, value: Any, base: Path) -> Any:
     """A value as its parameter's annotation has it; text from a variable becomes a number or a path."""
-    wanted = parameter.annotation
+    wanted = _without_none(parameter.annotation)
     if wanted is Path:
         return base / str(value)
     if wanted in (None, Any) or type(value) is wanted:
@@ -338,16 +342,30 @@ def _converted(function: Callable[..., Any], parameter: Parameter, value: Any, b
             return int(value)
         if wanted is date and isinstance(value, str):
             return date.fromisoformat(value)
+        if wanted is datetime and isinstance(value, str):
+            return datetime.fromisoformat(value)
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"
+        if list in (wanted, get_origin(wanted)) and isinstance(value, str):
+            each = replace(parameter, annotation=next(iter(get_args(wanted)), None))
+            return [_converted(function, each, one, base) for one in parse_list(value)]
     except ValueError:
         pass
-    if isinstance(wanted, type):
+    if isinstance(wanted, type) or (get_origin(wanted) is list and isinstance(value, str)):
+        shown = wanted.__name__ if type(wanted) is type else str(wanted)
         raise SettingsError(
             f"{place(function)}: the value {parameter.name} is {value!r}, but {function.__name__} wants "
-            f"{wanted.__name__}. Change it in [values] of sereno.toml, or the annotation."
+            f"{shown}. Change it in [values] of sereno.toml, or the annotation."
         )
     return value
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type of an annotation that allows None, too."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    others = [one for one in get_args(annotation) if one is not NoneType]
+    return others[0] if len(others) == 1 else annotation
 
 
 __all__ = ["SerenoError", "bind", "checked_artifacts", "fingerprint", "load_model", "script_requirements", "siblings"]

@@ -237,7 +237,9 @@ _LOOKUP_STORE = Kind(name='an address, "redis://…", "rediss://…" or "unix://
 _PREFIX = Kind(name="letters, digits and ._-", check=_check_prefix)
 _READY = Kind(name='"auto", "off" or a path', check=_check_ready)
 _TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
-_BOOL = Kind(name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text, text))
+_BOOL = Kind(
+    name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text.lower(), text)
+)
 _UNKNOWN = Kind(name='"404" or "live"', check=_check_unknown)
 _MODE = Kind(name='the mode of a file, like "0660"', check=_check_mode)
 _NOTIFY = Kind(name='a list of addresses, "mailto://…", or "secret:NAME"', check=_check_notify, parse=parse_addresses)
@@ -711,10 +713,13 @@ def checked(key: Key, raw: object, where: str) -> Any:
         raise SettingsError(invalid(key, raw, where, kind.name, str(error))) from None
 
 
+_ADDRESSES = ("ledger", "lookup_store", "database")
+
+
 def invalid(key: Key, raw: object, where: str, valid: str, hint: str = "") -> str:
-    shown = (
-        "***" if key[-1] == "notify" and key[0] != "values" else redact(repr(raw))
-    )  # any part of one may be a secret
+    # any part of one may be a secret; so may all of a text that should have been an address
+    is_secret = key[-1] == "notify" or (key[-1] in _ADDRESSES and "://" not in str(raw))
+    shown = "***" if is_secret and key[0] != "values" else redact(repr(raw))
     return f"'{'.'.join(key)}' is {shown}, from {where}. Valid: {valid}. {hint.strip()}".rstrip()
 
 
@@ -735,7 +740,17 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
+# The names of what is secret in the query of an address, or in a connection string: also `sslpassword`, `X-Amz-Signature`,
+# `AccountKey`, and `sig` of an Azure address.
+_SECRET_PART = re.compile(
+    r"(?i)\b([\w.-]*(?:password|passwd|pwd|token|secret|credential|signature|accountkey|api_?key|access_?key(?!_?id)))"
+    r"(\s*=\s*|%3D)[^&\s;'\"]*"
+)
+_SAS = re.compile(r"(?i)([?&]sig=)[^&\s;'\"]*")
+
+
 def redact(text: str) -> str:
     """The text without the passwords of addresses and connection strings in it."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(?i)\b(password|passwd|pwd|token|secret)=[^&\s;'\"]*", r"\1=***", text)
+    text = re.sub(r"(?i)(https?://)[^:/?#@\s]+@", r"\1***@", text)  # a token in place of a user's name
+    return _SAS.sub(r"\1***", _SECRET_PART.sub(r"\1\2***", text))

@@ -20,6 +20,8 @@ from sereno.config import (
     load_settings,
     redact,
     secret,
+    secret_origin,
+    variable_of,
 )
 from sereno.exceptions import SettingsError
 
@@ -211,6 +213,73 @@ def test_variables_spell_names_in_capitals(project: Path) -> None:
     assert settings.model("new-model", {"batch_rows": 1}).batch_rows == 64
     assert settings.model("new_model", {}).batch_rows == 64
     assert settings.model("a__b", {}).batch_rows == 32
+
+
+def test_the_model_file_spells_a_name_that_variables_alone_know(project: Path) -> None:
+    write(project, "")
+    file = project / "models" / "churn.py"
+    given = {"SERENO_MODELS__CHURN_RISK__FILE": str(file), "SERENO_MODELS__CHURN_RISK__RETRIES": "7"}
+    assert list(load_settings(project, environ=given).models) == ["churn_risk"]  # there is no such file yet
+    file.write_text('model = sereno.Model(\n    name = "churn-risk", inputs=Row)\n')
+    settings = load_settings(project, environ=given)
+    assert list(settings.models) == ["churn-risk"]
+    assert settings.model("churn-risk", {}).retries == 7
+    assert settings.origin("churn-risk", "retries") == "the variable SERENO_MODELS__CHURN_RISK__RETRIES"
+    file.write_text('model = Model("churn_risk", inputs=Row)\n')
+    assert list(load_settings(project, environ=given).models) == ["churn_risk"]
+    file.write_text("model = Model(name_of_it(), inputs=Row)\n")
+    assert load_settings(project, environ=given).model("churn-risk", {}).retries == 7
+
+
+def test_names_that_are_not_all_capitals_are_meant_as_they_are(project: Path) -> None:
+    environ = {
+        "SERENO_VALUES__maxAge": "3",
+        "SERENO_VALUES__WAREHOUSE": "x",
+        "SERENO_MODELS__M__COLUMNS__maxIncome__WARN_PSI": "1",
+        "SERENO_MODELS__credit-scoring__RETRIES": "1",
+    }
+    settings = load_settings(project, environ=environ)
+    assert (settings.values["maxAge"].value, settings.values["warehouse"].value) == ("3", "x")
+    assert list(settings.models["m"].columns) == ["maxIncome"]
+    assert settings.models["credit-scoring"].retries == 1
+    assert [variable_of(f"values.{name}") for name in ("maxAge", "least")] == [
+        "SERENO_VALUES__maxAge",
+        "SERENO_VALUES__LEAST",
+    ]
+
+
+def test_a_variable_may_name_a_file_that_has_the_text(project: Path) -> None:
+    file = Path("ledger")
+    file.write_text("postgresql://u:hunter2@bank/operations\n")
+    settings = load_settings(project, environ={"SERENO_LEDGER_FILE": "ledger", "SERENO_VALUES__A_FILE": "x"})
+    assert settings.ledger == "postgresql://u:hunter2@bank/operations"
+    assert settings.origins["ledger"] == "the variable SERENO_LEDGER_FILE, which names ledger"
+    assert settings.values["a_file"].value == "x"  # a value may be called so
+    assert refused(project, environ={"SERENO_LEDGER_FILE": "ledger", "SERENO_LEDGER": "postgresql://h/x"}) == (
+        "SERENO_LEDGER and SERENO_LEDGER_FILE are both set, and mean the same setting. Unset one of them."
+    )
+    assert refused(project, environ={"SERENO_LEDGER_FILE": "missing"}) == (
+        "'ledger' cannot be read from missing, which the variable SERENO_LEDGER_FILE names: No such file or directory. Write "
+        "it there, or set SERENO_LEDGER instead."
+    )
+    file.write_text("hunter2")
+    assert refused(project, environ={"SERENO_LEDGER_FILE": "ledger"}) == (
+        "'ledger' is not valid in ledger, which the variable SERENO_LEDGER_FILE names. Valid: an address, \"postgresql://…\". "
+        "What is there now is not shown."
+    )
+    file.write_bytes(b"hunter2\xff")
+    assert "it is not UTF-8" in refused(project, environ={"SERENO_LEDGER_FILE": "ledger"})
+    assert "no setting 'ledgr_file'" in refused(project, environ={"SERENO_LEDGR_FILE": "ledger"})
+
+
+@pytest.mark.parametrize(
+    "name", ["PORT", "SERVICE_HOST", "SERVICE_PORT", "PORT_8000_TCP_ADDR", "API_SERVICE_PORT_HTTP", "API_PORT"]
+)
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_told_as_such(project: Path, name: str) -> None:
+    said = refused(project, environ={f"SERENO_{name}": "tcp://10.0.0.1:8000"})
+    assert said.startswith(f"There is no setting '{name.lower()}', which the variable SERENO_{name} sets.")
+    assert said.endswith("whose name begins with 'sereno': set enableServiceLinks: false in the pod.")
+    assert "Kubernetes" not in refused(project, environ={"SERENO_PROT": "1"})
 
 
 def test_columns_have_settings_of_their_own(project: Path) -> None:
@@ -454,6 +523,25 @@ def test_secrets_come_from_a_variable_or_a_file(project: Path) -> None:
     assert secret("token", settings, {"SERENO_SECRET_TOKEN": "from variable"}) == "from variable"
 
 
+def test_a_variable_may_name_the_file_of_a_secret(project: Path) -> None:
+    settings = load_settings(project, environ={})
+    (project / "given").write_text("from file\n")
+    named = {"SERENO_SECRET_TOKEN_FILE": str(project / "given")}
+    assert secret("token", settings, named) == "from file"
+    assert secret_origin("token", settings, named) == (
+        f"the variable SERENO_SECRET_TOKEN_FILE, which names {project / 'given'}"
+    )
+    both = named | {"SERENO_SECRET_TOKEN": "from variable"}
+    assert secret("token", settings, both) == "from variable"
+    assert secret_origin("token", settings, both) == "the variable SERENO_SECRET_TOKEN"
+    with pytest.raises(SettingsError, match="Set the variable SERENO_SECRET_TOKEN, or write it to /nowhere"):
+        secret("token", settings, {"SERENO_SECRET_TOKEN_FILE": "/nowhere"})
+    assert secret_origin("token", settings, {}) is None
+    (project / "secrets").mkdir()
+    (project / "secrets" / "token").touch()
+    assert secret_origin("token", settings, {}) == f"the file {project / 'secrets' / 'token'}"
+
+
 def test_a_missing_secret_names_both_places(project: Path) -> None:
     settings = load_settings(project, environ={})
     with pytest.raises(SettingsError) as error:
@@ -502,6 +590,10 @@ def test_passwords_are_in_no_message_and_no_repr(project: Path) -> None:
         f"file = ['{bad}']",
     ):
         assert "hunter2" not in refused(write(project, f"[models.m]\n{text}"))
+    for text in ("ledger = 'sereno:hunter2@bank/x'", "lookup_store = ':hunter2@bank'", "ledger = 'hunter2'"):
+        assert "is ***, from " in refused(write(project, text))
+    for text in ("database = ['hunter2']",):
+        assert "hunter2" not in refused(write(project, f"[models.m]\n{text}"))
 
 
 @pytest.mark.parametrize(
@@ -511,6 +603,19 @@ def test_passwords_are_in_no_message_and_no_repr(project: Path) -> None:
         ("postgresql://host/db", "postgresql://host/db"),
         ("host=a password=b dbname=c", "host=a password=*** dbname=c"),
         ("s3://bank/warehouse", "s3://bank/warehouse"),
+        ("models:/churn@champion", "models:/churn@champion"),
+        ("redis://:p@host:6379/0", "redis://:***@host:6379/0"),
+        ("https://token@host/x", "https://***@host/x"),
+        (
+            "postgresql://u@host/db?sslpassword=p&sslmode=require",
+            "postgresql://u@host/db?sslpassword=***&sslmode=require",
+        ),
+        ("https://h/x?X-Amz-Signature=p&X-Amz-Expires=5", "https://h/x?X-Amz-Signature=***&X-Amz-Expires=5"),
+        ("https://h/x?sv=1&sig=p%3D&se=2", "https://h/x?sv=1&sig=***&se=2"),
+        ("mssql://h?odbc_connect=UID%3Du%3BPWD%3Dp", "mssql://h?odbc_connect=UID%3Du%3BPWD%3D***"),
+        ("Server=h;PWD = p;Database=d", "Server=h;PWD = ***;Database=d"),
+        ("AccountName=a;AccountKey=p==;x=1", "AccountName=a;AccountKey=***;x=1"),
+        ("aws_access_key_id=a aws_secret_access_key=p", "aws_access_key_id=a aws_secret_access_key=***"),
     ],
 )
 def test_redact(text: str, shown: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -392,6 +392,36 @@ def test_a_value_that_no_setting_gives(folder: Path, values: dict[str, Any], wor
         bind(run(GOOD), read, settings, given={"data_date": date(2026, 5, 1)})
     assert str(caught.value).startswith(f"test_loader.py:{read.__code__.co_firstlineno}: ")
     assert words in str(caught.value)
+
+
+def test_texts_of_variables_become_what_parameters_want(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(
+        names: list[str],
+        sizes: list[int],
+        bare: list,
+        least: int | None,
+        since: datetime,
+        shares: list[float] | None = None,  # type: ignore[type-arg]
+    ) -> None: ...
+
+    given = {
+        "NAMES": "a,b",
+        "SIZES": "[1, 2]",
+        "BARE": "x",
+        "LEAST": "3",
+        "SINCE": "2026-05-01T00:00+00:00",
+        "SHARES": "1,0.5",
+    }
+    for name, text in given.items():
+        monkeypatch.setenv(f"SERENO_VALUES__{name}", text)
+    settings = load_settings(folder)
+    assert bind(run(GOOD), load, settings, given={}) == {
+        "names": ["a", "b"], "sizes": [1, 2], "bare": ["x"], "least": 3, "since": datetime(2026, 5, 1, tzinfo=UTC),
+        "shares": [1.0, 0.5],
+    }  # fmt: skip
+    monkeypatch.setenv("SERENO_VALUES__SIZES", "[1")
+    with pytest.raises(SettingsError, match=r"the value sizes is '\[1', but load wants list\[int\]"):
+        bind(run(GOOD), load, load_settings(folder), given={})
 
 
 def test_data_date_is_for_read_only(folder: Path) -> None:

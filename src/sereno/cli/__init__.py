@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sereno import __version__
-from sereno.cli import batch, compare, deploy, health, ledger, operate, published, runs, schedule, serving
+from sereno.cli import batch, compare, config, deploy, health, ledger, operate, published, runs, schedule, serving
 from sereno.cli.commands import FAILED, USAGE, Commands
 from sereno.cli.owner import refuse_root
 from sereno.cli.printing import write
@@ -111,6 +111,6 @@ def parser_of(own: Model | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sereno {__version__}")
     commands = Commands(parser, own=own is not None)
-    for module in (batch, compare, serving, operate, schedule, ledger, runs, published, deploy, health):
+    for module in (batch, compare, serving, operate, schedule, ledger, runs, published, deploy, config, health):
         module.add(commands)
     return parser

@@ -346,9 +346,11 @@ def main() -> None:
 
 def read(file: Path, request: Request) -> Declared:
     """What one model file declares. Raises SerenoError."""
-    from sereno.loader import siblings
+    with loaded(file) as model:
+        return _declared(file, model, request)
 
-    model, before = _loaded(file)
+
+def _declared(file: Path, model: Model, request: Request) -> Declared:
     assert model.file is not None
     settings = load_settings(
         model.file,
@@ -357,7 +359,7 @@ def read(file: Path, request: Request) -> Declared:
         overrides=request.overrides,
     )
     chosen = settings.model(model.name, model.declared, model.file.parent)
-    there = Declared(
+    return Declared(
         name=model.name,
         file=str(file),
         schedule=chosen.schedule,
@@ -378,8 +380,19 @@ def read(file: Path, request: Request) -> Declared:
         belongs=_belonging(str(file)),
         artifacts=model.artifacts,
     )
-    _forget(model, before, siblings(model.file))
-    return there
+
+
+@contextlib.contextmanager
+def loaded(file: Path) -> Iterator[Model]:
+    """The model of a file; after it the process knows nothing of it. Raises ModelFileError."""
+    from sereno.loader import siblings
+
+    model, before = _loaded(file)
+    assert model.file is not None
+    try:
+        yield model
+    finally:
+        _forget(model, before, siblings(model.file))
 
 
 def _loaded(file: Path) -> tuple[Model, set[str]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sereno.config import Settings, secret
+from sereno.config import Settings, secret, secret_origin
 from sereno.exceptions import SettingsError
 from sereno.serve.wire import RequestError
 
@@ -65,7 +65,7 @@ def read_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> l
     file = settings.serve.keys_file
     if file is not None:
         keys += _parse(_read(file), f"The keys file {file}")
-    if f"SERENO_SECRET_{SECRET.upper()}" in environ or (settings.secrets_folder / SECRET).exists():
+    if f"SERENO_SECRET_{SECRET.upper()}" in environ or secret_origin(SECRET, settings, environ) is not None:
         keys += _parse(secret(SECRET, settings, environ).replace(",", "\n"), f"The secret '{SECRET}'")
     return keys
 

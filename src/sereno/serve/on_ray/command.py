@@ -125,10 +125,11 @@ def _arguments(options: Options, settings: Settings, *, watch: bool, verbose: bo
 def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The settings among them. Secrets are not sent, nor what may hold one: each node has its own."""
     left_out = ("SERENO_SECRET_", "SERENO_SERVE__HOST", *OWN)
+    no_server_s = tuple(f"{name}{end}" for name in ("NOTIFY", "__DATABASE", "__EXPORTS") for end in ("", "_FILE"))
     sent = {
         name: value
         for name, value in environ.items()
-        if name.startswith("SERENO_") and not name.startswith(left_out) and not name.endswith("NOTIFY")
+        if name.startswith("SERENO_") and not name.startswith(left_out) and not name.endswith(no_server_s)
     }
     own = {name: hashlib.sha256(environ[name].encode()).hexdigest()[:8] for name in OWN if name in environ}
     return {"variables": sent, "own": own}

@@ -38,7 +38,8 @@ HANGS_SECONDS = 30.0  # without any answer: it is killed
 TOLD_SECONDS = 0.7  # before another one is started: for whoever asks why
 FAILED_SECONDS = 5.0  # the same where it did not get ready, and the next one may not either
 MOST_WORDS = 30  # lines of its log that are told
-OWN = ("SERENO_LEDGER", "SERENO_LOOKUP_STORE")  # may hold passwords: each node has its own, as SERENO_SECRET_…
+# What may hold passwords, or names a file that does: each node has its own, as SERENO_SECRET_…
+OWN = ("SERENO_LEDGER", "SERENO_LEDGER_FILE", "SERENO_LOOKUP_STORE", "SERENO_LOOKUP_STORE_FILE")
 RELOADED, REFUSED = "sereno: reloaded in ", "sereno: the reload was refused, "  # as the supervisor notes it
 
 
