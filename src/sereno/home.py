@@ -26,7 +26,7 @@ from sereno.exceptions import (
 from sereno.interfaces import Export, RunLedger
 from sereno.ledger import Lease, lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
-from sereno.lookup.where import few, where_of
+from sereno.lookup.where import Where, few, objects_of, where_of
 from sereno.places import Place, write_place
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
@@ -63,7 +63,9 @@ class Home:
             yield ledger
 
     def exports(self) -> list[Export]:
-        return [make_export(setting, home=self.path, model=self.name, storage=self.root) for setting in self.chosen.exports]
+        return [
+            make_export(setting, home=self.path, model=self.name, storage=self.root) for setting in self.chosen.exports
+        ]
 
     def token(self, lease: Lease) -> int:
         """What a snapshot that is published under a lease keeps of it; 0: nothing that another ledger's could be held against."""
@@ -120,6 +122,9 @@ class Home:
     def _lookup_followers(self, state: State, indexed: frozenset[int]) -> list[tuple[str, Callable[[], object]]]:
         """What makes the lookups show what is served, or removes those that are off."""
         followers: list[tuple[str, Callable[[], object]]] = []
+        where = where_of(self.settings)
+        if where is not None and where.is_objects:
+            return [("lookup", partial(self._follow_objects, where, state, indexed))]
         is_shared = self.settings.lookup_store is not None
         if is_shared:
             followers.append(("lookup", partial(self._follow_shared, state, indexed)))
@@ -134,6 +139,14 @@ class Home:
             else:
                 followers.append(("lookup", lookups.remove))
         return followers
+
+    def _follow_objects(self, where: Where, state: State, indexed: frozenset[int]) -> None:
+        lookups = objects_of(where, self.path, self.name)
+        if self.chosen.lookup == "off":
+            lookups.remove()
+        elif self.chosen.lookup == "required" or lookups.is_wanted():
+            # of what is not in service those indexes stay that are there; none is built that nobody may ever need
+            lookups.follow(state, indexed, most=0)
 
     def _follow_shared(self, state: State, indexed: frozenset[int]) -> None:
         shared = self.shared_lookups()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sereno.adapters.lookup_folder import LookupFolder
+from sereno.adapters.lookup_objects import LookupObjects
 from sereno.adapters.lookup_redis.store import LookupRedis
 from sereno.batch.parts import PartWriter
 from sereno.exceptions import IndexingError
@@ -19,6 +21,8 @@ from sereno.failpoints import failpoint
 from sereno.interfaces import LookupIndex, LookupStore
 from sereno.lookup.entries import Entries
 from sereno.lookup.keys import KeyCodec
+from sereno.lookup.packed import read_served
+from sereno.places import ObjectPath
 from sereno.snapshots import Part, Publication, Snapshot, SnapshotStore, State
 from tests.valkey import Valkey
 
@@ -73,7 +77,8 @@ class Table:
 
     def _written(self, attempt: str, index: int, table: pa.Table, keys: int) -> tuple[Part, str]:
         path = self.store.folder / attempt / f"part-{index:05}.parquet"
-        writer = PartWriter(path, self.home / "work" / attempt / f"{index}.keys", table.schema, keys=keys)
+        work = self.home / "work" / attempt
+        writer = PartWriter(path, work, work / f"{index}.keys", table.schema, keys=keys)
         writer.write(table)
         written, _ = writer.close()
         assert written is not None
@@ -127,6 +132,22 @@ class RedisKept:
         stay = {key for key in keys if client.ttl(key) == -1}  # the others go by themselves
         assert all(key.startswith("test:{scores}:0") for key in keys)
         return {int(key.split(":")[2][:6]) for key in stay}
+
+
+class ObjectsKept:
+    """Lookups in a bucket, of a table that lies below the home: PLACES has where."""
+
+    def __init__(self, home: Path) -> None:
+        self.place = PLACES[0] / uuid.uuid4().hex[:8]
+        self.store: LookupStore = LookupObjects(home, MODEL, self.place, home)
+        self.again: LookupStore = LookupObjects(home, MODEL, self.place, home)
+        self.folder = self.place / ".sereno" / "lookup" / MODEL
+
+    def held(self) -> set[int]:
+        served = read_served((self.folder / "served.json").read_bytes())
+        objects = {path.name for path, _ in self.folder.below()} - {"served.json", "lock.json", "wanted"}
+        assert objects == {packed.object for packed in served.indexes.values()}
+        return {packed.number for packed in served.indexes.values()}
 
 
 class MemoryKept:
@@ -209,5 +230,6 @@ class MemoryStore:
         return self.indexes[self._served] if self._served is not None else None
 
 
-KEPT: dict[str, Any] = {"folder": FolderKept, "memory": MemoryKept, "redis": RedisKept}
+KEPT: dict[str, Any] = {"folder": FolderKept, "memory": MemoryKept, "redis": RedisKept, "objects": ObjectsKept}
+PLACES: list[ObjectPath] = []  # the one below which "objects" lie
 SERVERS: list[Valkey] = []  # the one that "redis" uses

@@ -17,7 +17,7 @@ from sereno.exceptions import IndexingError
 from sereno.failpoints import FailpointError
 from sereno.interfaces import LookupIndex
 from sereno.lookup.keys import KeyCodec
-from tests.contract.lookup_stores import ALL, KEPT, SERVERS, Kept, Table, answer, scores
+from tests.contract.lookup_stores import ALL, KEPT, PLACES, SERVERS, Kept, Table, answer, scores
 from tests.valkey import valkey
 
 
@@ -35,9 +35,12 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture(params=list(KEPT))
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kept]:
+    if request.param == "objects":
+        PLACES[:] = [request.getfixturevalue("storage")]
     made: Kept = KEPT[request.param](tmp_path)
-    return made
+    yield made
+    PLACES.clear()
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The Delta table of answers: what its log says, and commits that add files, exchange some for others, or drop them.
 
 The caller holds the table's lock, flushes files before the commit that names them, and the log afterwards
-(`flush_log`). Unlike the table of predictions it has no history to keep: what was exchanged or dropped is removed from the
-disk by `vacuum`.
+(`flush_log`). In an object store there is neither: what is written lasts, and of two commits at once one is refused. Unlike
+the table of predictions it has no history to keep: what was exchanged or dropped is removed from the disk by `vacuum`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from sereno.adapters.delta import (
     checkpoint_files,
     current_version,
     log_file,
+    options,
     read_metadata,
     remove_torn_checkpoints,
     translated,
 )
 from sereno.exceptions import BusyError, StorageError
+from sereno.places import ObjectPath, Place
 from sereno.storage import fsync
 
 # No statistics of inputs: least and greatest values would stay in the log after a person's rows were erased.
@@ -43,6 +45,8 @@ CONFIGURATION = {
 }
 # A checkpoint is made by `flush_log`: only once it is on the disk for good may old files of the log go.
 NO_CHECKPOINT = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+# In an object store each pod commits what it has answered, and each look at the log lists it.
+IN_OBJECTS = {"delta.logRetentionDuration": "interval 2 days"}
 CHECKPOINT_EVERY = 100  # commits
 WHEN = "answered_at"
 THEN = "No answer is lost: the compactor tries again."
@@ -69,12 +73,12 @@ class TableState:
     files: tuple[DataFile, ...]
 
 
-def read_state(table: Path) -> TableState | None:
+def read_state(table: Place) -> TableState | None:
     """The newest version; None if there is no table."""
     if current_version(table) < 0:
         return None
     try:
-        opened = DeltaTable(table)
+        opened = _opened(table)
         actions = pa.table(opened.get_add_actions(flatten=True)).to_pylist()
     except Exception as error:
         raise StorageError(f"The table {table} cannot be read: {error}.") from error
@@ -94,7 +98,7 @@ def read_state(table: Path) -> TableState | None:
 
 
 def commit(
-    table: Path,
+    table: Place,
     state: TableState | None,
     *,
     schema: pa.Schema,
@@ -125,12 +129,13 @@ def commit(
                 [_add(file, now, True) for file in add],
                 mode="error",
                 partition_by=["day"],
-                configuration=CONFIGURATION,
+                configuration=CONFIGURATION | (IN_OBJECTS if isinstance(table, ObjectPath) else {}),
+                storage_options=options(table),
                 commit_properties=properties,
                 post_commithook_properties=NO_CHECKPOINT,
             )
             return
-        opened = DeltaTable(table, version=state.version)
+        opened = _opened(table, state.version)
         new = [field for field in Schema.from_arrow(schema).fields if field.name not in state.schema.names]
         if new:
             opened.alter.add_columns(
@@ -147,6 +152,8 @@ def commit(
             post_commithook_properties=NO_CHECKPOINT,
         )
     except CommitFailedError as error:
+        if isinstance(table, ObjectPath) and state is not None and not log_file(table, state.version + 1).exists():
+            raise translated(table, error, THEN) from error  # nobody's commit was in the way
         raise BusyError(f"Table {table} was changed by another program just now. {THEN}") from error
     except Exception as error:  # delta-rs raises plain ones too
         if state is None and "already exists" in str(error):
@@ -170,7 +177,7 @@ def _text(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def find_commit(table: Path, after: int, name: str, value: str) -> int | None:
+def find_commit(table: Place, after: int, name: str, value: str) -> int | None:
     """The version, younger than `after`, whose commit says so of itself."""
     for version in range(after + 1, current_version(table) + 1):
         if read_metadata(table, version).get(name) == value:
@@ -178,20 +185,21 @@ def find_commit(table: Path, after: int, name: str, value: str) -> int | None:
     return None
 
 
-def flush_log(table: Path, after: int) -> None:
+def flush_log(table: Place, after: int) -> None:
     """Make all commits younger than a version last; now and then with a checkpoint, after which old ones go."""
     newest = current_version(table)
-    for version in range(after + 1, newest + 1):
-        fsync(log_file(table, version))
-    fsync(table / "_delta_log")
-    last = max((int(path.name.partition(".")[0]) for path in checkpoint_files(table)[:-1]), default=-1)
-    if newest - last < CHECKPOINT_EVERY:
+    if isinstance(table, Path):
+        for version in range(after + 1, newest + 1):
+            fsync(_on_disk(log_file(table, version)))
+        fsync(table / "_delta_log")
+    if newest - _last_checkpoint(table) < CHECKPOINT_EVERY:
         return
     try:
-        opened = DeltaTable(table)
+        opened = _opened(table)
         opened.create_checkpoint()
-        for path in (*checkpoint_files(table), table / "_delta_log"):
-            fsync(path)
+        if isinstance(table, Path):
+            for path in (*checkpoint_files(table), table / "_delta_log"):
+                fsync(path)
         opened.cleanup_metadata()
     except OSError:
         raise
@@ -199,17 +207,19 @@ def flush_log(table: Path, after: int) -> None:
         raise translated(table, error, THEN) from error
 
 
-def mend_log(table: Path) -> None:
+def mend_log(table: Place) -> None:
     """A power cut may leave the newest files of the log empty; nothing in them was relied on yet."""
+    if not isinstance(table, Path):
+        return
     while (newest := log_file(table, current_version(table))).exists() and not newest.read_bytes().strip(b"\0"):
         newest.unlink()
     remove_torn_checkpoints(table)
 
 
-def vacuum(table: Path, hours: int) -> int:
+def vacuum(table: Place, hours: int) -> int:
     """Remove files that no version needs that was current in the last hours; how many."""
     try:
-        gone = DeltaTable(table).vacuum(
+        gone = _opened(table).vacuum(
             retention_hours=hours,
             dry_run=False,
             enforce_retention_duration=False,
@@ -218,10 +228,43 @@ def vacuum(table: Path, hours: int) -> int:
         )
     except Exception as error:
         raise translated(table, error, THEN) from error
-    for folder in table.glob("day=*"):
+    for folder in table.glob("day=*") if isinstance(table, Path) else ():
         with contextlib.suppress(OSError):  # not empty
             os.rmdir(folder)
     return len(gone)
+
+
+def forget_removed(table: ObjectPath) -> None:
+    """Remove the files that were exchanged or dropped, and no others: what no version names another pod may be writing."""
+    state = read_state(table)
+    used = {file.path for file in state.files} if state is not None else set()
+    removed: set[str] = set()
+    for log in (table / "_delta_log").glob("*.json"):
+        for line in log.read_text().splitlines():
+            action = json.loads(line)
+            if "remove" in action:
+                removed.add(unquote(action["remove"]["path"]))
+    for path in removed - used:
+        (table / path).unlink(missing_ok=True)
+
+
+def _opened(table: Place, version: int | None = None) -> DeltaTable:
+    return DeltaTable(str(table), version=version, storage_options=options(table))
+
+
+def _last_checkpoint(table: Place) -> int:
+    if isinstance(table, Path):
+        return max((int(path.name.partition(".")[0]) for path in checkpoint_files(table)[:-1]), default=-1)
+    try:
+        version: int = json.loads((table / "_delta_log" / "_last_checkpoint").read_bytes())["version"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return -1
+    return version
+
+
+def _on_disk(place: Place) -> Path:
+    assert isinstance(place, Path)
+    return place
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

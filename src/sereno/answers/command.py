@@ -20,6 +20,7 @@ from sereno.moments import time_of
 
 if TYPE_CHECKING:
     from sereno.config import Settings
+    from sereno.places import Place
 
 LIMIT = 20
 SHOWN = 60  # characters of a value in a line
@@ -32,17 +33,17 @@ def log(
 
     `wanted` are its options that choose answers, `without` is the key to be erased.
     """
-    home = settings.home.absolute()
+    home, root = settings.home.absolute(), settings.storage
     given = [f"--{name}" for name, value in wanted.items() if value is not None]
     if (compact or without is not None) and given:
         raise SettingsError(
             f"{given[0]} chooses answers to show; with --compact or --erase none are shown. Leave it out."
         )
-    if model not in models_with_answers(home):
-        raise NotFoundError(unknown(home, model))
+    if model not in models_with_answers(home, root):
+        raise NotFoundError(unknown(home, model, root))
     notes = list(damage_lines(home, model))
     if without is not None:
-        compactor = Compactor(home, model)
+        compactor = Compactor(home, model, root)
         erased = erase(compactor, without).erased
         if not erased:  # not a success: it may be a slip of the pen
             order = (
@@ -59,14 +60,15 @@ def log(
         )
         return {"erased": erased}, [says], notes
     if compact:
-        done, kept_back = compact_now(home, model, settings.model(model, {}).log_days)
+        done, kept_back = compact_now(home, root, model, settings.model(model, {}).log_days)
         return msgspec.to_builtins(done), list(done_lines(done, model)), [*notes, *kept_back_lines(kept_back)]
-    answers = newest_answers(home, model, **{**wanted, "limit": wanted["limit"] or LIMIT})
+    answers = newest_answers(home, root, model, **{**wanted, "limit": wanted["limit"] or LIMIT})
     return answers, list(answer_lines(answers, model)), notes
 
 
 def newest_answers(
     home: Path,
+    root: Place | None,
     model: str,
     *,
     since: str | None,
@@ -83,7 +85,7 @@ def newest_answers(
         request=request,
         newest=limit,
     )
-    return as_json(find_answers(home, model, wanted))
+    return as_json(find_answers(home, model, wanted, root))
 
 
 def as_json(answers: pa.Table) -> list[dict[str, Any]]:
@@ -132,9 +134,9 @@ def damage_lines(home: Path, model: str) -> Iterator[str]:
         )
 
 
-def compact_now(home: Path, model: str, days: int) -> tuple[Done, list[str]]:
+def compact_now(home: Path, root: Place | None, model: str, days: int) -> tuple[Done, list[str]]:
     """Put all that was answered until now into the table; also the pids of those that did not hand over what they have."""
-    compactor = Compactor(home, model)
+    compactor = Compactor(home, model, root)
     kept_back = hand_over(compactor)
     return compactor.compact(days=days), kept_back
 

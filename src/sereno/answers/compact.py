@@ -7,6 +7,9 @@ the segments go into another. So an answer is in the table once, wherever the pr
 
 Hosts that share a home need not share its locks. So what is pending is made as a name that nobody has yet, which one of two
 hosts can do; and what another host has pending is left to it, unless it is old.
+
+Pods that share a table in an object store share nothing else: each puts its own segments there, and of two commits at once
+one is refused, and made again on top of the other.
 """
 
 from __future__ import annotations
@@ -14,11 +17,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import random
 import secrets
+import shutil
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -40,12 +47,19 @@ from sereno.answers.parts import Parts, remove_parts
 from sereno.answers.segments import Header, read_header, read_segment
 from sereno.exceptions import BusyError, SerenoError
 from sereno.failpoints import failpoint
+from sereno.places import ObjectPath, Place
 from sereno.storage import age, exclusive, fsync, host_name, told, write_atomically
 
 LOG = logging.getLogger("sereno.answers")
 
+T = TypeVar("T")
+
 COMMIT_BYTES = 512 << 20  # of segments in one commit
 PATIENCE = 300.0  # seconds to wait for another process that works on the table
+RACES, RACE_SECONDS = (
+    10,
+    1.0,
+)  # how often a commit is made again that another pod's was faster than, and the longest pause
 FORMAT = 1  # of segments
 
 
@@ -79,10 +93,12 @@ class Done:
 class Compactor:
     """Works on the answers of one model."""
 
-    def __init__(self, home: Path, model: str) -> None:
+    def __init__(self, home: Path, model: str, root: Place | None = None) -> None:
+        """`root`: below which the table lies, if not below the home."""
         self.model = model
         self.segments = segments_folder(home, model)
-        self.table = home / "answers" / model
+        self.table: Place = (root or home) / "answers" / model
+        self.scratch = home / ".sereno" / "scratch" / f"{model}.answers"
         self._lock = home / ".sereno" / "locks" / f"{model}.answers"
 
     @contextlib.contextmanager
@@ -94,6 +110,8 @@ class Compactor:
             exclusive(self._lock, busy, wait_seconds=PATIENCE),
         ):
             make_folder(self.segments)
+            if isinstance(self.table, ObjectPath):
+                shutil.rmtree(self.scratch, ignore_errors=True)  # what a crash left
             self._recover()
             yield
 
@@ -141,7 +159,7 @@ class Compactor:
         """Raise BusyError where another host took this one for dead, and has removed what is about to be committed."""
         there = Pending.read(self.segments)
         try:
-            for file in files:
+            for file in files if isinstance(self.table, Path) else ():
                 (self.table / file.path).open("rb").close()
         except FileNotFoundError:
             there = None
@@ -187,7 +205,7 @@ class Compactor:
         pending = Pending(attempt=attempt, version=version, segments=list(segments), host=host_name())
         self._announce(pending)
         failpoint("answers_pending")
-        parts = Parts(self.table, pending.attempt, pa.schema([f for f in schema if f.name in columns]))
+        parts = Parts(self.table, pending.attempt, pa.schema([f for f in schema if f.name in columns]), self.scratch)
         try:
             write(parts)
             files = parts.close()
@@ -226,8 +244,9 @@ class Compactor:
         done = Done()
         with self.alone():
             self.take_segments(done)
-            drop_old_days(self, days, done)
-            join_small_files(self, done)
+            with self.unless_busy():
+                drop_old_days(self, days, done)
+                join_small_files(self, done)
         return done
 
     def take_segments(self, done: Done, without: Sequence[str] | None = None) -> None:
@@ -237,7 +256,29 @@ class Compactor:
             some = [waiting.pop(0)]
             while waiting and sum(size for _, size in [*some, waiting[0]]) <= COMMIT_BYTES:
                 some.append(waiting.pop(0))
-            self._put([path for path, _ in some], done, without)
+            self.again_if_busy(functools.partial(self._put, [path for path, _ in some], done, without), done)
+
+    def again_if_busy(self, work: Callable[[], T], done: Done) -> T:
+        """Do what commits to the table; again where it is in an object store, and another pod was faster."""
+        erased = done.erased
+        for left in reversed(range(RACES)):
+            try:
+                return work()
+            except BusyError:
+                if not left or isinstance(self.table, Path):
+                    raise
+                done.erased = erased  # what was not committed was not erased
+            time.sleep(random.uniform(0, RACE_SECONDS))
+        raise AssertionError  # the last try returns or raises
+
+    @contextlib.contextmanager
+    def unless_busy(self) -> Iterator[None]:
+        """What another pod does just as well, or does just now, can wait."""
+        try:
+            yield
+        except BusyError:
+            if isinstance(self.table, Path):
+                raise
 
     def _put(self, paths: Sequence[Path], done: Done, without: Sequence[str] | None) -> None:
         state = self.state()

@@ -1,11 +1,14 @@
 """The compactor: a process beside the server that puts finished segments into their tables. One for each home.
 
-    python -m sereno.answers.compactor HOME [--days MODEL=N]…
+    python -m sereno.answers.compactor HOME [--days MODEL=N]… [--storage URL]
 
 It waits and looks; each pass over a model is a process of its own (`--once MODEL`), so that nothing heavy stays in the
 memory, and a model whose pass dies keeps no other from its own. `--days`: how long a model's answers are kept; without it,
 as long as a server of this home last said, else for ever. It ends by SIGTERM, or when the process that started it is gone
 (`--parent`: its number, as it may be gone before this one can ask); a second one waits until the first has ended.
+
+`--storage`: below which the tables lie, in an object store. This machine's disk need not last then: so at its end it waits
+until the workers have handed over what they have, and puts that into the tables.
 """
 
 from __future__ import annotations
@@ -29,13 +32,16 @@ from sereno.answers.folder import (
     days_kept,
     finished_segments,
     is_tidy,
+    open_segments,
     remember_days,
     segments_folder,
     total_size,
 )
+from sereno.exceptions import BusyError
 
 SEALED_SECONDS = 3  # after workers have sealed their segments by the clock
 LOOK_SECONDS = 2.0
+LAST_SECONDS = 60.0  # that workers are given to end; a server that goes on has another compactor by then
 NICE = 19  # answers to callers come first; it catches up when there is time
 LONGEST_PAUSE = 600.0  # after passes that failed
 
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     home = options.home.resolve()
     days = dict(options.days)
     if options.once:
-        return _pass(home, options.once, days.get(options.once))
+        return _pass(home, options.once, days.get(options.once), options.storage)
     for model, number in options.days:
         with contextlib.suppress(OSError):  # it is known to this one
             remember_days(segments_folder(home, model), number)
@@ -60,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setscheduler(
             0, os.SCHED_IDLE, os.sched_param(0)
         )  # a slice of its own is some milliseconds to a caller
-    Watch(home, days, options.every, options.bytes).run(stop, options.parent)
+    watch = Watch(home, days, options.every, options.bytes, options.storage)
+    watch.run(stop, options.parent)
+    if options.storage:
+        watch.end()
     return 0
 
 
@@ -69,6 +78,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("home", type=Path, metavar="HOME")
     parser.add_argument("--days", type=_days, action="append", default=[], metavar="MODEL=N")
     parser.add_argument("--parent", type=int, default=os.getppid(), metavar="PID")
+    parser.add_argument("--storage", default="", metavar="URL", help="below which the tables lie, if not below HOME")
     parser.add_argument("--once", metavar="MODEL", help="one pass over this model")
     parser.add_argument("--every", type=float, default=SEGMENT_SECONDS, metavar="SECONDS")
     parser.add_argument("--bytes", type=int, default=SEGMENT_BYTES, metavar="N")
@@ -82,15 +92,16 @@ def _days(text: str) -> tuple[str, int]:
     return model, int(number)
 
 
-def _pass(home: Path, model: str, days: int | None) -> int:
+def _pass(home: Path, model: str, days: int | None, storage: str) -> int:
     import gc
 
     from sereno.answers.compact import Compactor
     from sereno.exceptions import SerenoError
+    from sereno.places import ObjectPath
 
     gc.disable()  # it would walk through the rows again and again, and there is nothing to be found
     try:
-        compactor = Compactor(home, model)
+        compactor = Compactor(home, model, ObjectPath.of(storage) if storage else None)
         compactor.compact(days=days_kept(compactor.segments) if days is None else days)
     except SerenoError as error:
         LOG.error("%s", error)
@@ -101,15 +112,14 @@ def _pass(home: Path, model: str, days: int | None) -> int:
 class Watch:
     """Decides when a pass is due, and starts it."""
 
-    def __init__(self, home: Path, days: dict[str, int], every: float, size: int) -> None:
-        self._home, self._days, self._every, self._size = home, days, every, size
+    def __init__(self, home: Path, days: dict[str, int], every: float, size: int, storage: str = "") -> None:
+        self._home, self._days, self._every, self._size, self._storage = home, days, every, size, storage
         self._slot = -1.0
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
 
     def run(self, stop: threading.Event, parent: int) -> None:
         """Until it is told to stop, or its parent is another process than this."""
-        from sereno.exceptions import BusyError
         from sereno.storage import exclusive
 
         said = ""
@@ -142,13 +152,31 @@ class Watch:
         for folder in sorted((self._home / ".sereno" / "answers").glob("*")):
             finished = finished_segments(folder)
             days = self._days.get(folder.name, days_kept(folder))
-            is_done = not (self._home / "answers" / folder.name).is_dir() or is_tidy(folder, days)
+            has_table = bool(self._storage) or (self._home / "answers" / folder.name).is_dir()
+            is_done = not has_table or is_tidy(folder, days)
             if finished or (folder / PENDING).exists() or not is_done:
                 yield folder.name, total_size(finished)
 
+    def end(self) -> None:
+        """Put what the workers leave into the tables, once they have left it."""
+        from sereno.storage import exclusive
+
+        never = threading.Event()
+        folders = [folder for folder in (self._home / ".sereno" / "answers").glob("*") if folder.is_dir()]
+        with (
+            contextlib.suppress(BusyError),
+            exclusive(self._home / ".sereno" / "locks" / "compactor", "another one works"),
+        ):
+            deadline = time.monotonic() + LAST_SECONDS
+            while any(map(open_segments, folders)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            for model, _ in self._waiting():
+                self._start(model, never)
+
     def _start(self, model: str, stop: threading.Event) -> None:
-        days = [f"--days={model}={self._days[model]}"] if model in self._days else []
-        command = [sys.executable, "-P", "-m", "sereno.answers.compactor", str(self._home), "--once", model, *days]
+        options = [f"--days={model}={self._days[model]}"] if model in self._days else []
+        options += [f"--storage={self._storage}"] if self._storage else []
+        command = [sys.executable, "-P", "-m", "sereno.answers.compactor", str(self._home), "--once", model, *options]
         with subprocess.Popen(command) as process:
             while process.poll() is None:
                 if stop.wait(0.1):

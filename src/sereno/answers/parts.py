@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from sereno.adapters.answer_table import DataFile
 from sereno.answers.columns import CHUNK, conform
 from sereno.failpoints import failpoint
+from sereno.places import Place
 from sereno.storage import fsync
 
 FILE_BYTES = 256 << 20
@@ -37,10 +38,14 @@ class _Part:
 
 
 class Parts:
-    """Writes rows to files of the table, which nobody sees before the commit. On the disk for good once it is closed."""
+    """Writes rows to files of the table, which nobody sees before the commit. On the disk for good once it is closed.
 
-    def __init__(self, table: Path, attempt: str, schema: pa.Schema) -> None:
+    Those of a table in an object store grow in `scratch`, a folder of this machine.
+    """
+
+    def __init__(self, table: Place, attempt: str, schema: pa.Schema, scratch: Path) -> None:
         self._table, self._attempt, self._schema = table, attempt, schema
+        self._folder = table if isinstance(table, Path) else scratch
         self._open: dict[date, _Part] = {}
         self._done: list[DataFile] = []
         self.rows = 0
@@ -70,7 +75,7 @@ class Parts:
                 self._finish(self._open.pop(day))
 
     def _new(self, day: date) -> _Part:
-        folder = self._table / f"day={day}"
+        folder = self._folder / f"day={day}"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self._attempt}-{len(self._done) + len(self._open)}.parquet"
         stream = pa.OSFile(str(path), "wb")
@@ -89,11 +94,15 @@ class Parts:
         self._flush(part)
         part.writer.close()
         part.stream.close()
-        fsync(part.path)
+        name = str(part.path.relative_to(self._folder))
+        if isinstance(self._table, Path):
+            fsync(part.path)
+        else:
+            (self._table / name).upload(part.path)
         failpoint("answers_part")
         self._done.append(
             DataFile(
-                path=str(part.path.relative_to(self._table)),
+                path=name,
                 day=part.day,
                 size=part.path.stat().st_size,
                 rows=part.rows,
@@ -101,6 +110,8 @@ class Parts:
                 last=_moment(part.last),
             )
         )
+        if not isinstance(self._table, Path):
+            part.path.unlink()
 
     def abandon(self) -> None:
         """Let go of files that were not closed, as they are."""
@@ -114,14 +125,15 @@ class Parts:
         """The files that were written. Raises OSError, as `write` does."""
         while self._open:
             self._finish(self._open.popitem()[1])
-        for folder in {self._table / Path(f.path).parent for f in self._done}:
-            fsync(folder)
-        if self._done:
-            fsync(self._table)
+        if isinstance(self._table, Path):
+            for folder in {self._table / Path(f.path).parent for f in self._done}:
+                fsync(folder)
+            if self._done:
+                fsync(self._table)
         return self._done
 
 
-def remove_parts(table: Path, attempt: str) -> None:
+def remove_parts(table: Place, attempt: str) -> None:
     """Remove the files of an attempt that was not committed."""
     for path in table.glob(f"day=*/{attempt}-*.parquet"):
         path.unlink()

@@ -19,6 +19,7 @@ from sereno.answers.columns import DAY, EMPTY, conform, key_columns, matches_key
 from sereno.answers.compact import Compactor, Pending
 from sereno.answers.segments import read_segment
 from sereno.exceptions import BusyError, NotFoundError, StorageError
+from sereno.places import ObjectPath, Place, readable
 
 if TYPE_CHECKING:
     from sereno.answers.segments import Segment
@@ -78,14 +79,14 @@ def read_answers(
     """
     from sereno.config import load_settings
 
-    place = Path(home) if home is not None else load_settings(Path.cwd()).home
+    settings = load_settings(Path.cwd()) if home is None else load_settings(Path(home), home=Path(home))
     values = None if key is None else key if isinstance(key, tuple | list) else (key,)
     wanted = Wanted(
         since=None if since is None else moment(since),
         until=None if until is None else moment(until, end=True),
         key=None if values is None else tuple(map(str, values)),
     )
-    return find_answers(place.absolute(), model, wanted)
+    return find_answers(settings.home.absolute(), model, wanted, settings.storage)
 
 
 def moment(when: date | datetime, *, end: bool = False) -> datetime:
@@ -97,24 +98,30 @@ def moment(when: date | datetime, *, end: bool = False) -> datetime:
     return when
 
 
-def models_with_answers(home: Path) -> list[str]:
-    tables = {log.parent.name for log in home.glob("answers/*/_delta_log")}
+def models_with_answers(home: Path, root: Place | None = None) -> list[str]:
+    if isinstance(root, ObjectPath):
+        tables = {table.name for table in (root / "answers").iterdir() if (table / "_delta_log").is_dir()}
+    else:
+        tables = {log.parent.name for log in (root or home).glob("answers/*/_delta_log")}
     return sorted(tables | {folder.name for folder in (home / ".sereno" / "answers").glob("*") if folder.is_dir()})
 
 
-def unknown(home: Path, model: str) -> str:
-    there = ", ".join(models_with_answers(home)) or "none"
+def unknown(home: Path, model: str, root: Place | None = None) -> str:
+    there = ", ".join(models_with_answers(home, root)) or "none"
     return (
-        f"No answers of model {model!r} are kept in {home} (models with answers: {there}). `sereno serve` keeps them, unless "
+        f"No answers of model {model!r} are kept in {root or home} (models with answers: {there}). `sereno serve` keeps them, unless "
         "the setting `log` is off."
     )
 
 
-def find_answers(home: Path, model: str, wanted: Wanted) -> pa.Table:
-    """The answers that are wanted, oldest first. Raises NotFoundError, BusyError and StorageError."""
-    if model not in models_with_answers(home):
-        raise NotFoundError(unknown(home, model))
-    compactor = Compactor(home, model)
+def find_answers(home: Path, model: str, wanted: Wanted, root: Place | None = None) -> pa.Table:
+    """The answers that are wanted, oldest first. Raises NotFoundError, BusyError and StorageError.
+
+    `root`: below which the table lies, if not below the home; then what other pods have not put there yet is not among them.
+    """
+    if model not in models_with_answers(home, root):
+        raise NotFoundError(unknown(home, model, root))
+    compactor = Compactor(home, model, root)
     _check_rights(compactor)
     wanted = replace(wanted, declared=compactor.declared)
     for _ in range(TRIES):
@@ -187,14 +194,14 @@ def _joined(pieces: Sequence[pa.Table], schema: pa.Schema, wanted: Wanted) -> pa
     return wanted.of(pa.concat_tables(tables), key_columns(schema))
 
 
-def _with_table(table: Path, state: TableState, found: pa.Table, schema: pa.Schema, wanted: Wanted) -> pa.Table:
+def _with_table(table: Place, state: TableState, found: pa.Table, schema: pa.Schema, wanted: Wanted) -> pa.Table:
     keys = key_columns(schema)
     pieces = [found]
     # From the newest on, so that the newest few are found without reading the rest.
     for file in sorted(filter(wanted.may_hold, state.files), key=lambda f: f.last, reverse=True):
         if _is_enough(found, file.last, wanted):
             break
-        with pq.ParquetFile(table / file.path) as source:
+        with pq.ParquetFile(readable(table / file.path)) as source:
             for last, number in _groups(source):
                 if _is_enough(found, last, wanted):
                     break

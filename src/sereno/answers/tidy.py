@@ -18,6 +18,7 @@ from sereno.answers.compact import Compactor, Done
 from sereno.answers.folder import ask_to_seal, is_alive, is_tidy, late_writers, open_segments, say_tidy, worker_of
 from sereno.answers.parts import Parts
 from sereno.exceptions import BusyError, NotFoundError
+from sereno.places import ObjectPath, readable
 from sereno.storage import age
 
 SMALL_BYTES = 32 << 20  # files of a past day that are smaller are joined,
@@ -34,6 +35,8 @@ def drop_old_days(compactor: Compactor, days: int | None, done: Done) -> None:
         return
     state = compactor.state()
     if state is None:
+        if isinstance(compactor.table, ObjectPath):  # whether there is one, nobody is to ask all the time
+            say_tidy(compactor.segments, days)
         return
     for path in [*compactor.segments.glob("*.new"), *compactor.segments.glob("*.writer")]:  # of workers that died
         with contextlib.suppress(FileNotFoundError):  # it has got its name, or was removed
@@ -91,16 +94,27 @@ def erase(compactor: Compactor, key: Sequence[str]) -> Done:
             raise NotFoundError(f"No answer of model {compactor.model!r} is kept.")
         if state is not None:
             check_key(compactor, state.schema, key)
-            while found := [file for file in state.files if _has(compactor, state, file, key)]:
-                _exchange(compactor, state, _some(found), done, key)
-                state = compactor.state() or state
-            answer_table.vacuum(compactor.table, 0)
+            while compactor.again_if_busy(lambda: _erase_some(compactor, key, done), done):
+                pass
+            if isinstance(compactor.table, ObjectPath):
+                answer_table.forget_removed(compactor.table)
+            else:
+                answer_table.vacuum(compactor.table, 0)
     if kept_back:
         raise BusyError(
             f"{done.erased:,} answers were erased, but the process {', '.join(kept_back)} did not hand over its newest "
             "ones. Erase once more when it answers again or has ended."
         )
     return done
+
+
+def _erase_some(compactor: Compactor, key: Sequence[str], done: Done) -> bool:
+    """Exchange some files that have answers of a key, in one commit; whether there were any."""
+    state = compactor.state()
+    found = [file for file in state.files if _has(compactor, state, file, key)] if state is not None else []
+    if state is not None and found:
+        _exchange(compactor, state, _some(found), done, key)
+    return bool(found)
 
 
 def check_key(compactor: Compactor, schema: pa.Schema, key: Sequence[str]) -> None:
@@ -142,7 +156,7 @@ def _some(files: Sequence[DataFile]) -> list[DataFile]:
 
 def _has(compactor: Compactor, state: TableState, file: DataFile, key: Sequence[str]) -> bool:
     names = key_columns(state.schema)
-    with pq.ParquetFile(compactor.table / file.path) as source:
+    with pq.ParquetFile(readable(compactor.table / file.path)) as source:
         there = [name for name in names if name in source.schema_arrow.names]
         tables = (pa.Table.from_batches([batch]) for batch in source.iter_batches(CHUNK, columns=there))
         return any(pc.any(matches_key(table, names, key, compactor.declared)).as_py() for table in tables)
@@ -154,11 +168,11 @@ def _exchange(
     """Write the rows of some files into as few as possible, without those of a key, in one commit."""
     columns = set(OWN.names)
     for file in files:
-        columns.update(pq.read_schema(compactor.table / file.path).names)
+        columns.update(pq.read_schema(readable(compactor.table / file.path)).names)
 
     def write(parts: Parts) -> None:
         for file in files:
-            with pq.ParquetFile(compactor.table / file.path) as source:
+            with pq.ParquetFile(readable(compactor.table / file.path)) as source:
                 for batch in source.iter_batches(CHUNK):
                     table = pa.Table.from_batches([batch])
                     parts.write(table if without is None else compactor.leave_out(table, state.schema, without, done))

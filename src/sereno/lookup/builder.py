@@ -1,7 +1,8 @@
 """The process that makes the lookups of one model follow its table: `python -m sereno.lookup.builder HOME MODEL`.
 
 Not for people. A server starts it whenever the table is ahead of its lookups and nobody else saw to it: whoever published
-died, has no right to write there, or knew nothing of a server. It builds one index, so that each model has its turn.
+died, has no right to write there, or knew nothing of a server. It builds one index, so that each model has its turn. From an
+object store it fetches what is served, and builds only what nobody else does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sereno.lookup.where import few, where_told
+from sereno.lookup.where import few, objects_of, where_told
+from sereno.places import ObjectPath
 
 if TYPE_CHECKING:
     from sereno.snapshots import State
@@ -33,11 +35,15 @@ def main(home: Path, model: str) -> int:
         with told(
             f"The lookups of {model} in {home} cannot follow its table", "They go on as they are; it is tried again."
         ):
+            where = where_told()
+            if where is not None and where.is_objects:
+                table = SnapshotStore(ObjectPath.of(where.address), model)
+                objects_of(where, home, model).catch_up(table.state, lambda state: state.kept(datetime.now(UTC)))
+                return 0
             store = SnapshotStore(home, model)
             state = store.state()
             if state.served:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
-            where = where_told()
             if where is None:
                 from sereno.adapters.lookup_folder import LookupFolder
 

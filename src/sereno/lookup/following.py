@@ -49,6 +49,10 @@ class Following(ABC):
     def _build(self, snapshot: Snapshot, look: Callable[[], None] = ...) -> Described:
         """Build an index, and call `look` all the time: what it raises ends the work."""
 
+    def _commit_time(self, version: int) -> int | None:
+        """When a version of the table was committed (ns, by whoever keeps its log); None: it has no such version."""
+        return commit_time(self.home, self.model, version)
+
     @abstractmethod
     def _sweep(self) -> None:
         """Remove what a crash left."""
@@ -82,7 +86,7 @@ class Following(ABC):
             index=name_of(newest),
             build=manifest.build,
             table_version=state.version,
-            commit=commit_time(self.home, self.model, state.version) or 0,
+            commit=self._commit_time(state.version) or 0,
             before=[],
         )
         now = self._point(now, others, left_out, was=pointer)
@@ -147,14 +151,14 @@ class Following(ABC):
 
     def _is_current(self, pointer: Pointer) -> bool:
         """Whether the table is still the one that was followed, and not another that was begun in its place."""
-        return commit_time(self.home, self.model, pointer.table_version) == pointer.commit
+        return self._commit_time(pointer.table_version) == pointer.commit
 
     def _serve_nothing(self, state: State, pointer: Pointer | None) -> bool:
         """There is no table, or one in which nothing of ours was ever published."""
         if state.version < 0:
             self._point_at(None)
         else:
-            commit = commit_time(self.home, self.model, state.version) or 0
+            commit = self._commit_time(state.version) or 0
             empty = Pointer(index="", build="", table_version=state.version, commit=commit, before=[])
             if pointer != empty:
                 self._point_at(empty)

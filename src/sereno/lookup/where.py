@@ -1,4 +1,7 @@
-"""Where lookups are kept: in the home's folder, or in a server that several hosts share. Nothing heavy is imported."""
+"""Where lookups are kept: in the home's folder, in an object store, or in a server that several hosts share.
+
+Nothing heavy is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sereno.places import SCHEMES, ObjectPath
+
 if TYPE_CHECKING:
+    from sereno.adapters.lookup_objects import LookupObjects
     from sereno.config import Settings
     from sereno.interfaces import LookupStore
     from sereno.snapshots import State
@@ -18,11 +24,16 @@ VARIABLES = ("SERENO_LOOKUP_STORE", "SERENO_LOOKUP_PREFIX", "SERENO_LOOKUP_VERSI
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that several hosts share."""
+    """A server that several hosts share, or an object store."""
 
-    address: str  # may hold a password
-    prefix: str
-    versions: int  # of which it has an index
+    address: str  # may hold a password; of an object store, the URL that `storage` is
+    prefix: str  # of names in a server
+    versions: int  # of which a server has an index
+
+    @property
+    def is_objects(self) -> bool:
+        """Whether it is an object store."""
+        return self.address.partition("://")[0] in SCHEMES
 
     def __repr__(self) -> str:
         return f"Where(prefix={self.prefix!r}, versions={self.versions!r})"
@@ -34,9 +45,12 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
 
 def where_of(settings: Settings) -> Where | None:
     """None: in the home's folder."""
-    if settings.lookup_store is None:
+    address = settings.lookup_store
+    if address is None and isinstance(settings.storage, ObjectPath):
+        address = str(settings.storage)
+    if address is None:
         return None
-    return Where(address=settings.lookup_store, prefix=settings.lookup_prefix, versions=settings.lookup_versions)
+    return Where(address=address, prefix=settings.lookup_prefix, versions=settings.lookup_versions)
 
 
 def where_told(environ: Mapping[str, str] = os.environ) -> Where | None:
@@ -54,9 +68,18 @@ def open_store(where: Where | None, home: Path, model: str) -> LookupStore:
         from sereno.adapters.lookup_folder import LookupFolder
 
         return LookupFolder(home, model)
+    if where.is_objects:
+        return objects_of(where, home, model).copy
     from sereno.adapters.lookup_redis.store import LookupRedis
 
     return LookupRedis(home, model, address=where.address, prefix=where.prefix)
+
+
+def objects_of(where: Where, home: Path, model: str) -> LookupObjects:
+    """The lookups of a model in an object store. Raises SettingsError, and MissingExtraError."""
+    from sereno.adapters.lookup_objects import LookupObjects
+
+    return LookupObjects(home, model, ObjectPath.of(where.address))
 
 
 def few(state: State, kept: frozenset[int], versions: int) -> frozenset[int]:

@@ -388,7 +388,9 @@ class Lookups:
     @property
     def awaits_run(self) -> bool:
         """Whether there is nothing in a store on another machine, before a run publishes."""
-        return self.index is None and self._seen is not None and not self._is_awaited
+        if self.reads is not None and self._seen is None:
+            return False
+        return self.index is None and not self._is_awaited
 
     @property
     def _is_awaited(self) -> bool:

@@ -40,7 +40,8 @@ class Compacting:
         wanted: dict[str, list[str]] = {}
         for model in models:
             if model.log_days is not None:
-                wanted.setdefault(model.home, []).append(f"--days={model.name}={model.log_days}")
+                there = [f"--storage={model.storage}"] if model.storage else []
+                wanted.setdefault(model.home, there).append(f"--days={model.name}={model.log_days}")
         for home, compactor in list(self._compactors.items()):
             if compactor.arguments != wanted.get(home):
                 self._ending.end(self._compactors.pop(home).process)

@@ -15,6 +15,7 @@ from sereno.lookup.pointer import Work, is_behind, lock_path, lookup_folder, rea
 from sereno.lookup.where import VARIABLES, Where
 from sereno.serve.processes.ending import Ending
 from sereno.serve.processes.watching_far import FarWatch
+from sereno.serve.processes.watching_objects import ObjectWatch
 from sereno.storage import is_held
 
 MODULE = "sereno.lookup.builder"
@@ -64,7 +65,11 @@ class Indexing:
         for home, model in [key for key in wanted if key not in self._followed]:
             where = wanted[home, model]
             if where is not None:
-                watch = FarWatch(where, Path(home), model)
+                watch = (
+                    ObjectWatch(where, Path(home), model, self._note)
+                    if where.is_objects
+                    else FarWatch(where, Path(home), model)
+                )
                 self._followed[home, model] = _Followed(Path(home), model, where, watch)
                 continue
             self._followed[home, model] = _Followed(Path(home), model)

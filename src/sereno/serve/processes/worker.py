@@ -248,7 +248,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
         env=job.env,
         overrides=job.overrides,
     )
-    homes = {file.resolve(): str(options.settings(file).home) for file in options.model_files()}
+    settings = {file.resolve(): options.settings(file) for file in options.model_files()}
     belonging = Belonging(options) if job.watch else None
     if belonging is not None:
         control.send(belonging.told())
@@ -266,7 +266,8 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                     name=live.name,
                     fingerprint=live.fingerprint,
                     tries=tries if len(tries := curl(service, live, "URL")) < LONGEST_LINE else "",
-                    home=homes[live.model.file],
+                    home=str(settings[live.model.file].home),
+                    storage=str(settings[live.model.file].storage or ""),
                     log_days=live.settings.log_days if live.settings.log != "off" else None,
                     is_looked_up=live.lookup is not None,
                     where=live.lookup.where if live.lookup is not None else None,
@@ -287,7 +288,7 @@ def _awaits_run(live: Live) -> bool:
 
     if live.lookup is None or live.settings.unknown == "live":
         return False
-    if live.lookup.reads is not None:
+    if live.lookup.where is not None:
         return live.lookup.awaits_run
     home = live.lookup.home
     return read_pointer(home, live.name) is None and not is_behind(home, live.name)
