@@ -1,0 +1,280 @@
+"""`sereno deploy kubernetes`: what it writes is started as a cluster would, and its callers notice nothing of what ends."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sereno.deploy import docker, kubernetes
+from sereno.serve.guard import new_key
+from tests.acceptance.pods import NAMESPACE, Callers, Job, Pod, started
+from tests.acceptance.project import Project
+from tests.kubernetes import Manifests, problems, read
+from tests.services import postgresql
+
+ROOT = Path(__file__).parents[3]
+KEY = new_key("shop")
+SCHEMAS = itertools.count()  # of the ledger: a home has one of its own
+SLOW = """
+    import time
+
+    if len(rows) == 1 and rows["x"][0].as_py() < 0:  # the test asks for one that takes as long
+        time.sleep(-rows["x"][0].as_py())
+    return pa.table("""
+
+
+@pytest.fixture
+def project(project: Project) -> Project:
+    model = (project.folder / "total.py").read_text()
+    model = model.replace("\n    return pa.table(", SLOW).replace("input/{data_date}", "input/now")
+    project.write("total.py", model)
+    project.write("sereno.toml", '[models.total]\nfile = "total.py"\nlog = "off"\n')
+    return project
+
+
+def deployed(project: Project, *options: str) -> Manifests:
+    """What the command writes, and says."""
+    options = ("--name", "bank", "--image", "registry.bank/scores:1.0", *options)
+    done = project.sereno("deploy", "kubernetes", *options)
+    manifests = read(project.folder / "deploy")
+    manifests.told = done.stdout
+    return manifests
+
+
+# What is written
+
+
+def test_the_page_s_command_writes_what_the_page_says(project: Project) -> None:
+    page = (ROOT / "docs" / "deploy_kubernetes.md").read_text()
+    (line,) = re.findall(r"^sereno (deploy kubernetes .*)$", page, re.MULTILINE)
+    done = project.sereno(*line.split())
+    manifests = read(project.folder / "deploy")
+    manifests.told = done.stdout
+    assert problems(manifests) == []
+    named = set(re.findall(r"^\| `([\w-]+)\.yaml` \|", page, re.MULTILINE)) - {"cronjob-MODEL"}
+    assert {f"resources/{name}.yaml" for name in named} | {"resources/cronjob-total.yaml"} == manifests.files
+    assert f"Wrote {project.folder}/deploy/resources/deployment.yaml\n" in done.stdout
+    assert "WARNING: storage is not set" in done.stdout
+    assert "SERENO_LEDGER=postgresql://… into the Secret" in done.stdout
+
+
+def test_what_the_settings_say_is_in_the_manifests(project: Project) -> None:
+    project.write(
+        "sereno.toml",
+        """
+        [env.prod]
+        storage = "s3://bank/sereno"
+
+        [env.prod.serve]
+        port = 8017
+        drain_seconds = 40
+        allowed_hosts = ["scores.bank"]
+
+        [models.total]
+        file = "total.py"
+        schedule = "30 3 * * 7"
+        time_zone = "Europe/Madrid"
+        predict_timeout_seconds = 120
+        deadline_seconds = 0
+        run_cores = 2
+        run_seconds = 7200
+
+        [models.live]
+        file = "live.py"
+        """,
+    )
+    live = (project.folder / "total.py").read_text().replace('"total"', '"live"')
+    project.write("live.py", live.replace(',\n              source="input/now/*.parquet"', ""))
+    manifests = deployed(project, "--env", "prod", "--memory", "4Gi")
+    manifests.predict_seconds = 120
+    assert problems(manifests) == []
+    assert "storage is not set" not in manifests.told
+    assert manifests.one("ConfigMap")["data"]["SERENO_ENV"] == "prod"
+    cronjobs = {one["metadata"]["name"]: one["spec"] for one in manifests.of("CronJob")}
+    assert sorted(cronjobs) == ["bank-prune", "bank-run-total"]  # a model without source and `read` has no runs
+    run = cronjobs["bank-run-total"]
+    assert (run["schedule"], run["timeZone"]) == ("30 3 * * 0", "Europe/Madrid")
+    assert run["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 7200
+    (container,) = manifests.one("Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["ports"][0]["containerPort"] == 8017
+    assert manifests.environment(container, namespace="shop")["SERENO_SERVE__ALLOWED_HOSTS"] == (
+        "bank,bank.shop,bank.shop.svc,bank.shop.svc.cluster.local,scores.bank"
+    )
+
+
+def test_pods_and_image_agree() -> None:
+    """On the folder that is written to, which the image makes for its user."""
+    assert kubernetes.HOME == docker.HOME
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["kubernetes"], "Kubernetes needs the name of the image, as it was pushed"),
+        (["kubernetes", "--image", "x:1", "--hosts", "a,b"], "--hosts is not of Kubernetes"),
+        (["kubernetes", "--image", "x:1", "--timers"], "--timers is not of Kubernetes"),
+        (["kubernetes", "--image", "x:1", "--user", "me"], "--user is not of Kubernetes"),
+        (["kubernetes", "--image", "x:1", "--set", "serve.unix=a.sock"], "but callers of a pod come to a port"),
+        (["kubernetes", "--image", "x:1", "--replicas", "many"], "'many' is no range: 2-10, or 3"),
+        (["kubernetes", "--image", "x:1", "--egress", "https"], "'https' is no list of ports: 443,5432"),
+        (["server", "--image", "x:1"], "--image is of Kubernetes: sereno deploy kubernetes --image"),
+        (["server", "--replicas", "3"], "--replicas is of Kubernetes"),
+    ],
+)
+def test_words_that_are_not_of_kubernetes(project: Project, arguments: list[str], says: str) -> None:
+    project.within = True
+    assert says in project.sereno("deploy", *arguments, code=2).stderr
+
+
+def test_without_a_model_there_is_nothing_to_deploy(project: Project) -> None:
+    project.within = True
+    project.write("sereno.toml", "")
+    said = project.sereno("deploy", "kubernetes", "--image", "x:1", code=2).stderr
+    assert "No model of sereno.toml has a file" in said
+    project.write("sereno.toml", '[models.total]\nfile = "gone.py"\n')
+    assert "gone.py" in project.sereno("deploy", "kubernetes", "--image", "x:1", code=1).stderr
+
+
+# The API
+
+
+def status(pod: Pod, path: str, **headers: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", pod.port, timeout=30)
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_a_new_version_takes_over_and_no_caller_notices(project: Project, tmp_path: Path) -> None:
+    manifests = deployed(project, "--memory", "512Mi")
+    host = f"bank.{NAMESPACE}.svc"
+
+    def pod(name: str) -> Pod:
+        return Pod(manifests, "Deployment bank", project.folder, tmp_path / name, {"SERENO_SECRET_API_KEYS": KEY.line})
+
+    with started(pod("old")) as old, started(pod("new")) as new:
+        for each in (old, new):
+            each.until("startupProbe")
+            each.until("readinessProbe")
+            assert each.probe("livenessProbe") == 200
+        # whoever comes by another name, or without a key, gets nothing
+        known = {"Authorization": f"Bearer {KEY.key}"}
+        assert status(old, "/metrics", Host=host, **known) == 200
+        assert status(old, "/metrics", Host="bank", **known) == 200
+        assert status(old, "/metrics", Host=f"bank.{NAMESPACE}.svc.cluster.local:80", **known) == 200
+        assert status(old, "/metrics", Host="evil.example", **known) == 400
+        assert status(old, "/metrics", Host=host) == 401
+
+        pods = [old]
+        with Callers(host, KEY.key, pods) as callers:
+            callers.wait_for(old)
+            pods.append(new)
+            callers.wait_for(new)
+            slow: list[object] = []
+            connection = http.client.HTTPConnection("127.0.0.1", old.port, timeout=60)
+            asks = threading.Thread(target=lambda: slow.append(callers.ask(connection, -3)[:2]))
+            asks.start()
+            assert old.end(removed=lambda: pods.remove(old)) == 0, old.log.read_text()
+            asks.join()
+            connection.close()
+            callers.wait_for(new)
+        assert callers.failures == []
+        assert slow == [(200, {"y": -6.0})]
+        assert "Traceback" not in old.log.read_text()
+
+
+# The runs
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Iterator[str]:
+    with postgresql() as address:
+        yield address
+
+
+@pytest.fixture
+def job(project: Project, tmp_path: Path, ledger: str) -> Callable[[], Job]:
+    """The next Job of the model's CronJob. Its pods share what must last, the ledger and the storage, and nothing else."""
+    project.rows("now", 200, parts=2)
+    manifests = deployed(project, "--cpu", "2")
+    numbers = itertools.count()
+    schema = f"s{next(SCHEMAS)}"
+    with psycopg.connect(ledger, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}".encode())
+    project.variables = {
+        "SERENO_LEDGER": f"{ledger}&schema={schema}",
+        "SERENO_STORAGE": str(tmp_path / "bucket"),
+    }
+
+    def make() -> Pod:
+        folder = tmp_path / f"pod{next(numbers)}"
+        return Pod(manifests, "CronJob bank-run-total", project.folder, folder, project.variables)
+
+    return lambda: Job(manifests, "bank-run-total", make)
+
+
+@pytest.mark.service
+def test_a_cronjob_that_fires_twice_publishes_once(project: Project, job: Callable[[], Job]) -> None:
+    both = [job(), job()]
+    ended: list[str] = []
+    threads = [threading.Thread(target=lambda one=one: ended.append(one.run())) for one in both]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == ["Complete", "Complete"], [one.logs for one in both]
+    assert in_service(project) == [1]
+
+    again = job()
+    assert again.run() == "Complete"
+    assert "Nothing to do: this interval was published as version 1" in again.logs[-1]
+
+    # another input does not change what is published of a date, nor does a rollback bring it back
+    project.rows("now", 210)
+    assert job().run() == "Complete"
+    assert in_service(project) == [1]
+    project.sereno("run", "total")
+    assert in_service(project) == [2]
+    project.sereno("rollback", "total")
+    assert in_service(project) == [1]
+    back = job()
+    assert back.run() == "Complete"
+    assert in_service(project) == [1]
+
+
+@pytest.mark.service
+def test_a_run_that_is_held_is_not_tried_again(project: Project, job: Callable[[], Job]) -> None:
+    project.rows("now", [1.0] * 2000)
+    held = job()
+    assert (held.run(), held.codes) == ("Failed", [3])
+    project.write("sereno.toml", '[models.total]\nfile = "total.py"\nlogs = "off"\n')
+    wrong = job()
+    assert (wrong.run(), wrong.codes) == ("Failed", [2])
+
+
+@pytest.mark.service
+def test_a_run_whose_data_is_late_is_tried_again(project: Project, job: Callable[[], Job]) -> None:
+    folder = project.folder / "input" / "now"
+    away = folder.rename(folder.with_name("away"))
+    late = job()
+    waits = threading.Thread(target=late.run)
+    waits.start()
+    while not late.logs:
+        waits.join(0.05)
+    away.rename(folder)
+    waits.join()
+    assert late.codes == [*[1] * (len(late.codes) - 1), 0]
+    assert in_service(project) == [1]
+
+
+def in_service(project: Project) -> list[int]:
+    return [one["version"] for one in project.json("versions", "total") if one["in_service"]]
