@@ -152,7 +152,10 @@ class RayConnection:
                 ray.shutdown()
             if is_lost:
                 atexit.register(_hush)
-                if self._folder is not None and (node := getattr(ray._private.worker, "_global_node", None)) is not None:
+                if (
+                    self._folder is not None
+                    and (node := getattr(ray._private.worker, "_global_node", None)) is not None
+                ):
                     node.kill_all_processes(check_alive=False, allow_graceful=False)
         finally:  # also where SIGTERM or Ctrl-C comes just now
             if self._folder is not None:
