@@ -97,11 +97,13 @@ def _of_checks(home: Path, dry_run: bool) -> Pruned:
     return pruned
 
 
-def _old_exports(home: Home) -> list[Path]:
+def _old_exports(home: Home) -> list[Place]:
     """Folders of snapshots that exports have and need not. (What a database has is pruned at each run.)"""
     state = home.store.state()
     kept = state.kept(datetime.now(UTC), home.keep)
-    folders = (home.path / "exports" / home.name).glob("*/*/")
+    place = home.root / "exports" / home.name
+    formats: list[Place] = list(place.iterdir()) if place.is_dir() else []
+    folders: list[Place] = [folder for one in formats if one.is_dir() for folder in one.iterdir()]
     return [one for one in folders if one.name.isdecimal() and not one.is_symlink() and int(one.name) not in kept]
 
 
