@@ -108,13 +108,23 @@ class Container:
     def log(self) -> str:
         return Path(self._log.name).read_text()
 
+    def wait(self) -> int:
+        """Its exit code, when it has done what it was started for."""
+        return self.process.wait(PATIENCE)
+
     def stop(self) -> int:
         """Its exit code, after a SIGTERM. Fails where it would get a SIGKILL."""
         return self._ended(self._terminate())
 
+    @property
+    def first(self) -> psutil.Process:
+        """The container's first process, which gets the signals."""
+        started = psutil.Process(self.process.pid)
+        return started.children()[0] if started.name() == "unshare" else started
+
     def _terminate(self) -> float:
         """When it will be killed."""
-        self.process.send_signal(signal.SIGTERM)
+        self.first.send_signal(signal.SIGTERM)
         return time.monotonic() + self.kill_seconds
 
     def _ended(self, killed_at: float) -> int:
@@ -193,6 +203,16 @@ def as_mounted(model: Path, at: str) -> list[str]:
     tried = subprocess.run([*under, "true"], capture_output=True, text=True, check=False, timeout=PATIENCE)
     if tried.returncode:
         pytest.skip(f"LOUD: {at} is not tested here, as no folder can be mounted: {tried.stderr.strip()}")
+    return under
+
+
+def as_first_process() -> list[str]:
+    """What to start a command under, so that it is process 1, as in a container. Skips where that cannot be."""
+    own = [] if os.geteuid() == 0 else ["--map-root-user"]
+    under = ["unshare", *own, "--pid", "--fork", "--mount-proc", "--kill-child"]
+    tried = subprocess.run([*under, "true"], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    if tried.returncode:
+        pytest.skip(f"LOUD: no first process is tested here, as there can be none: {tried.stderr.strip()}")
     return under
 
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,9 +56,19 @@ def _start(parser: argparse.ArgumentParser, arguments: Sequence[str], model: Mod
         parser.print_help()
         return USAGE
     whole_lines(sys.stderr)
+    _heed_sigterm()
     options = parser.parse_args(arguments)
     options.given = list(arguments)
     return _run(options, model)
+
+
+def _heed_sigterm() -> None:
+    """Have a SIGTERM end the first process of a container as it ends any other; the kernel keeps it from that one.
+
+    Commands that do more on a SIGTERM have handlers of their own, later.
+    """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _run(options: argparse.Namespace, model: Model | None) -> int:
