@@ -34,6 +34,7 @@ from sereno.serve.wire import Exchange, RequestError, Route
 from sereno.status import Statuses
 
 if TYPE_CHECKING:
+    from sereno.places import Place
     from sereno.serve.access import AccessLog
     from sereno.serve.metrics import Metrics
     from sereno.serve.processes.board import Board
@@ -61,7 +62,7 @@ class Service:
         guard: Guard,
         metrics: Metrics,
         access: AccessLog,
-        homes: Iterable[Path] = (),  # of the models, whose metrics tell what is published there
+        roots: Iterable[Place] = (),  # of the models, whose metrics tell what is published there
         board: Board | None = None,
         slot: int = 0,
     ) -> None:
@@ -72,7 +73,7 @@ class Service:
         self.settings, self.limits = settings, settings.serve
         self.guard, self.metrics, self.access = guard, metrics, access
         self.done = metrics.done  # hot: called for every request
-        self.statuses = [Statuses(home) for home in sorted({one.resolve() for one in (settings.home, *homes)})]
+        self.statuses = [Statuses(root) for root in sorted({one.resolve() for one in (settings.root, *roots)}, key=str)]
         self.least_logged = access.least_status
         self.board, self.slot = board, slot
         self.draining = asyncio.Event()  # the server ends, or another worker takes over
@@ -240,7 +241,7 @@ def open_service(options: Options, *, board: Board | None = None, slot: int = 0,
         guard=Guard(settings),
         metrics=metrics,
         access=AccessLog(settings.serve.access_log),
-        homes=[one.home for one in settings_of.values()],
+        roots=[one.root for one in settings_of.values()],
         board=board,
         slot=slot,
     )

@@ -6,7 +6,8 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from deltalake import DeltaTable
 
 import sereno
+from sereno import status
 from sereno.adapters import delta
 from sereno.batch import attempts
 from sereno.config import load_settings
@@ -26,7 +28,7 @@ from sereno.home import Home, rollback
 from sereno.object_path import ObjectPath
 from sereno.schedule import last_interval
 from sereno.snapshots import Publication, SnapshotStore
-from sereno.status import read_status, read_statuses
+from sereno.status import Status, Statuses, change_status, read_status, read_statuses
 from tests.acceptance.project import DAY, NEXT_DAY, PARTS, ROWS, THIRD_DAY, Project
 from tests.objects import S3Server, s3_server
 
@@ -152,10 +154,10 @@ def test_machines_that_keep_nothing(project: Project, root: ObjectPath) -> None:
     assert done.stdout.startswith("Version 1 (data date 2024-05-01) of total is in service again, in place of 2.")
     assert replaced(project).look("get", "total", "8")["version"] == 1
     assert json.loads((root / "exports/total/parquet/latest.json").read_bytes())["version"] == 1
-    status = read_status(root, "total")
-    assert status is not None
-    assert status.version == 1
-    assert read_statuses(root) == {"total": status}
+    known = read_status(root, "total")
+    assert known is not None
+    assert known.version == 1
+    assert read_statuses(root) == {"total": known}
     refused = replaced(project).run(NEXT_DAY)
     assert (refused["state"], refused["version"]) == ("nothing", 2)
     assert "was rolled back" in refused["says"]
@@ -338,6 +340,46 @@ def test_what_another_machine_may_be_about_to_publish_stays(
     assert strange.exists()
 
 
+def test_the_status_file_is_changed_by_one_after_the_other(root: ObjectPath) -> None:
+    def count(number: int) -> None:
+        def more(before: Status | None) -> Status:
+            moment = datetime(2024, 5, 1, second=number, tzinfo=UTC)  # what two of them write is never the same
+            version = (before.version or 0) + 1 if before else 1
+            return Status(model="total", last_success_at=moment, version=version)
+
+        change_status(root, "total", more)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(count, range(8)))
+    known = read_status(root, "total")
+    assert known is not None
+    assert known.version == 8
+
+
+def test_a_server_asks_for_statuses_while_it_goes_on(root: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "FAR_SECONDS", 0.0)
+    statuses = Statuses(root)
+    assert statuses.read() == {}
+    one = Status(model="total", last_success_at=datetime(2024, 5, 1, tzinfo=UTC), version=1)
+    change_status(root, "total", lambda before: one)
+    (root / ".sereno/status/torn.json").write_bytes(b"{")
+    assert until(lambda: statuses.read() == {"total": one})
+    with monkeypatch.context() as gone:
+        gone.setattr(ObjectPath, "below", broken)
+        assert statuses.read() == {"total": one}
+
+
+def until(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds()
+
+
+def broken(path: ObjectPath) -> Any:
+    raise StorageError("the store is gone")
+
+
 # Retention
 
 
@@ -365,6 +407,23 @@ def test_parts_that_are_gone(project: Project, root: ObjectPath) -> None:
     held = project.run(NEXT_DAY, code=3)
     next(path for path, _ in (root / "predictions/total" / held["attempt"]).below()).unlink()
     assert "was removed or changed since it was scored" in project.sereno("release", NEXT_DAY, code=1).stderr
+
+
+def test_a_folder_of_its_own(tmp_path: Path) -> None:
+    """The storage may be a folder: an NFS mount, say, while work stays on a fast disk."""
+    project = Project.new(tmp_path / "project")
+    project.within = True
+    kept = tmp_path / "kept"
+    project.variables = {"SERENO_WORKERS": "1", "SERENO_STORAGE": str(kept)}
+    project.rows(DAY, 100)
+    project.rows(NEXT_DAY, 10)
+    project.run(DAY)
+    assert replaced(project).run(NEXT_DAY, code=3)["state"] == "held"
+    assert replaced(project).json("release", NEXT_DAY)["version"] == 2
+    assert (kept / "exports/total/parquet/latest").resolve().name == "000002"
+    assert sorted(path.name for path in (kept / ".sereno").iterdir()) == ["locks", "runs", "status"]
+    assert not (project.folder / "predictions").exists()
+    assert project.look("prune") == {"dry_run": False, "bytes": 0, "pruned": []}
 
 
 # What is wrong
