@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,27 @@ def test_the_table_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert ["models.credit-scoring.scheduled", "true", "default"] in rows
     assert ["token", "credit-scoring", "nowhere"] in rows
     assert "hunter2" not in said
+
+
+def test_what_a_platform_says_is_named_by_its_own_variable(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "sereno.toml").write_text("serve.port = 9000\n")
+    monkeypatch.setenv("K_SERVICE", "churn")
+    monkeypatch.setenv("PORT", "8085")
+    monkeypatch.setenv("SERENO_SERVE__DRAIN_SECONDS", "5")
+    found = config()["by_name"]
+
+    def shown(name: str) -> tuple[object, ...]:
+        return found[name]["value"], found[name]["origin"], found[name]["where"]
+
+    assert shown("serve.port") == (8085, "platform", "K_SERVICE")
+    assert shown("serve.host") == ("0.0.0.0", "platform", "K_SERVICE")
+    assert shown("serve.drain_seconds") == (5.0, "variable", "SERENO_SERVE__DRAIN_SECONDS")
+    assert "SERENO_SERVE__PORT" not in os.environ  # it is as it was
+    monkeypatch.delenv("K_SERVICE")
+    found = config("--set", "serve.host=0.0.0.0")["by_name"]
+    assert shown("serve.port") == (8085, "platform", "PORT")
 
 
 def test_lines_of_toml(tmp_path: Path) -> None:

@@ -96,6 +96,11 @@ class TestPort:
         monkeypatch.setenv("SERENO_SERVE__PORT", "9001")
         assert self.listens(host="0.0.0.0") == 9001
 
+    def test_and_so_does_what_is_read_from_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "port").write_text("9002")
+        monkeypatch.setenv("SERENO_SERVE__PORT_FILE", str(tmp_path / "port"))
+        assert self.listens(host="0.0.0.0") == 9002
+
     def test_it_must_be_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PORT", "tcp://10.0.0.1:80")
         with pytest.raises(SettingsError, match="^The variable PORT is 'tcp://10.0.0.1:80'. It must be a whole number"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sereno.cli.commands import DONE, FAILED, Commands
-from sereno.cli.named import file_of, settings_of
+from sereno.cli.named import file_of, overrides_of, settings_of
 from sereno.cli.printing import output
 
 if TYPE_CHECKING:
@@ -33,15 +33,32 @@ def add(commands: Commands) -> None:
 
 def _config(options: argparse.Namespace) -> int:
     from sereno.operate.effective import effective
+    from sereno.serve.options import Options
+    from sereno.serve.platforms import platform_for
 
     own = options.model_itself
     file = Path(own.file) if own is not None else file_of(options).absolute() if options.file is not None else None
-    found = effective(
-        lambda start: settings_of(options, start),
-        file or Path.cwd(),
-        file=file,
-        env=options.env or os.environ.get("SERENO_ENV"),
+    served = Options(
+        files=[file] if file is not None else [],
+        home=options.home,
+        env=options.env,
+        overrides=overrides_of(options),
     )
+    platform = platform_for(served, os.environ)
+    added = platform.unset(os.environ) if platform is not None else {}
+    os.environ.update(added)
+    try:
+        found = effective(
+            lambda start: settings_of(options, start),
+            file or Path.cwd(),
+            file=file,
+            env=options.env or os.environ.get("SERENO_ENV"),
+        )
+    finally:
+        for name in added:
+            del os.environ[name]
+    if platform is not None:
+        found.say_platform(added, platform.said_by)
     data = {
         "settings": [one.to_dict() for one in found.settings],
         "secrets": [asdict(one) for one in found.secrets],

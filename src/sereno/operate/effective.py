@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from sereno.settings import FILE_NAME, SETTINGS, ModelSettings, Settings
 if TYPE_CHECKING:
     from sereno.model import Model
 
-Kind = Literal["default", "model file", "sereno.toml", "environment", "variable", "command line"]
+Kind = Literal["default", "model file", "sereno.toml", "environment", "platform", "variable", "command line"]
 
 # Values that are called so are masked: who put a secret there was not to, but it is not to be printed, too.
 _SECRET_NAME = re.compile(r"pass|pwd|secret|token|api_?key|cred", re.IGNORECASE)
@@ -67,6 +67,12 @@ class Effectives:
     settings: list[Effective] = field(default_factory=list)
     secrets: list[NamedSecret] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)  # why this is not all, or would be refused
+
+    def say_platform(self, variables: Collection[str], said_by: str) -> None:
+        """Some variables are there only because of what a platform says: name that instead."""
+        for place, one in enumerate(self.settings):
+            if one.origin.kind == "variable" and one.origin.where in variables:
+                self.settings[place] = replace(one, origin=Origin(kind="platform", where=said_by))
 
 
 def effective(

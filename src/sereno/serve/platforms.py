@@ -37,11 +37,15 @@ DECLARES_MODEL = re.compile(rb"^\w+\s*=\s*(?:\w+\.)?Model\(", re.MULTILINE)
 class Platform:
     """Where the server runs, and what follows from it."""
 
-    name: str  # "sagemaker", "vertex", "knative" or "azure"
+    name: str  # "sagemaker", "vertex", "knative", "azure", or "another"
     said_by: str  # the variable or folder that told
     variables: Mapping[str, str]  # SERENO_…; put those of the environment over them
     folder: Path | None = None  # where its model files are, if no other is named
     connects_early: bool = False  # it restarts a container to which it cannot connect while the model loads
+
+    def unset(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Those of `variables` that nobody has set, nor had read from a file."""
+        return {name: text for name, text in self.variables.items() if not {name, f"{name}_FILE"} & environ.keys()}
 
 
 def platform_of(environ: Mapping[str, str], model_folder: Path | None = None) -> Platform | None:
@@ -81,19 +85,25 @@ def _sagemaker(environ: Mapping[str, str], said_by: str, model_folder: Path) -> 
     return Platform(name="sagemaker", said_by=said_by, variables=variables, folder=folder)
 
 
+def platform_for(options: Options, environ: Mapping[str, str]) -> Platform | None:
+    """The platform that started `sereno serve`, also one of which nothing but its PORT is known. Raises SettingsError."""
+    platform = platform_of(environ)
+    # On this machine alone a PORT is not meant for us: developers have one for other programs.
+    if platform is None and environ.get("PORT") and is_open(options.settings().serve):
+        port = str(_port(environ, "PORT"))
+        return Platform(name="another", said_by="PORT", variables={"SERENO_SERVE__PORT": port})
+    return platform
+
+
 def on_platform(options: Options, environ: MutableMapping[str, str]) -> Options:
     """The options of `sereno serve` where it runs; `environ`, which workers inherit, gets what the platform says.
 
     Without FILE, the model that the platform put there counts more than a project of the image's. Raises SettingsError.
     """
-    platform = platform_of(environ)
+    platform = platform_for(options, environ)
     if platform is None:
-        # Elsewhere a PORT is not meant for us: developers have one for other programs. Who listens openly asks for it.
-        if environ.get("PORT") and is_open(options.settings().serve):
-            environ.setdefault("SERENO_SERVE__PORT", str(_port(environ, "PORT")))
         return options
-    for name, text in platform.variables.items():
-        environ.setdefault(name, text)
+    environ.update(platform.unset(environ))
     folder = platform.folder
     if options.files or folder is None or not (any(folder.glob("*.py")) or (folder / FILE_NAME).is_file()):
         return options
