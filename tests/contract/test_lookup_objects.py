@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +21,10 @@ from sereno.adapters.lookup_objects import CopiedLookups, DamagedError, LookupOb
 from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.lookup.packed import LATE_SECONDS, Look, last_look, look_path, tell_look
 from sereno.lookup.pointer import lookup_folder, manifest_path
+from sereno.lookup.where import Where
 from sereno.places import ObjectPath
+from sereno.serve.processes import watching_objects
+from sereno.serve.processes.watching_objects import ObjectWatch
 from sereno.snapshots import State
 from tests.contract.lookup_stores import ALL, MODEL, Table, answer, scores
 from tests.objects import S3Server
@@ -258,8 +264,6 @@ def test_what_workers_know_of_the_store(pods: Pods, tmp_path: Path) -> None:
     look_path(home, MODEL).write_bytes(b"{")
     assert last_look(home, MODEL) is None
     tell_look(home, MODEL, Look(is_behind=False))
-    import os
-
     long_ago = look_path(home, MODEL).stat().st_mtime - LATE_SECONDS - 1
     os.utime(look_path(home, MODEL), (long_ago, long_ago))
     assert copy.is_behind()  # whoever looked is gone
@@ -267,6 +271,90 @@ def test_what_workers_know_of_the_store(pods: Pods, tmp_path: Path) -> None:
     known = copy.served()
     assert known is not None
     assert known.number == 1
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(watching_objects, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(watching_objects, "TABLE_SECONDS", 0.0)
+    monkeypatch.setattr(watching_objects, "GRACE", 0.0)
+    return []
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def watch(pods: Pods, notes: list[str], tmp_path: Path) -> Iterator[ObjectWatch]:
+    where = Where(address=str(pods.place), prefix="", versions=2)
+    one = ObjectWatch(where, tmp_path / "pod", MODEL, notes.append)
+    yield one
+    one.stop()
+
+
+def test_a_watch_sees_what_is_to_be_fetched(pods: Pods, watch: ObjectWatch) -> None:
+    pod = pods["pod"]
+    until(pod.is_wanted)
+    until(lambda: not pod.copy.is_behind())
+    assert watch.work is None
+    pods.table.publish()
+    pods["run"].follow(pods.table.state, ALL)
+    until(lambda: watch.work)
+    until(pod.copy.is_behind)
+    to_fetch = watch.work
+    pod.fetch()
+    until(lambda: watch.work != to_fetch)
+
+
+def test_a_watch_sees_what_nobody_builds(pods: Pods, watch: ObjectWatch) -> None:
+    until(lambda: not pods["pod"].copy.is_behind())
+    (pods.place / "predictions" / MODEL / "_delta_log" / f"{0:020}.json").write_bytes(b"{}")
+    until(lambda: watch.work)
+    assert watch.work is not None
+    assert watch.work.commit[0] == -1
+    (pods["pod"].folder / "lock.json").write_bytes(b'{"held_by": "somebody"}')
+    until(lambda: watch.work is None)
+
+
+def test_a_watch_tells_the_age_of_the_copy_while_the_store_is_gone(
+    pods: Pods, watch: ObjectWatch, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods.publish(by="pod")
+    until(lambda: watch.looked_at)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        patch.setattr(objects, "DEADLINE", timedelta(seconds=0.2))
+        patch.setattr(objects, "RETRIES", 0)
+        objects.forget()
+        until(lambda: notes)
+        until(pods["pod"].copy.is_behind)
+    objects.forget()
+    until(lambda: len(notes) > 1)
+    first, *_, last = notes
+    assert re.fullmatch(
+        r"the lookups of scores cannot follow their store: s3://.* cannot be .*"
+        r"Answers go on from the copy of version 1, whose data is [\d,]+ seconds old\.",
+        first,
+    )
+    assert last == "the lookups of scores follow their store again."
+
+
+def test_a_pod_without_a_copy_says_so(
+    pods: Pods, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=0.2))
+    monkeypatch.setattr(objects, "RETRIES", 0)
+    objects.forget()
+    where = Where(address=str(pods.place), prefix="", versions=2)
+    one = ObjectWatch(where, tmp_path / "pod", MODEL, notes.append)
+    until(lambda: notes)
+    one.stop()
+    assert notes[0].endswith("There is no copy here to answer from.")
 
 
 # Who builds

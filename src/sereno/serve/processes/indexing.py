@@ -19,7 +19,7 @@ from sereno.serve.processes.watching_objects import ObjectWatch
 from sereno.storage import is_held
 
 MODULE = "sereno.lookup.builder"
-GRACE = 0.4  # seconds that whoever published is given to begin it
+GRACE = 0.4  # seconds that whoever published to a folder is given to begin it
 LONGEST_PAUSE = 600.0  # between two tries of the same: where a part is damaged, each reads all parts
 SETTLED = 60.0  # seconds after which an index that was built is taken to be sound
 SECONDS_TO_END = 5.0  # then it is killed; the next one goes on where it was
@@ -122,7 +122,7 @@ class Indexing:
             one.since = now
             if found != one.tried:  # the table has moved on: this may be something else that can be done
                 one.failures, one.due = 0, 0.0
-        if one.due > now or now - one.since < GRACE:
+        if one.due > now or now - one.since < (GRACE if one.watch is None else one.watch.grace):
             return False
         return one.watch is not None or not is_held(lock_path(one.home, one.model))
 

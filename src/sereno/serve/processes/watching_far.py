@@ -13,10 +13,13 @@ from sereno.lookup.where import Where
 LOG = logging.getLogger("sereno.lookup")
 
 LOOK_SECONDS = 0.5
+GRACE = 0.4  # seconds that whoever published is given to begin it
 
 
 class FarWatch:
     """One model's lookups in a server. A thread looks at them; where the server does not answer, there is nothing to do."""
+
+    grace = GRACE
 
     def __init__(self, where: Where, home: Path, model: str) -> None:
         self._where, self._home, self._model = where, home, model

@@ -23,6 +23,8 @@ GRACE = 30.0  # seconds that he is given
 class ObjectWatch(FarWatch):
     """One model's lookups in an object store. What is there to fetch is at once, what is to build after a time."""
 
+    grace = 0.0  # of what is fetched; of what is built, below
+
     def __init__(self, where: Where, home: Path, model: str, note: Callable[[str], None]) -> None:
         self._note = note
         self._ahead_since: float | None = None  # the table of what is served
