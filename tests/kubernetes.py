@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from unittest import mock
 from zoneinfo import ZoneInfo, available_timezones
 
 import kubernetes_validate
+import kubernetes_validate.utils
 import yaml
 
 from sereno.cli import parser_of
@@ -52,6 +54,12 @@ class Manifests:
         (found,) = [one for one in self.of(kind) if name is None or one["metadata"]["name"] == name]
         return found
 
+    @property
+    def api(self) -> Object:
+        """The Deployment that answers."""
+        (found,) = [one for one in self.of("Deployment") if _containers(one)[0]["name"] == "api"]
+        return found
+
     def templates(self) -> Iterator[tuple[str, Object]]:
         """The kind and name of whatever makes pods, and how these are made."""
         for one in self.objects:
@@ -85,7 +93,15 @@ class Manifests:
         return found
 
 
+def _containers(deployment: Object) -> list[Object]:
+    return list(deployment["spec"]["template"]["spec"]["containers"])
+
+
 # Checks: each tells what is wrong
+
+
+# each object is held to half a megabyte of definitions, which it reads anew each time
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
 def schemas(manifests: Manifests) -> Iterator[str]:
@@ -122,7 +138,7 @@ def selects(selector: Mapping[str, str], template: Object) -> bool:
 
 
 def selectors(manifests: Manifests) -> Iterator[str]:
-    deployment = manifests.one("Deployment")
+    deployment = manifests.api
     own = deployment["spec"]["selector"]["matchLabels"]
     wanted = [f"Deployment {deployment['metadata']['name']}"]
     for what, selector in (
@@ -153,7 +169,7 @@ def _policies(manifests: Manifests, template: Object, policy: str) -> Iterator[O
 
 
 def ports(manifests: Manifests) -> Iterator[str]:
-    template = manifests.one("Deployment")["spec"]["template"]
+    template = manifests.api["spec"]["template"]
     (container,) = template["spec"]["containers"]
     there = {port["name"]: port["containerPort"] for port in container["ports"]}
     listens = int(manifests.environment(container)["SERENO_SERVE__PORT"])
@@ -241,7 +257,7 @@ def amount(text: object) -> float:
 
 
 def probes(manifests: Manifests) -> Iterator[str]:
-    deployment = manifests.one("Deployment")
+    deployment = manifests.api
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     scheme = "HTTPS" if manifests.speaks_tls else "HTTP"
     for name, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
@@ -274,8 +290,14 @@ def _settings(manifests: Manifests, container: Object) -> Any:
 
 
 def grace(manifests: Manifests) -> Iterator[str]:
-    spec = manifests.one("Deployment")["spec"]["template"]["spec"]
+    spec = manifests.api["spec"]["template"]["spec"]
     (container,) = spec["containers"]
+    for where, other, its in manifests.pods():
+        if (
+            its["args"][0] == "up"
+            and other["terminationGracePeriodSeconds"] < _settings(manifests, its).up.stop_seconds + 5
+        ):
+            yield f"{where}: runs are killed before they end"
     stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     drain = _settings(manifests, container).serve.drain_seconds
     if stop < 5:
@@ -319,7 +341,7 @@ def network(manifests: Manifests) -> Iterator[str]:
                 yield f"{where} cannot reach {what}"
         if not any(_lets(rule, "TCP", 80, "to", "169.254.169.254") for rule in rules):
             yield f"{where} cannot ask for the platform's credentials"
-    api = manifests.one("Deployment")["spec"]["template"]
+    api = manifests.api["spec"]["template"]
     for policy in _policies(manifests, api, "Ingress"):
         for rule in policy["spec"]["ingress"]:
             if not rule.get("from"):
@@ -390,7 +412,7 @@ def scratch(manifests: Manifests) -> Iterator[str]:
 
 
 def replicas(manifests: Manifests) -> Iterator[str]:
-    deployment, scaler = manifests.one("Deployment")["spec"], manifests.one("HorizontalPodAutoscaler")["spec"]
+    deployment, scaler = manifests.api["spec"], manifests.one("HorizontalPodAutoscaler")["spec"]
     if "replicas" in deployment:
         yield "replicas stands in the Deployment and would undo what the HorizontalPodAutoscaler did"
     if not 1 <= scaler["minReplicas"] <= scaler["maxReplicas"]:
@@ -418,7 +440,7 @@ def variables(manifests: Manifests) -> Iterator[str]:
             yield f"{where}: {left} names a variable that is not set before"
         if settings.serve.host != "0.0.0.0":
             yield f"{where}: listens on {settings.serve.host}"
-        if where.startswith("Deployment"):
+        if container["name"] == "api":
             service = manifests.one("Service")["metadata"]["name"]
             for name in (service, f"{service}.<metadata.namespace>.svc"):
                 if name not in settings.serve.allowed_hosts:
@@ -435,6 +457,8 @@ def commands(manifests: Manifests) -> Iterator[str]:
         except SystemExit:
             yield f"{where}: sereno {' '.join(container['args'])} is no command"
             continue
+        if options.named == "up" and not (options.no_api and not manifests.of("CronJob")):
+            yield f"{where}: somebody else does that, too"
         if options.named == "run" and options.once != "ever":
             yield f"{where}: would publish twice"
 

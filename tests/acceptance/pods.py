@@ -46,17 +46,19 @@ class Pod:
         self.project = project
         self.port = free_port()
         variables = manifests.environment(self.container, secrets, namespace=NAMESPACE)
-        for mount in self.container["volumeMounts"]:
-            place = folder / mount["name"]
+        self.places = {mount["mountPath"]: folder / mount["name"] for mount in self.container["volumeMounts"]}
+        for place in self.places.values():
             place.mkdir(parents=True)
-            variables = {
-                name: str(place / Path(text).relative_to(mount["mountPath"]))
-                if name not in secrets and text.startswith("/") and Path(text).is_relative_to(mount["mountPath"])
-                else text
-                for name, text in variables.items()
-            }
+        variables = {name: text if name in secrets else self._here(text) for name, text in variables.items()}
         self.variables = variables | {"SERENO_SERVE__PORT": str(self.port)} | more
         self.log = folder / "log"
+
+    def _here(self, text: str) -> str:
+        """A path below a volume, as it is on this machine."""
+        for mounted, place in self.places.items():
+            if text.startswith("/") and Path(text).is_relative_to(mounted):
+                return str(place / Path(text).relative_to(mounted))
+        return text
 
     def start(self) -> None:
         with self.log.open("wb") as log:

@@ -15,7 +15,7 @@ import pytest
 from cronsim import CronSim
 
 from sereno.deploy.crons import cron_of, left_out, shortest
-from sereno.deploy.kubernetes import Kubernetes, Nightly, next_steps, warnings
+from sereno.deploy.kubernetes import Kubernetes, Nightly, amount, next_steps, warnings
 from sereno.deploy.server import write
 from sereno.exceptions import SettingsError
 from tests.kubernetes import CHECKS, Cron, Manifests, problems, read
@@ -51,6 +51,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
         {"cpu": "2.5", "drain_seconds": 90.5, "predict_seconds": 300.0},
         {"callers": ("ingress-nginx", "shop"), "egress": (443, 5432), "domains": ("scores.bank",)},
         {"speaks_tls": True, "models": ()},
+        {"has_scheduler": True, "run_stop_seconds": 90.0},
+        {"has_scheduler": True, "models": ()},
         {
             "models": tuple(
                 Nightly(name=name, schedule="0 0 * * *", time_zone="UTC") for name in ("a_b", "a-b", "prune", "x" * 64)
@@ -267,7 +269,7 @@ def test_both_days_are_wanted_by_one_and_either_by_the_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["30 2 * * *", "0 3 * * *", "*/20 * * * *", "15 */2 * * *", "0 0 * * *", "0 2,3 * * *", "59 1 * * 0"]
+    "schedule", ["30 2 * * *", "0 3 * * *", "15 */2 * * *", "0 0 * * *", "0 2,3 * * *", "59 1 * * 0"]
 )
 @pytest.mark.parametrize("zone", ["Europe/Madrid", "America/Havana", "Australia/Lord_Howe"])
 def test_when_the_clock_changes_the_times_that_are_left_out_are_known(schedule: str, zone: str) -> None:
@@ -307,6 +309,7 @@ def test_what_the_settings_lack_is_told() -> None:
     assert "SERENO_SECRET_API_KEYS=sha256:" in told(BANK, knows_keys=False)[0]
     for image in ("registry.bank:5000/scores", "scores:latest"):
         assert "names no version" in told(replace(BANK, image=image))[0]
+    assert told(replace(BANK, models=(replace(MODELS[0], schedule="30 2 * * *"),), has_scheduler=True)) == []
     partition = Nightly(name="m", schedule="0 0 * * *", time_zone="UTC", disposition="partition")
     assert "`sereno backfill m" in told(replace(BANK, models=(partition,)))[0]
     (gap,) = told(replace(BANK, models=(replace(MODELS[0], schedule="30 2 * * *"),)))
@@ -329,13 +332,43 @@ def test_another_configuration_is_another_pod(bank: Manifests, tmp_path: Path) -
 
 
 def _annotations(manifests: Manifests) -> Iterator[str]:
-    yield from manifests.one("Deployment")["spec"]["template"]["metadata"]["annotations"].values()
+    yield from manifests.api["spec"]["template"]["metadata"]["annotations"].values()
 
 
 def test_what_a_run_may_take_is_what_the_model_says(bank: Manifests) -> None:
     (run,) = [c for where, _, c in bank.pods() if where == "CronJob bank-run-offers"]
     assert run["resources"]["requests"] == {"cpu": "4", "memory": "5120Mi"}  # four workers, and who publishes
     assert bank.environment(run)["SERENO_WORKERS"] == "4"
+
+
+def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests, tmp_path: Path) -> None:
+    found = manifests_of(replace(BANK, has_scheduler=True, run_stop_seconds=40), tmp_path)
+    assert not found.of("CronJob")
+    (run,) = [container for where, _, container in found.pods() if where == "Deployment bank-scheduler"]
+    # as much as the largest run
+    assert run["resources"]["requests"] == {"cpu": "4", "memory": "5120Mi"}
+    assert found.environment(run)["SERENO_UP__STOP_SECONDS"] == "40"
+    mistaken = copy.deepcopy(found)
+    mistaken.one("Deployment", "bank-scheduler")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 40
+    assert problems(mistaken) == ["grace: Deployment bank-scheduler: runs are killed before they end"]
+    both = replace(bank, objects=[*bank.objects, found.one("Deployment", "bank-scheduler")])
+    assert problems(both) == ["commands: Deployment bank-scheduler: somebody else does that, too"]
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ("512Mi", "1Gi"),
+        ("999M", "1G"),
+        ("1G", "1Gi"),
+        ("4095Mi", "4Gi"),
+        ("900k", "1Mi"),
+        ("1000", "1Ki"),
+        ("1T", "1Ti"),
+    ],
+)
+def test_amounts_of_memory(less: str, more: str) -> None:
+    assert amount(less) < amount(more)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.deploy.kubernetes import Kubernetes, Nightly
 
-OPTIONS = ("image", "cpu", "scratch", "replicas", "callers", "egress")  # that no other environment has
+OPTIONS = ("image", "cpu", "scratch", "replicas", "callers", "egress", "scheduler")  # that no other environment has
 OF_OTHERS = ("user", "timers", "hosts")
 
 
@@ -29,6 +29,12 @@ def add_options(one: Any) -> None:
     one.add_argument("--replicas", type=_range, metavar="N-M", help="of Kubernetes: how many pods answer (2-10)")
     one.add_argument("--callers", type=_names, metavar="A,B,…", help="of Kubernetes: namespaces that may ask the API")
     one.add_argument("--egress", type=_ports, metavar="P,Q,…", help="of Kubernetes: the only ports that pods reach")
+    one.add_argument(
+        "--scheduler",
+        action="store_const",
+        const=True,
+        help="of Kubernetes: `sereno up` starts the runs, and no CronJobs",
+    )
 
 
 def deploy(options: argparse.Namespace, settings: Settings, project: Path) -> int:
@@ -80,6 +86,8 @@ def _kubernetes(options: argparse.Namespace, settings: Settings, project: Path) 
         speaks_tls=settings.serve.tls_certificate is not None,
         drain_seconds=settings.serve.drain_seconds,
         predict_seconds=max((model.predict_timeout_seconds for model in settings.models.values()), default=30.0),
+        has_scheduler=bool(options.scheduler),
+        run_stop_seconds=settings.up.stop_seconds,
         **{name: value for name, value in given.items() if value is not None},
     )
 

@@ -68,6 +68,6 @@ def _due(schedule: str, time_zone: str, now: datetime) -> Iterator[datetime]:
 
 def _no_word(part: str, schedule: str) -> SettingsError:
     return SettingsError(
-        f"Kubernetes has no word for '{part}' in the schedule '{schedule}'. Write days as numbers, or run the model by "
-        "`sereno up --no-api`, which knows it."
+        f"Kubernetes has no word for '{part}' in the schedule '{schedule}'. Write days as numbers, or say --scheduler: "
+        "`sereno up` knows it."
     )

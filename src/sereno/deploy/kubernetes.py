@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from sereno.adapters.executors.spawn import THREAD_VARIABLES
 from sereno.deploy.crons import cron_of, left_out, shortest
@@ -24,6 +25,7 @@ IMAGE = re.compile(
     r"(?:[a-z0-9][a-z0-9.-]*(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?"
 )
 SIZE = re.compile(r"[1-9]\d*(?:Ki|k|[MGT]i?)?")
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 CPU = re.compile(r"[1-9]\d*m?|\d+\.\d{1,3}")
 
 HOME = "/var/lib/sereno"  # of a pod, gone with it
@@ -45,6 +47,13 @@ class Nightly(Timed):
     memory_bytes: int | None = None  # of each of its processes
 
 
+class Takes(NamedTuple):
+    """What the pod of a run asks for."""
+
+    cpu: str
+    memory: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kubernetes:
     """What the manifests of a project say."""
@@ -64,6 +73,8 @@ class Kubernetes:
     speaks_tls: bool = False  # the server itself, with its own certificate
     drain_seconds: float = 25.0
     predict_seconds: float = 30.0  # after which the server itself ends a worker that hangs
+    has_scheduler: bool = False  # pods of `sereno up --no-api`, in place of CronJobs
+    run_stop_seconds: float = 20.0  # what runs are given to end when those do
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -103,7 +114,10 @@ class Kubernetes:
                 *("poddisruptionbudget", "networkpolicy"),
             )
         }
-        found |= {f"resources/cronjob-{part}.yaml": text for part, text in self.cronjobs()}
+        if self.has_scheduler:
+            found["resources/scheduler.yaml"] = self._scheduler()
+        else:
+            found |= {f"resources/cronjob-{part}.yaml": text for part, text in self.cronjobs()}
         listed = "\n".join(f"  - {name}" for name in sorted(found))
         return {"kustomization.yaml": filled("kubernetes/kustomization.yaml", resources=listed), **found}
 
@@ -211,6 +225,33 @@ class Kubernetes:
         for number in self.egress:
             yield f"        - {{port: {number}, protocol: TCP}}"
 
+    def _scheduler(self) -> str:
+        takes = [self._takes(model) for model in self.models]
+        largest = max(takes, key=lambda one: amount(one.memory), default=Takes(cpu=self.cpu, memory=self.memory))
+        cpu = max((one.cpu for one in takes), key=cores_of, default=self.cpu)
+        return filled(
+            "kubernetes/scheduler.yaml",
+            name=self.name,
+            image=json.dumps(self.image),
+            configuration=json.dumps(_digest(self.variables)),
+            stop_seconds=f"{self.run_stop_seconds:g}",
+            grace_seconds=str(math.ceil(self.run_stop_seconds) + SPARE_SECONDS),
+            workers=str(workers_of(cpu)),
+            cpu=json.dumps(cpu),
+            memory=json.dumps(largest.memory),
+            scratch=json.dumps(self.scratch),
+            home=HOME,
+        )
+
+    def _takes(self, model: Nightly) -> Takes:
+        """What a run of a model asks for."""
+        cpu = str(model.cores) if model.cores is not None else self.cpu
+        if model.memory_bytes is None:
+            return Takes(cpu=cpu, memory=self.memory)
+        # of each worker, and of the process that publishes
+        needed = math.ceil(model.memory_bytes * (workers_of(cpu) + 1) / (1 << 20))
+        return Takes(cpu=cpu, memory=f"{needed}Mi")
+
     def cronjobs(self) -> Iterator[tuple[str, str]]:
         """The end of each one's name, and its text; those of models first."""
         taken = {"prune"}
@@ -232,11 +273,7 @@ class Kubernetes:
     def _job(self, model: Nightly, cronjob: str, args: list[str], about: str, *, tries: int) -> str:
         now = datetime.now(UTC)
         pause = shortest(model.schedule, model.time_zone, now).total_seconds()
-        cpu = str(model.cores) if model.cores is not None else self.cpu
-        workers = workers_of(cpu)
-        memory = self.memory
-        if model.memory_bytes is not None:  # of each worker, and of the process that publishes
-            memory = f"{math.ceil(model.memory_bytes * (workers + 1) / (1 << 20))}Mi"
+        takes = self._takes(model)
         return filled(
             "kubernetes/cronjob.yaml",
             about=about,
@@ -249,9 +286,9 @@ class Kubernetes:
             tries=str(tries),
             longest_seconds=str(math.ceil(model.deadline_seconds + (model.run_seconds or 21_600))),
             args=_args(args),
-            workers=str(workers),
-            cpu=json.dumps(cpu),
-            memory=json.dumps(memory),
+            workers=str(workers_of(takes.cpu)),
+            cpu=json.dumps(takes.cpu),
+            memory=json.dumps(takes.memory),
             scratch=json.dumps(self.scratch),
             home=HOME,
         )
@@ -260,6 +297,12 @@ class Kubernetes:
 def tries_in(model: Nightly) -> int:
     """How many tries of a Job there are until the deadline: after 10, 20, 40 … seconds, then every six minutes."""
     return 6 + math.ceil(max(0.0, model.deadline_seconds - 630) / TRY_SECONDS)
+
+
+def amount(memory: str) -> int:
+    """Bytes of an amount of memory as Kubernetes writes it."""
+    digits, unit = re.fullmatch(r"(\d+)(\w*)", memory).groups()  # type: ignore[union-attr]
+    return int(digits) * UNITS[unit]
 
 
 def cores_of(cpu: str) -> float:
@@ -299,8 +342,9 @@ def warnings(
         yield (
             f"WARNING: {kubernetes.image} names no version: nodes that have one keep it, and pods would differ. Give each image a tag."
         )
-    for model in kubernetes.models:
-        yield from _about(model, now)
+    if not kubernetes.has_scheduler:
+        for model in kubernetes.models:
+            yield from _about(model, now)
 
 
 def _about(model: Nightly, now: datetime) -> Iterator[str]:
@@ -312,7 +356,7 @@ def _about(model: Nightly, now: datetime) -> Iterator[str]:
     if model.disposition == "partition":
         yield (
             f"{model.name} has a partition per date, and a CronJob starts no run of a date that was missed. `sereno backfill "
-            f"{model.name} --from D --to D` does, or have `sereno up --no-api` schedule it."
+            f"{model.name} --from D --to D` does, and --scheduler catches up by itself."
         )
 
 
@@ -324,7 +368,7 @@ def next_steps(kubernetes: Kubernetes, folder: Path) -> Iterator[str]:
     yield f"  kubectl diff -k {there}"
     yield f"  kubectl apply -k {there}"
     yield f"  kubectl rollout status deployment/{name}"
-    if kubernetes.models:
+    if kubernetes.models and not kubernetes.has_scheduler:
         part = next(part for part, _ in kubernetes.cronjobs())
         yield f"  kubectl create job --from=cronjob/{name}-run-{part} {name}-first   # a run at once"
 

@@ -6,6 +6,7 @@ import http.client
 import itertools
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from sereno.deploy import docker, kubernetes
 from sereno.serve.guard import new_key
 from tests.acceptance.pods import NAMESPACE, Callers, Job, Pod, started
 from tests.acceptance.project import Project
+from tests.acceptance.server import PATIENCE
 from tests.kubernetes import Manifests, problems, read
+from tests.objects import s3_server
 from tests.services import postgresql
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +62,9 @@ def test_the_page_s_command_writes_what_the_page_says(project: Project) -> None:
     manifests.told = done.stdout
     assert problems(manifests) == []
     named = set(re.findall(r"^\| `([\w-]+)\.yaml` \|", page, re.MULTILINE)) - {"cronjob-MODEL"}
-    assert {f"resources/{name}.yaml" for name in named} | {"resources/cronjob-total.yaml"} == manifests.files
+    assert {f"resources/{name}.yaml" for name in named - {"scheduler"}} | {
+        "resources/cronjob-total.yaml"
+    } == manifests.files
     assert f"Wrote {project.folder}/deploy/resources/deployment.yaml\n" in done.stdout
     assert "WARNING: storage is not set" in done.stdout
     assert "SERENO_LEDGER=postgresql://… into the Secret" in done.stdout
@@ -102,7 +107,7 @@ def test_what_the_settings_say_is_in_the_manifests(project: Project) -> None:
     run = cronjobs["bank-run-total"]
     assert (run["schedule"], run["timeZone"]) == ("30 3 * * 0", "Europe/Madrid")
     assert run["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 7200
-    (container,) = manifests.one("Deployment")["spec"]["template"]["spec"]["containers"]
+    (container,) = manifests.api["spec"]["template"]["spec"]["containers"]
     assert container["ports"][0]["containerPort"] == 8017
     assert manifests.environment(container, namespace="shop")["SERENO_SERVE__ALLOWED_HOSTS"] == (
         "bank,bank.shop,bank.shop.svc,bank.shop.svc.cluster.local,scores.bank"
@@ -201,12 +206,18 @@ def ledger() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables of a bucket in a real S3 server."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as s3:
+        s3.make_bucket("bank")
+        yield s3.environment | {"SERENO_STORAGE": "s3://bank/sereno"}
+
+
 @pytest.fixture
-def job(project: Project, tmp_path: Path, ledger: str) -> Callable[[], Job]:
-    """The next Job of the model's CronJob. Its pods share what must last, the ledger and the storage, and nothing else."""
+def project_of_runs(project: Project, tmp_path: Path, ledger: str) -> Project:
+    """Its variables name what pods share: the ledger, and the storage."""
     project.rows("now", 200, parts=2)
-    manifests = deployed(project, "--cpu", "2")
-    numbers = itertools.count()
     schema = f"s{next(SCHEMAS)}"
     with psycopg.connect(ledger, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}".encode())
@@ -214,6 +225,14 @@ def job(project: Project, tmp_path: Path, ledger: str) -> Callable[[], Job]:
         "SERENO_LEDGER": f"{ledger}&schema={schema}",
         "SERENO_STORAGE": str(tmp_path / "bucket"),
     }
+    return project
+
+
+@pytest.fixture
+def job(project_of_runs: Project, tmp_path: Path) -> Callable[[], Job]:
+    """The next Job of the model's CronJob. Each of its pods has a home of its own."""
+    project, numbers = project_of_runs, itertools.count()
+    manifests = deployed(project, "--cpu", "2")
 
     def make() -> Pod:
         folder = tmp_path / f"pod{next(numbers)}"
@@ -223,7 +242,10 @@ def job(project: Project, tmp_path: Path, ledger: str) -> Callable[[], Job]:
 
 
 @pytest.mark.service
-def test_a_cronjob_that_fires_twice_publishes_once(project: Project, job: Callable[[], Job]) -> None:
+def test_a_cronjob_that_fires_twice_publishes_once(
+    project: Project, job: Callable[[], Job], bucket: dict[str, str]
+) -> None:
+    project.variables |= bucket
     both = [job(), job()]
     ended: list[str] = []
     threads = [threading.Thread(target=lambda one=one: ended.append(one.run())) for one in both]  # type: ignore[misc]
@@ -234,14 +256,13 @@ def test_a_cronjob_that_fires_twice_publishes_once(project: Project, job: Callab
     assert ended == ["Complete", "Complete"], [one.logs for one in both]
     assert in_service(project) == [1]
 
+    # another input does not change what is published of a date, nor does a rollback bring it back
+    project.rows("now", 210)
     again = job()
     assert again.run() == "Complete"
     assert "Nothing to do: this interval was published as version 1" in again.logs[-1]
-
-    # another input does not change what is published of a date, nor does a rollback bring it back
-    project.rows("now", 210)
-    assert job().run() == "Complete"
     assert in_service(project) == [1]
+    project.within = True
     project.sereno("run", "total")
     assert in_service(project) == [2]
     project.sereno("rollback", "total")
@@ -276,5 +297,34 @@ def test_a_run_whose_data_is_late_is_tried_again(project: Project, job: Callable
     assert in_service(project) == [1]
 
 
+@pytest.mark.service
+def test_of_two_schedulers_one_publishes(project_of_runs: Project, tmp_path: Path) -> None:
+    project = project_of_runs
+    project.write("sereno.toml", '[models.total]\nfile = "total.py"\nquiet_seconds = 0.2\n')
+    manifests = deployed(project, "--scheduler")
+    assert "resources/scheduler.yaml" in manifests.files
+
+    def pod(name: str) -> Pod:
+        return Pod(manifests, "Deployment bank-scheduler", project.folder, tmp_path / name, project.variables)
+
+    with started(pod("one")) as one, started(pod("two")) as two:
+        logs = (one.log, two.log)
+        until(lambda: any("published as version 1" in log.read_text() for log in logs))
+        until(lambda: all("Schedules total" in log.read_text() for log in logs))
+        for each in (one, two):
+            each.process.terminate()
+            assert each.process.wait(each.spec["terminationGracePeriodSeconds"]) == 0, each.log.read_text()
+        assert sum("published as version" in log.read_text() for log in logs) == 1
+    assert in_service(project) == [1]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
 def in_service(project: Project) -> list[int]:
+    project.within = True
     return [one["version"] for one in project.json("versions", "total") if one["in_service"]]
