@@ -627,7 +627,7 @@ SETTINGS: Mapping[str, Setting] = {
             name="lookup_store",
             kind=_LOOKUP_STORE,
             default=None,
-            about="Where lookups are kept: a Redis or Valkey server, which several hosts share; else in `.sereno/`.",
+            about="Where lookups are kept: a Redis or Valkey server, which several hosts share; else in `.sereno/` of `storage`.",
         ),
         Setting(
             name="lookup_prefix",

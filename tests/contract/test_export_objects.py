@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +225,23 @@ def test_a_bucket_that_is_not_there(tmp_path: Path, storage: ObjectPath, maker: 
     assert str(caught.value).startswith(f"The csv export to {nowhere}/exports/{MODEL}/csv failed: {nowhere}/")
     assert "there is no such bucket" in str(caught.value)
     assert str(caught.value).endswith("finishes the export.")
+
+
+def test_the_page(tmp_path: Path, storage: ObjectPath, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who does what docs/exports.md says."""
+    target = ObjectTarget(tmp_path, "parquet", storage)
+    target.export.follow([maker.snapshot(7)], NONE)
+    page = (
+        (Path(__file__).parents[2] / "docs" / "exports.md")
+        .read_text(encoding="utf-8")
+        .split("## In an object store")[1]
+    )
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    names: dict[str, Any] = {}
+    exec(
+        compile(program.replace("s3://bank/sereno/exports/credit-scoring/parquet", str(target.root)), "page", "exec"),
+        names,
+    )
+    assert names["latest"] == latest(target)
+    assert names["scores"].num_rows == ROWS
