@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import itertools
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -16,7 +18,7 @@ import pytest
 from sereno.deploy import docker, kubernetes
 from sereno.serve.guard import new_key
 from tests.acceptance.pods import NAMESPACE, Callers, Job, Pod, started
-from tests.acceptance.project import Project
+from tests.acceptance.project import Project, faults
 from tests.acceptance.server import PATIENCE
 from tests.kubernetes import Manifests, problems, read
 from tests.objects import s3_server
@@ -229,21 +231,25 @@ def project_of_runs(project: Project, tmp_path: Path, ledger: str) -> Project:
 
 
 @pytest.fixture
-def job(project_of_runs: Project, tmp_path: Path) -> Callable[[], Job]:
-    """The next Job of the model's CronJob. Each of its pods has a home of its own."""
+def job(project_of_runs: Project, tmp_path: Path) -> Callable[..., Job]:
+    """The next Job of the model's CronJob; what is given is of its first pod. Each of its pods has a home of its own."""
     project, numbers = project_of_runs, itertools.count()
     manifests = deployed(project, "--cpu", "2")
 
-    def make() -> Pod:
-        folder = tmp_path / f"pod{next(numbers)}"
-        return Pod(manifests, "CronJob bank-run-total", project.folder, folder, project.variables)
+    def next_job(**first: str) -> Job:
+        def make() -> Pod:
+            folder, more = tmp_path / f"pod{next(numbers)}", {**first}
+            first.clear()
+            return Pod(manifests, "CronJob bank-run-total", project.folder, folder, project.variables, **more)
 
-    return lambda: Job(manifests, "bank-run-total", make)
+        return Job(manifests, "bank-run-total", make)
+
+    return next_job
 
 
 @pytest.mark.service
 def test_a_cronjob_that_fires_twice_publishes_once(
-    project: Project, job: Callable[[], Job], bucket: dict[str, str]
+    project: Project, job: Callable[..., Job], bucket: dict[str, str]
 ) -> None:
     project.variables |= bucket
     both = [job(), job()]
@@ -273,7 +279,7 @@ def test_a_cronjob_that_fires_twice_publishes_once(
 
 
 @pytest.mark.service
-def test_a_run_that_is_held_is_not_tried_again(project: Project, job: Callable[[], Job]) -> None:
+def test_a_run_that_is_held_is_not_tried_again(project: Project, job: Callable[..., Job]) -> None:
     project.rows("now", [1.0] * 2000)
     held = job()
     assert (held.run(), held.codes) == ("Failed", [3])
@@ -283,7 +289,7 @@ def test_a_run_that_is_held_is_not_tried_again(project: Project, job: Callable[[
 
 
 @pytest.mark.service
-def test_a_run_whose_data_is_late_is_tried_again(project: Project, job: Callable[[], Job]) -> None:
+def test_a_run_whose_data_is_late_is_tried_again(project: Project, job: Callable[..., Job]) -> None:
     folder = project.folder / "input" / "now"
     away = folder.rename(folder.with_name("away"))
     late = job()
@@ -295,6 +301,40 @@ def test_a_run_whose_data_is_late_is_tried_again(project: Project, job: Callable
     waits.join()
     assert late.codes == [*[1] * (len(late.codes) - 1), 0]
     assert in_service(project) == [1]
+
+
+@pytest.mark.service
+def test_a_night_without_a_job_is_made_up_for_by_the_next(project: Project, job: Callable[..., Job]) -> None:
+    project.within = True
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    project.sereno("run", "total", "--date", f"{yesterday - timedelta(days=2)}")
+    assert job().run() == "Complete"
+    assert in_service(project) == [2]
+    dates = [one["data_date"] for one in project.json("versions", "total")]
+    assert sorted(dates) == [f"{yesterday - timedelta(days=2)}", f"{yesterday}"]
+
+
+@pytest.mark.service
+@pytest.mark.parametrize(
+    "point",
+    [
+        "commit_after",
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in ("task_done", "commit_before", "export_copied", "run_end")
+        ),
+    ],
+)
+def test_a_pod_that_is_lost_with_its_node(
+    project: Project, job: Callable[..., Job], bucket: dict[str, str], point: str
+) -> None:
+    """The Job's next one, which has nothing of it, does what is left once the lease has ended."""
+    project.variables |= bucket | {"SERENO_STORAGE": f"s3://bank/{point}"}
+    after = job(**faults(f"{point}:kill"))
+    assert after.run() == "Complete", after.logs[-1]
+    assert (after.codes[0], after.codes[-1]) == (-signal.SIGKILL, 0)
+    assert in_service(project) == [1]
+    assert project.json("runs", "total")[-1]["state"] == "published"
 
 
 @pytest.mark.service
