@@ -1,5 +1,5 @@
 # Every target sets itself up from python3 and make alone; a second call finds its stamps and starts at once.
-#   make setup | demo | shop | test | lint | format | bench | soak | build | lock | clean
+#   make setup | azurite | demo | shop | test | lint | format | bench | soak | build | lock | clean
 #   ARGS goes on to the tool:  make test ARGS="tests/unit -x"    make bench ARGS="--rows 1000000"
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup demo shop test lint format bench soak build lock clean
+.PHONY: setup azurite demo shop test lint format bench soak build lock clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -25,6 +25,15 @@ setup: .venv/.ready
 	@test -x $(BIN)/python || $(UV) venv --quiet --python .tools/bin/python .venv
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Azure's emulator, for the tests: as npm's lock has it, by hash. Without it they are skipped, or fail with CI=1.
+azurite: .azurite/node_modules/.package-lock.json
+
+.azurite/node_modules/.package-lock.json: tests/azurite/package.json tests/azurite/package-lock.json
+	@mkdir -p .azurite
+	@cp $^ .azurite
+	npm ci --prefix .azurite --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 demo: setup

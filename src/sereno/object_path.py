@@ -212,7 +212,7 @@ class ObjectPath:
     def read_tagged(self) -> tuple[bytes, str]:
         """The content and its tag."""
         content, meta = stores.get(self._root, self.key, str(self))
-        return content, str(meta["e_tag"] or "")
+        return content, stores.tag_of(meta)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -265,7 +265,7 @@ class ObjectPath:
 
 
 def _object(meta: Any) -> Object:
-    return Object(size=meta["size"], tag=str(meta["e_tag"] or ""), modified_at=meta["last_modified"])
+    return Object(size=meta["size"], tag=stores.tag_of(meta), modified_at=meta["last_modified"])
 
 
 class _Stream(io.RawIOBase):

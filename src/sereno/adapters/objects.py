@@ -224,6 +224,12 @@ def head(root: str, key: str, place: str) -> Any:
         raise
 
 
+def tag_of(meta: Any) -> str:
+    """The tag in its quotes, which Azure leaves away where it lists."""
+    tag = str(meta["e_tag"] or "")
+    return f'"{tag}"' if tag and '"' not in tag else tag
+
+
 def any_below(root: str, prefix: str, place: str) -> bool:
     import obstore
 
@@ -299,7 +305,7 @@ def download(root: str, key: str, place: str, file: Path) -> Any:
     from concurrent.futures import ThreadPoolExecutor
 
     meta = head(root, key, place)
-    tag = str(meta["e_tag"] or "")
+    tag = tag_of(meta)
     starts = range(0, meta["size"], CHUNK)
     with file.open("wb") as stream, ThreadPoolExecutor(AT_ONCE) as threads:
         os.posix_fallocate(stream.fileno(), 0, meta["size"]) if meta["size"] else None
@@ -331,7 +337,7 @@ def put(root: str, key: str, place: str, content: bytes, only_if: str | None) ->
 def _put(root: str, key: str, content: bytes, mode: Any) -> str:
     import obstore
 
-    return str(obstore.put(store_of(root), key, content, mode=mode, use_multipart=False)["e_tag"] or "")
+    return tag_of(obstore.put(store_of(root), key, content, mode=mode, use_multipart=False))
 
 
 def _put_if(root: str, key: str, place: str, content: bytes, only_if: str) -> str | None:
@@ -361,7 +367,7 @@ def _version(root: str, key: str, place: str, tag: str) -> dict[str, str]:
     if not root.startswith("gs://"):
         return {"e_tag": tag}
     meta = head(root, key, place)
-    if meta["e_tag"] != tag:
+    if tag_of(meta) != tag:
         raise PreconditionError(f"{place} is {meta['e_tag']}")
     return {"e_tag": tag, "version": meta["version"]}
 
@@ -372,7 +378,7 @@ def _there(root: str, key: str, place: str) -> tuple[bytes, str]:
         content, meta = get(root, key, place)
     except FileNotFoundError:
         return b"", ""
-    return content, str(meta["e_tag"] or "")
+    return content, tag_of(meta)
 
 
 def upload(root: str, key: str, place: str, file: Path) -> None:
