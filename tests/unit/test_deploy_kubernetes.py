@@ -295,7 +295,7 @@ def test_the_shortest_pause() -> None:
 
 
 def told(kubernetes: Kubernetes, **changes: Any) -> list[str]:
-    right = {"has_storage": True, "executor": "local", "ledger": "postgresql://x", "knows_keys": True, "now": NOW}
+    right = {"has_storage": True, "executor": "local", "has_ledger": True, "knows_keys": True, "now": NOW}
     return [*warnings(kubernetes, **(right | changes))]
 
 
@@ -305,7 +305,7 @@ def test_what_the_settings_lack_is_told() -> None:
     assert storage.startswith("WARNING: storage is not set: what runs publish would be gone with their pod.")
     (executor,) = told(BANK, executor="ray")
     assert 'executor is "ray"' in executor
-    assert "SERENO_LEDGER=postgresql://" in told(BANK, ledger=None)[0]
+    assert "SERENO_LEDGER=postgresql://" in told(BANK, has_ledger=False)[0]
     assert "SERENO_SECRET_API_KEYS=sha256:" in told(BANK, knows_keys=False)[0]
     for image in ("registry.bank:5000/scores", "scores:latest"):
         assert "names no version" in told(replace(BANK, image=image))[0]

@@ -52,10 +52,10 @@ def deploy(options: argparse.Namespace, settings: Settings, project: Path) -> in
     written = write(kubernetes.files(), folder)
     said = warnings(
         kubernetes,
-        has_storage=settings.storage is not None and not isinstance(settings.storage, Path),
+        has_storage=_is_object_store(settings),
         executor=settings.executor,
-        ledger=settings.ledger,
-        knows_keys=settings.serve.no_auth or settings.serve.keys_file is not None,
+        has_ledger=_is_in_image(settings, "ledger"),
+        knows_keys=any(_is_in_image(settings, f"serve.{name}") for name in ("no_auth", "keys_file")),
         now=datetime.now(UTC),
     )
     steps = [*said, *next_steps(kubernetes, folder)]
@@ -81,6 +81,7 @@ def _kubernetes(options: argparse.Namespace, settings: Settings, project: Path) 
         image=options.image,
         models=tuple(_nightly(options, settings)),
         env=options.env or os.environ.get("SERENO_ENV"),
+        storage=str(settings.storage) if _is_object_store(settings) and not _is_in_image(settings, "storage") else None,
         domains=(*settings.serve.allowed_hosts, *([options.domain] if options.domain else [])),
         port=settings.serve.port or 8000,
         speaks_tls=settings.serve.tls_certificate is not None,
@@ -90,6 +91,16 @@ def _kubernetes(options: argparse.Namespace, settings: Settings, project: Path) 
         run_stop_seconds=settings.up.stop_seconds,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _is_object_store(settings: Settings) -> bool:
+    return settings.storage is not None and not isinstance(settings.storage, Path)
+
+
+def _is_in_image(settings: Settings, name: str) -> bool:
+    """Whether sereno.toml says it, and not only where the command was typed."""
+    origin = settings.origins.get(name)
+    return origin is not None and not origin.startswith(("the variable ", "the command line"))
 
 
 def _nightly(options: argparse.Namespace, settings: Settings) -> list[Nightly]:

@@ -62,6 +62,7 @@ class Kubernetes:
     image: str
     models: tuple[Nightly, ...] = ()
     env: str | None = None  # the [env.NAME] of sereno.toml
+    storage: str | None = None  # an address that the image's sereno.toml does not say
     replicas: tuple[int, int] = (2, 10)  # the least and the most pods of the API
     cpu: str = "1"  # what a pod asks for
     memory: str = "2Gi"  # what a pod asks for, and may take
@@ -142,6 +143,8 @@ class Kubernetes:
             found["SERENO_SERVE__TLS_TERMINATED_UPSTREAM"] = "true"
         if self.env is not None:
             found["SERENO_ENV"] = self.env
+        if self.storage is not None:
+            found["SERENO_STORAGE"] = self.storage
         return dict(sorted(found.items()))
 
     def _serviceaccount(self) -> str:
@@ -319,7 +322,7 @@ def warnings(
     *,
     has_storage: bool,
     executor: str,
-    ledger: str | None,
+    has_ledger: bool,
     knows_keys: bool,
     now: datetime,
 ) -> Iterator[str]:
@@ -331,7 +334,7 @@ def warnings(
         )
     if executor != "local":
         yield f'WARNING: executor is "{executor}": runs would look for its cluster. Set executor = "local", and a pod scores by itself.'
-    if ledger is None:
+    if not has_ledger:
         yield (
             "The ledger has to be a PostgreSQL: put SERENO_LEDGER=postgresql://… into the Secret. A file in a pod would be gone with it."
         )

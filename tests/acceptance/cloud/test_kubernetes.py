@@ -116,6 +116,22 @@ def test_what_the_settings_say_is_in_the_manifests(project: Project) -> None:
     )
 
 
+def test_what_is_said_where_the_command_is_typed_is_not_in_the_image(project: Project) -> None:
+    """An address of the bucket goes on to the pods; what may hold a password does not."""
+    project.variables = {
+        "SERENO_STORAGE": "s3://bank/sereno",
+        "SERENO_LEDGER": "postgresql://sereno:secret@db.bank/x",
+        "SERENO_SERVE__NO_AUTH": "true",
+    }
+    manifests = deployed(project)
+    assert problems(manifests) == []
+    assert manifests.one("ConfigMap")["data"]["SERENO_STORAGE"] == "s3://bank/sereno"
+    assert "storage is not set" not in manifests.told
+    assert "The ledger has to be a PostgreSQL" in manifests.told
+    assert "Callers need a key" in manifests.told
+    assert not any("secret@" in path.read_text() for path in (project.folder / "deploy").rglob("*.yaml"))
+
+
 def test_pods_and_image_agree() -> None:
     """On the folder that is written to, which the image makes for its user."""
     assert kubernetes.HOME == docker.HOME
