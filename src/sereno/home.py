@@ -26,7 +26,7 @@ from sereno.exceptions import (
 from sereno.interfaces import Export, RunLedger
 from sereno.ledger import Lease, lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
-from sereno.lookup.where import Where, few, objects_of, where_of
+from sereno.lookup.where import Where, few, objects_of, redis_of, where_of
 from sereno.places import Place, write_place
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
@@ -115,9 +115,7 @@ class Home:
         where = where_of(self.settings)
         if where is None or self.settings.lookup_store is None:
             return None
-        from sereno.adapters.lookup_redis.store import LookupRedis
-
-        return LookupRedis(self.path, self.name, address=where.address, prefix=where.prefix)
+        return redis_of(where, self.path, self.name)
 
     def _lookup_followers(self, state: State, indexed: frozenset[int]) -> list[tuple[str, Callable[[], object]]]:
         """What makes the lookups show what is served, or removes those that are off."""

@@ -34,9 +34,9 @@ FIRST_DAY = date(2026, 5, 1)
 class Table:
     """A published table below a home, and what it takes to publish to it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, root: ObjectPath | None = None) -> None:
         self.home = home
-        self.store = SnapshotStore(home, MODEL)
+        self.store = SnapshotStore(root or home, MODEL, home=home)
 
     @property
     def state(self) -> State:

@@ -73,7 +73,7 @@ class World:
         name = f"{version + 1:06}-x"
         for path in (index_path(folder, name), manifest_path(folder, name)):
             path.write_bytes(b"")
-        commit = commit_time(self.home, model, version)
+        commit = commit_time(self.home / "predictions" / model / "_delta_log", version)
         assert commit is not None
         pointer = Pointer(index=name, build="b", table_version=version, commit=commit, before=[], missing=missing or [])
         pointer_path(folder).write_bytes(msgspec.json.encode(pointer))

@@ -69,10 +69,9 @@ class LookupObjects(Following):
     def __init__(self, home: Path, model: str, root: ObjectPath, table: Place | None = None) -> None:
         """`table`: below which the model's table lies, if not below `root`. Raises MissingExtraError."""
         require_objects(f"A lookup from {root}")
-        super().__init__(home, model)
+        super().__init__(home, model, table or root)
         self.folder = root / ".sereno" / "lookup" / model
         self.copy = CopiedLookups(home, model)
-        self._log = (table or root) / "predictions" / model / "_delta_log"
         self._lock = _Lock(self.folder / "lock.json", model)
         self._served, self._tag = Served(), ""  # as of the beginning of `follow`, or of its own last commit
         self._indexes: dict[str, Packed] = {}  # those, and what was built since
@@ -174,15 +173,6 @@ class LookupObjects(Following):
         for name in objects:
             (self.folder / name).unlink(missing_ok=True)
             del self._there[name]
-
-    def _commit_time(self, version: int) -> int | None:
-        file = self._log / f"{version:020d}.json"
-        try:
-            if isinstance(file, Path):
-                return file.stat().st_mtime_ns
-            return int(file.look().modified_at.timestamp() * 1e9)
-        except FileNotFoundError:
-            return None
 
     # Building an index
 

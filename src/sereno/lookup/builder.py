@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sereno.lookup.where import few, objects_of, where_told
+from sereno.lookup.where import few, objects_of, redis_of, where_told
 from sereno.places import ObjectPath
+from sereno.presence import sizes
 
 if TYPE_CHECKING:
-    from sereno.snapshots import State
+    from sereno.snapshots import Snapshot, State
 
 LOG = logging.getLogger("sereno.lookup")
 NICE = 5  # requests are answered first
@@ -40,7 +41,7 @@ def main(home: Path, model: str) -> int:
                 table = SnapshotStore(ObjectPath.of(where.address), model)
                 objects_of(where, home, model).catch_up(table.state, lambda state: state.kept(datetime.now(UTC)))
                 return 0
-            store = SnapshotStore(home, model)
+            store = SnapshotStore(where.root or home if where is not None else home, model)
             state = store.state()
             if state.served:
                 store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
@@ -49,9 +50,7 @@ def main(home: Path, model: str) -> int:
 
                 LookupFolder(home, model).follow(state, _indexed(state), most=1)
             else:
-                from sereno.adapters.lookup_redis.store import LookupRedis
-
-                shared = LookupRedis(home, model, address=where.address, prefix=where.prefix)
+                shared = redis_of(where, home, model)
                 shared.follow(state, few(state, _indexed(state), where.versions), most=1)
     except SerenoError as error:
         LOG.error("%s", error)
@@ -62,7 +61,12 @@ def main(home: Path, model: str) -> int:
 def _indexed(state: State) -> frozenset[int]:
     """What has an index: of what is kept by default, as the settings are not known here, what the settings have left."""
     kept = state.kept(datetime.now(UTC))
-    return frozenset(n for n in kept if all(part.path.exists() for part in state.snapshots[n].parts))
+    return frozenset(n for n in kept if _has_all(state.snapshots[n]))
+
+
+def _has_all(snapshot: Snapshot) -> bool:
+    parts = snapshot.parts
+    return len(sizes(part.path for part in parts)) == len(parts)
 
 
 if __name__ == "__main__":

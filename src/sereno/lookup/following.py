@@ -19,6 +19,7 @@ from sereno.snapshots import KEPT
 
 if TYPE_CHECKING:
     from sereno.lookup.keys import KeyCodec
+    from sereno.places import Place
     from sereno.snapshots import Snapshot, State
 
 LOG = logging.getLogger("sereno.lookup")
@@ -31,8 +32,10 @@ class OvertakenError(Exception):
 class Following(ABC):
     """A store of one model's lookups, as whoever makes it follow the table sees it. One process at a time does."""
 
-    def __init__(self, home: Path, model: str) -> None:
+    def __init__(self, home: Path, model: str, root: Place | None = None) -> None:
+        """`root`: below which the model's table lies, if not below the home."""
         self.home, self.model = home, model
+        self.log: Place = (root or home) / "predictions" / model / "_delta_log"
 
     @abstractmethod
     def _pointer(self) -> Pointer | None: ...
@@ -50,8 +53,16 @@ class Following(ABC):
         """Build an index, and call `look` all the time: what it raises ends the work."""
 
     def _commit_time(self, version: int) -> int | None:
-        """When a version of the table was committed (ns, by whoever keeps its log); None: it has no such version."""
-        return commit_time(self.home, self.model, version)
+        """When a version of the table was committed (ns, by whoever keeps its log); None: it has no such version.
+
+        Raises StorageError where it lies in an object store that does not answer.
+        """
+        if isinstance(self.log, Path):
+            return commit_time(self.log, version)
+        try:
+            return int((self.log / f"{version:020d}.json").look().modified_at.timestamp() * 1e9)
+        except FileNotFoundError:
+            return None
 
     @abstractmethod
     def _sweep(self) -> None:

@@ -108,10 +108,10 @@ def read_manifest(folder: Path, index: str) -> Manifest | None:
         return None
 
 
-def commit_time(home: Path, model: str, version: int) -> int | None:
-    """When a version of the model's table was committed (ns, by the file of the log); None: it has no such version."""
+def commit_time(log: Path, version: int) -> int | None:
+    """When a version of a table was committed (ns, by the file of its log); None: it has no such version."""
     try:
-        return os.stat(_log(home, model) / f"{version:020d}.json").st_mtime_ns
+        return os.stat(log / f"{version:020d}.json").st_mtime_ns
     except OSError:
         return None
 
@@ -129,9 +129,10 @@ def has_moved_on(home: Path, model: str, pointer: Pointer | None) -> bool:
     """Whether the table is another than that which the pointer followed, or was committed to since."""
     if pointer is None:
         return _newest_commit(home, model) >= 0
+    log = _log(home, model)
     return (
-        commit_time(home, model, pointer.table_version) != pointer.commit
-        or commit_time(home, model, pointer.table_version + 1) is not None
+        commit_time(log, pointer.table_version) != pointer.commit
+        or commit_time(log, pointer.table_version + 1) is not None
     )
 
 
@@ -157,7 +158,7 @@ def work_of(home: Path, model: str, pointer: Pointer | None) -> Work | None:
     """What there is to do beside what this pointer serves; of none (the table has moved on, an index is lost), that."""
     if pointer is None:
         newest = _newest_commit(home, model)
-        return Work((newest, commit_time(home, model, newest)), ())
+        return Work((newest, commit_time(_log(home, model), newest)), ())
     if not pointer.missing:
         return None
     return Work((pointer.table_version, pointer.commit), tuple(pointer.missing))

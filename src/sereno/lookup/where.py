@@ -16,47 +16,54 @@ from sereno.places import SCHEMES, ObjectPath
 
 if TYPE_CHECKING:
     from sereno.adapters.lookup_objects import LookupObjects
+    from sereno.adapters.lookup_redis.store import LookupRedis
     from sereno.config import Settings
     from sereno.interfaces import LookupStore
     from sereno.snapshots import State
 
-VARIABLES = ("SERENO_LOOKUP_STORE", "SERENO_LOOKUP_PREFIX", "SERENO_LOOKUP_VERSIONS")
+VARIABLES = ("SERENO_LOOKUP_STORE", "SERENO_LOOKUP_PREFIX", "SERENO_LOOKUP_VERSIONS", "SERENO_STORAGE")
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
     """A server that several hosts share, or an object store."""
 
-    address: str  # may hold a password; of an object store, the URL that `storage` is
+    address: str  # may hold a password; of an object store, its URL
     prefix: str  # of names in a server
     versions: int  # of which a server has an index
+    storage: str = ""  # the URL below which the table lies; empty: below the home
 
     @property
     def is_objects(self) -> bool:
         """Whether it is an object store."""
         return self.address.partition("://")[0] in SCHEMES
 
+    @property
+    def root(self) -> ObjectPath | None:
+        """Below which the table lies, if not below the home."""
+        return ObjectPath.of(self.storage) if self.storage else None
+
     def __repr__(self) -> str:
         return f"Where(prefix={self.prefix!r}, versions={self.versions!r})"
 
     def environ(self) -> dict[str, str]:
         """Variables that tell it to a process: what is on a command line, everybody may read."""
-        return dict(zip(VARIABLES, (self.address, self.prefix, str(self.versions)), strict=True))
+        return dict(zip(VARIABLES, (self.address, self.prefix, str(self.versions), self.storage), strict=True))
 
 
 def where_of(settings: Settings) -> Where | None:
     """None: in the home's folder."""
-    address = settings.lookup_store
-    if address is None and isinstance(settings.storage, ObjectPath):
-        address = str(settings.storage)
-    if address is None:
+    storage = str(settings.storage) if isinstance(settings.storage, ObjectPath) else ""
+    address = settings.lookup_store or storage
+    if not address:
         return None
-    return Where(address=address, prefix=settings.lookup_prefix, versions=settings.lookup_versions)
+    prefix, versions = settings.lookup_prefix, settings.lookup_versions
+    return Where(address=address, prefix=prefix, versions=versions, storage=storage)
 
 
 def where_told(environ: Mapping[str, str] = os.environ) -> Where | None:
     """What `Where.environ` told this process."""
-    address, prefix, versions = (environ.get(name, "") for name in VARIABLES)
-    return Where(address=address, prefix=prefix, versions=int(versions)) if address else None
+    address, prefix, versions, storage = (environ.get(name, "") for name in VARIABLES)
+    return Where(address=address, prefix=prefix, versions=int(versions), storage=storage) if address else None
 
 
 def open_store(where: Where | None, home: Path, model: str) -> LookupStore:
@@ -70,9 +77,14 @@ def open_store(where: Where | None, home: Path, model: str) -> LookupStore:
         return LookupFolder(home, model)
     if where.is_objects:
         return objects_of(where, home, model).copy
+    return redis_of(where, home, model)
+
+
+def redis_of(where: Where, home: Path, model: str) -> LookupRedis:
+    """The lookups of a model in a server. Raises SettingsError, and MissingExtraError."""
     from sereno.adapters.lookup_redis.store import LookupRedis
 
-    return LookupRedis(home, model, address=where.address, prefix=where.prefix)
+    return LookupRedis(home, model, address=where.address, prefix=where.prefix, root=where.root)
 
 
 def objects_of(where: Where, home: Path, model: str) -> LookupObjects:

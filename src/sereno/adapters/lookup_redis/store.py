@@ -26,6 +26,8 @@ from sereno.failpoints import failpoint
 from sereno.interfaces import Seen
 from sereno.lookup.following import Following, described, name_of
 from sereno.lookup.pointer import Pointer, Work, has_moved_on, work_of
+from sereno.object_path import ConditionError, ObjectPath
+from sereno.places import Place
 from sereno.storage import told as told_of_disk
 from sereno.storage import write_atomically
 
@@ -44,6 +46,7 @@ RENEW_SECONDS = 1.5
 BUILDING_SECONDS = 600  # for which what was begun stays
 LEFT_SECONDS = 60  # for which what was served until now stays, for whoever has not changed over
 AT_ONCE = 500  # fields of one command: for so long, others wait
+LOOK_SECONDS = 15.0  # between two looks at a table in an object store, which many workers share
 STAYS = "The publication stands, and lookups answer as before. Mend that; whoever publishes or serves next fills it."
 
 
@@ -52,9 +55,13 @@ class LookupRedis(Following):
 
     is_far = True
 
-    def __init__(self, home: Path, model: str, *, address: str, prefix: str) -> None:
+    def __init__(self, home: Path, model: str, *, address: str, prefix: str, root: Place | None = None) -> None:
+        """`root`: below which the model's table lies, if not below the home."""
         require_redis()
-        super().__init__(home, model)
+        super().__init__(home, model, root)
+        self._root: Place = root or home
+        self._id = ""  # of the home, once it is known
+        self._moved_on: tuple[Pointer | None, bool, float] | None = None  # as it was last seen, and when that was
         self.address = Address.parse(address)
         self._names = Names(prefix, model)
         self._reading, self._writing = self.address.client(READ_SECONDS), self.address.client(WRITE_SECONDS)
@@ -76,7 +83,7 @@ class LookupRedis(Following):
         A state that is older than what was followed already changes nothing. Indexes of snapshots that are not in service
         are left to the next who follows once `most` were built, and as soon as the table has moved on.
         """
-        if state.version < 0 and not read_home_id(self.home):
+        if state.version < 0 and not self._known_id():
             return False  # neither table nor anything else of a home: it is not on this host
         with self._told_of_writing(), self._lock.held(self.model):
             self._check_room()
@@ -120,9 +127,14 @@ class LookupRedis(Following):
 
     def _home_id(self) -> str:
         """What tells this home from all others, wherever it is mounted."""
-        path = home_id_path(self.home)
-        found = read_home_id(self.home)
+        path = home_id_path(self._root)
+        found = self._known_id()
+        if not found and isinstance(path, ObjectPath):
+            with contextlib.suppress(ConditionError):  # the first one stays
+                path.write_bytes(secrets.token_hex(16).encode(), only_if="")
+            return self._known_id()
         if not found:
+            assert isinstance(path, Path)
             found = secrets.token_hex(16)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +145,14 @@ class LookupRedis(Following):
                 hidden.unlink()
             except OSError as error:
                 raise StorageError(f"{path} cannot be written: {error.strerror}. {STAYS}") from error
-            found = read_home_id(self.home)
+            found = self._known_id()
         return found
+
+    def _known_id(self) -> str:
+        """What `_home_id` says; empty: it has none yet. One in an object store is asked for until it is known."""
+        if not self._id or isinstance(self._root, Path):
+            self._id = read_home_id(self._root)
+        return self._id
 
     def _commit(self, catalogue: Catalogue | None, *commands: tuple[Any, ...]) -> None:
         """Replace the catalogue, with what else belongs to it, in one step."""
@@ -280,12 +298,33 @@ class LookupRedis(Following):
         return catalogue
 
     def _is_of_here(self, catalogue: Catalogue) -> bool:
-        return catalogue.home == read_home_id(self.home)
+        try:
+            return catalogue.home == self._known_id()
+        except StorageError:  # of an object store: no answer is to depend on it
+            return True
 
     @property
     def _has_table(self) -> bool:
         """Whether this home has a table of the model; else it may be on other hosts only."""
-        return os.path.isdir(self.home / "predictions" / self.model / "_delta_log")
+        return self.log.is_dir()
+
+    def _has_moved_on(self, pointer: Pointer | None) -> bool:
+        """Whether the table is another than that which was followed, or was committed to since."""
+        if isinstance(self.log, Path):
+            return has_moved_on(self.home, self.model, pointer)
+        now = time.monotonic()
+        if self._moved_on is None or self._moved_on[0] != pointer or now - self._moved_on[2] > LOOK_SECONDS:
+            try:
+                self._moved_on = (pointer, self._asks_whether_it_has(pointer), now)
+            except StorageError:  # no answer is to depend on it
+                self._moved_on = (pointer, False, now)
+        return self._moved_on[1]
+
+    def _asks_whether_it_has(self, pointer: Pointer | None) -> bool:
+        if pointer is None:
+            return self._commit_time(0) is not None
+        version = pointer.table_version
+        return self._commit_time(version) != pointer.commit or self._commit_time(version + 1) is not None
 
     def mark(self) -> object:
         return _mark_of(self._read())
@@ -299,10 +338,10 @@ class LookupRedis(Following):
 
     def _is_behind(self, catalogue: Catalogue | None) -> bool:
         if catalogue is None:
-            return has_moved_on(self.home, self.model, None)
+            return self._has_moved_on(None)
         if not self._is_of_here(catalogue):
             return False  # the table is not on this host
-        return has_moved_on(self.home, self.model, catalogue.pointer) or not self._has_served(catalogue)
+        return self._has_moved_on(catalogue.pointer) or not self._has_served(catalogue)
 
     def _has_served(self, catalogue: Catalogue | None) -> bool:
         """Whether the index is there that is to be served, if one is."""
@@ -327,6 +366,9 @@ class LookupRedis(Following):
         """What there is to do for whoever follows the table; None: nothing."""
         catalogue = self._read()
         pointer = catalogue.pointer if catalogue is not None else None
+        if self._is_behind(catalogue) and not isinstance(self.log, Path):
+            version = pointer.table_version if pointer is not None else -1
+            return Work((version, self._commit_time(version + 1)), ())
         if self._is_behind(catalogue):
             return work_of(self.home, self.model, None)
         if catalogue is None or pointer is None or not self._is_of_here(catalogue):
@@ -488,11 +530,11 @@ def _taken_over() -> BusyError:
     )
 
 
-def home_id_path(home: Path) -> Path:
+def home_id_path(home: Place) -> Place:
     return home / ".sereno" / "home-id"
 
 
-def read_home_id(home: Path) -> str:
+def read_home_id(home: Place) -> str:
     """Empty where it has none: nothing was ever put into a shared store from there, or it is not on this host."""
     try:
         return home_id_path(home).read_text().strip()

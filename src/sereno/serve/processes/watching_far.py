@@ -39,12 +39,11 @@ class FarWatch:
         self._ended.set()
 
     def _run(self) -> None:
-        from sereno.adapters.lookup_redis.store import LookupRedis
         from sereno.exceptions import SerenoError
+        from sereno.lookup.where import redis_of
 
-        where = self._where
         try:
-            store = LookupRedis(self._home, self._model, address=where.address, prefix=where.prefix)
+            store = redis_of(self._where, self._home, self._model)
         except SerenoError:  # which the workers tell
             return
         while not self._ended.is_set():
