@@ -184,6 +184,7 @@ class _GoogleRequest(BaseHTTPRequestHandler):
             super().handle_one_request()
         except _NoBucketError:
             self._refused(404, "NoSuchBucket")
+            self.wfile.flush()
         except ConnectionError:  # the client has gone
             self.close_connection = True
 
