@@ -18,6 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
+from sereno.artifacts import is_elsewhere
 from sereno.config import variable_of
 from sereno.exceptions import ArtifactError, ModelFileError, SerenoError, SettingsError
 from sereno.model import BATCH_NAMES, Model, Parameter, Secret, place
@@ -229,7 +230,10 @@ def checked_artifacts(model: Model) -> dict[str, Path]:
 
 
 def artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
-    """Name → path of every artefact, and the SHA-256 that the model file pins ("": none). Raises ArtifactError."""
+    """Name → path of every artefact, and the SHA-256 that the model file pins ("": none). Raises ArtifactError.
+
+    Those that lie elsewhere were fetched before: `artifacts.fetch_artifacts`.
+    """
     base = model.file.parent if model.file else Path.cwd()
     found = {}
     for name, declared in model.artifacts.items():
@@ -238,7 +242,14 @@ def artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
             raise ArtifactError(
                 f"Artefact {name!r}: {declared!r} should end in `#sha256=` and 64 digits 0-9a-f, or have no #."
             )
-        path = (base / text).resolve()
+        if name in model.fetched and is_elsewhere(text):
+            path = model.fetched[name].path
+        elif is_elsewhere(text):
+            raise ArtifactError(
+                f"Artefact {name!r} ({text}) was not fetched yet. `model.score` does, and every command."
+            )
+        else:
+            path = (base / text).resolve()
         if not path.exists():
             raise ArtifactError(
                 f"Artefact {name!r} is missing: there is no {path}. Train the model first, or mend artifacts= in the model file."

@@ -46,6 +46,14 @@ class Parameter:
         return self.annotation is Secret
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """An artefact that was fetched."""
+
+    path: Path
+    origin: str  # what it was then, which does not change: "s3://bank/net.onnx#sha256=…", "models:/credit/7"
+
+
 class Model:
     """A trained model, and what it takes to run it.
 
@@ -53,7 +61,8 @@ class Model:
         name: `[a-z0-9][a-z0-9_-]{0,63}`; names the table, the exports and the settings.
         inputs: row type of what the model reads: TypedDict, dataclass or pydantic model; `Key[…]` marks its keys.
         outputs: row type of one prediction.
-        artifacts: name → path, relative to the model file; `"credit.joblib#sha256=…"` pins its content.
+        artifacts: name → path, relative to the model file, or a URL that is fetched: `s3://…`, `gs://…`, `az://…`, or
+            `models:/credit@champion` of an MLflow registry. `"credit.joblib#sha256=…"` pins the content of a file.
         schedule: cron text; daily at midnight if not given.
         time_zone: of the schedule and of data dates; UTC if not given.
         source: where rows come from, in place of `@model.read`: a path with `{data_date}` and `{value}` of Parquet,
@@ -86,6 +95,7 @@ class Model:
         self.inputs: RowType = row_type(inputs)
         self.outputs: RowType = row_type(outputs)
         self.artifacts = dict(artifacts or {})
+        self.fetched: dict[str, Fetched] = {}  # of those that lie elsewhere: what this process has
         self.tolerance = tolerance
         declared = {"schedule": schedule, "time_zone": time_zone, "source": source, "database": database}
         self.declared: dict[str, str] = {k: v for k, v in declared.items() if v is not None}

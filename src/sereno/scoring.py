@@ -253,11 +253,14 @@ def published_schema(model: Model) -> pa.Schema:
 def open_scorer(model: Model, settings: Settings) -> Scorer:
     """Check the artefacts, call `load` with them and with its values, and return the loaded model.
 
-    Raises ArtifactError, SettingsError, and PredictError where `load` raises.
+    Artefacts that lie elsewhere are fetched, unless this process has them. Raises ArtifactError, SettingsError,
+    StorageError, and PredictError where `load` raises.
     """
+    from sereno.artifacts import fetch_artifacts
     from sereno.loader import bind, checked_artifacts
 
     model.check()
+    fetch_artifacts(model, settings.home)
     assert model.load_function is not None
     arguments = bind(model, model.load_function, settings, given=dict(checked_artifacts(model)))
     try:

@@ -53,6 +53,9 @@ class Report:
     ended_at: datetime | None = None
     revision: str = ""
     fingerprint: str = ""
+    artifacts: dict[str, str] = field(
+        default_factory=dict
+    )  # name → what was fetched: a URL with SHA-256, models:/credit/7
     source: str = ""
     workers: int = 0
     tasks: int = 0

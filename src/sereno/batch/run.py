@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Literal, Protocol
 
+from sereno.artifacts import fetch_artifacts
 from sereno.batch.attempts import Report
 from sereno.batch.finish import digest, finish
 from sereno.batch.judging import check_columns, judge_report
@@ -255,6 +256,8 @@ class _Run:
         report = self.report
         if self._is_published(state):
             return
+        fetch_artifacts(self.model, self.settings.home, anew=True)
+        report.artifacts = {name: one.origin for name, one in sorted(self.model.fetched.items())}
         report.fingerprint = fingerprint(self.model)
         report.source = self.chosen.source or "read"
         if state.published_key(report.run_key) is None:
@@ -444,6 +447,7 @@ class _Run:
             batch_rows=self.chosen.batch_rows,
             fingerprint=report.fingerprint,
             revision_of_model=self._revision_of_model,
+            artifacts={name: str(one.path) for name, one in self.model.fetched.items()},
         )
 
     def _finish(self, tasks: Sequence[Task], results: Sequence[TaskResult]) -> None:

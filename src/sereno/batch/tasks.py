@@ -69,6 +69,7 @@ class Job:
     batch_rows: int
     fingerprint: str  # of the model, when the run was planned
     revision_of_model: str  # digest of model file, siblings, artefacts and settings: what a finished task depends on
+    artifacts: dict[str, str] = field(default_factory=dict)  # name → path here, of those that were fetched for the run
 
 
 def sent_values(settings: Settings) -> dict[str, tuple[Any, str]]:

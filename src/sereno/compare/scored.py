@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from sereno.artifacts import fetch_artifacts
 from sereno.batch.finish import Outcome, finish
 from sereno.batch.plan import make_plan
 from sereno.batch.run import Watcher
@@ -49,6 +50,7 @@ def score(
     clock: Clock,
 ) -> Outcome:
     """Score the interval and count every row. Raises what a run raises."""
+    fetch_artifacts(model, settings.home)
     print_ = fingerprint(model)
     job = Job(
         model_file=str(model.file),
@@ -61,6 +63,7 @@ def score(
         batch_rows=chosen.batch_rows,
         fingerprint=print_,
         revision_of_model=print_,
+        artifacts={name: str(one.path) for name, one in model.fetched.items()},
     )
     stopped = _Stopped()
 

@@ -21,7 +21,7 @@ from sereno.batch.tasks import Job, received_values, score_task
 from sereno.config import Settings, Value
 from sereno.lines import whole_lines
 from sereno.loader import load_model
-from sereno.model import Model
+from sereno.model import Fetched, Model
 from sereno.scoring import Scorer, open_scorer
 
 
@@ -32,6 +32,8 @@ def load_for(job: Job, model: Model) -> Scorer:
         secrets_folder=Path(job.secrets_folder),
         values={name: Value(value=value, base=Path(base)) for name, (value, base) in received_values(job).items()},
     )
+    for name, path in job.artifacts.items():  # what the run has: an alias may mean another version by now
+        model.fetched.setdefault(name, Fetched(path=Path(path), origin=""))
     return open_scorer(model, settings)
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sereno.artifacts import is_elsewhere
 from sereno.config import find_home
 from sereno.exceptions import SerenoError
 from sereno.loader import siblings
@@ -37,7 +38,8 @@ class Belonging:
         for live in service.lives.values():
             assert live.model.file is not None
             folder = live.model.file.parent
-            self._paths |= {str(folder / text.partition("#")[0]) for text in live.model.artifacts.values()}
+            here = [text.partition("#")[0] for text in live.model.artifacts.values() if not is_elsewhere(text)]
+            self._paths |= {str(folder / text) for text in here}
 
     def told(self) -> Belongs:
         return Belongs(sorted(self._paths))

@@ -1,0 +1,215 @@
+"""An MLflow registry of models, asked by its REST API: https://mlflow.org/docs/latest/api_reference/rest-api.html
+
+Found as MLflow's own tools find it: MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI, with MLFLOW_TRACKING_USERNAME and
+MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN. The package `mlflow` is not needed: see docs/decisions.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+
+from sereno.exceptions import ArtifactError, SettingsError, StorageError
+
+URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))(?:/(?P<inside>.+))?")
+TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0  # seconds between two, each with jitter
+AGAIN = (408, 429, 500, 502, 503, 504)
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+PROXY = "/api/2.0/mlflow-artifacts/artifacts"
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of a registered model, which never changes."""
+
+    says: str  # "models:/credit/7", with the path in it that was asked for
+    location: str  # URL of an object store, mlflow-artifacts:/…, or a path
+    key: list[str]  # what tells it from any other, also of another registry
+
+
+class Registry:
+    """One server. Each request is tried TRIES times; what it answers is told in words."""
+
+    def __init__(self, url: str, http: httpx.Client) -> None:
+        self._url, self._http = url.rstrip("/"), http
+
+    @classmethod
+    def of_environment(cls, asked: str, environ: Mapping[str, str] = os.environ) -> Registry:
+        """Raises SettingsError where no server is named, or one of another kind."""
+        url = environ.get("MLFLOW_REGISTRY_URI") or environ.get("MLFLOW_TRACKING_URI") or ""
+        if urlsplit(url).scheme not in ("http", "https"):
+            given = f"It is {url.partition('://')[0]}://…" if url else "It is not set"
+            raise SettingsError(
+                f"{asked} is in an MLflow registry: set MLFLOW_TRACKING_URI to its server's address (http://… or https://…). "
+                f"{given}."
+            )
+        user, token = environ.get("MLFLOW_TRACKING_USERNAME"), environ.get("MLFLOW_TRACKING_TOKEN")
+        auth = (user, environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+        headers = {"Authorization": f"Bearer {token}"} if token and not user else {}
+        verify: bool | ssl.SSLContext = environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
+        if verify and (file := environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")):
+            verify = ssl.create_default_context(cafile=file)
+        return cls(url, httpx.Client(auth=auth, headers=headers, verify=verify, timeout=TIMEOUT, follow_redirects=True))
+
+    def resolve(self, uri: str) -> Version:
+        """The version that a name means now, and where its files lie.
+
+        Raises ArtifactError where there is none, and StorageError where the server cannot be asked.
+        """
+        parts = URI.fullmatch(uri)
+        if parts is None or ".." in PurePosixPath(parts["inside"] or "").parts:
+            raise ArtifactError(
+                f"{uri!r} names no version. Valid are models:/NAME@ALIAS and models:/NAME/7, either with a /path/in/it; "
+                "stages are not read: MLflow has replaced them by aliases."
+            )
+        if parts["alias"]:
+            answer = self._ask("registered-models/alias", uri, name=parts["name"], alias=parts["alias"])
+        else:
+            answer = self._ask("model-versions/get", uri, name=parts["name"], version=parts["version"])
+        found = answer["model_version"]
+        number = str(found["version"])
+        if found.get("status", "READY") != "READY":
+            raise ArtifactError(
+                f"{uri} is version {number}, which is {found['status']}. Start it again when it is READY."
+            )
+        told = self._ask("model-versions/get-download-uri", uri, name=parts["name"], version=number)
+        inside = f"/{parts['inside']}" if parts["inside"] else ""
+        return Version(
+            says=f"models:/{parts['name']}/{number}{inside}",
+            location=self._location(told["artifact_uri"], uri).rstrip("/") + inside,
+            key=[self._url, parts["name"], number, str(found.get("creation_timestamp", "")), inside],
+        )
+
+    def _location(self, uri: str, asked: str) -> str:
+        """Where the files lie: what MLflow names by a run or a logged model is looked up."""
+        if uri.startswith("runs:/"):
+            run, _, inside = uri.removeprefix("runs:/").partition("/")
+            info = self._ask("runs/get", asked, run_id=run)["run"]["info"]
+            return f"{info['artifact_uri'].rstrip('/')}/{inside}"
+        if uri.startswith("models:/m-"):
+            model, _, inside = uri.removeprefix("models:/").partition("/")
+            info = self._ask(f"logged-models/{quote(model)}", asked)["model"]["info"]
+            return f"{info['artifact_uri'].rstrip('/')}/{inside}"
+        if uri.startswith(f"{self._url}{PROXY}/"):
+            return f"mlflow-artifacts:/{unquote(uri.removeprefix(f'{self._url}{PROXY}/'))}"
+        azure = re.fullmatch(r"(?:wasbs?|abfss?)://([^@/]+)@[^/]+/?(.*)", uri)
+        if azure:  # the account comes from the environment, as of any az://
+            return f"az://{azure[1]}/{azure[2]}"
+        if uri.startswith("file://"):
+            return unquote(urlsplit(uri).path)
+        if uri.startswith(("s3://", "gs://", "mlflow-artifacts:/", "/")):
+            return uri
+        raise ArtifactError(
+            f"{asked} lies at {uri}, which cannot be read from here. Valid are s3://, gs://, abfss://, wasbs://, a path of "
+            "this machine, and what the server itself hands out (mlflow server --serve-artifacts)."
+        )
+
+    def copy(self, location: str, target: Path) -> None:
+        """Copy a file or folder that the server hands out, or that lies on this machine. Raises as `resolve`, and OSError."""
+        if not location.startswith("mlflow-artifacts:"):
+            if not Path(location).exists():
+                raise ArtifactError(f"There is no {location} on this machine: the registry names a path of its own.")
+            (shutil.copytree if Path(location).is_dir() else shutil.copyfile)(location, target)
+            return
+        path = urlsplit(location).path.lstrip("/")
+        files = [*self._below(path)]
+        for inside in files or [""]:
+            file = target / inside if inside else target
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._download(f"{path}/{inside}".rstrip("/"), file)
+
+    def _below(self, path: str, inside: str = "") -> Iterator[str]:
+        answer = self._get(PROXY, path, params={"path": f"{path}/{inside}".rstrip("/")}).json()
+        for one in answer.get("files", []):
+            name = PurePosixPath(one["path"]).name
+            if not name or name == "..":
+                continue
+            if one.get("is_dir"):
+                yield from self._below(path, f"{inside}{name}/")
+            else:
+                yield f"{inside}{name}"
+
+    def _download(self, path: str, file: Path) -> None:
+        url = f"{self._url}{PROXY}/{quote(path)}"
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                with self._http.stream("GET", url) as answer, file.open("wb") as stream:
+                    if answer.status_code == httpx.codes.OK:
+                        for piece in answer.iter_bytes(PIECE):
+                            stream.write(piece)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                        return
+                    answer.read()
+                    refused = answer
+            except httpx.HTTPError as error:
+                self._wait(left, path, f"{type(error).__name__}: {error}", error)
+                continue
+            if refused.status_code not in AGAIN:
+                raise self._told(path, refused)
+            self._wait(left, path, f"it answers {refused.status_code}")
+
+    def _ask(self, what: str, asked: str, **params: str) -> Any:
+        try:
+            return self._get(f"/api/2.0/mlflow/{what}", asked, params=params).json()
+        except ValueError as error:
+            raise StorageError(f"{asked} cannot be asked for: {self._shown} is no MLflow server.") from error
+
+    def _get(self, path: str, asked: str, *, params: dict[str, str]) -> httpx.Response:
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                answer = self._http.get(self._url + path, params=params)
+            except httpx.HTTPError as error:
+                self._wait(left, asked, f"{type(error).__name__}: {error}", error)
+                continue
+            if answer.status_code == httpx.codes.OK:
+                return answer
+            if answer.status_code not in AGAIN:
+                raise self._told(asked, answer)
+            self._wait(left, asked, f"it answers {answer.status_code}")
+        raise AssertionError
+
+    def _wait(self, left: int, asked: str, why: str, cause: BaseException | None = None) -> None:
+        """Before the next try. Raises StorageError after the last."""
+        if not left:
+            raise StorageError(
+                f"{asked} cannot be asked for: the MLflow server {self._shown} does not answer, in {TRIES} tries ({why}). "
+                "Start it, or mend MLFLOW_TRACKING_URI."
+            ) from cause
+        time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** (TRIES - 1 - left))))
+
+    def _told(self, asked: str, answer: httpx.Response) -> Exception:
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            return StorageError(
+                f"{asked} cannot be asked for: the MLflow server {self._shown} refuses these credentials "
+                f"({answer.status_code}). See MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+            )
+        try:
+            says = str(answer.json()["message"])
+        except (ValueError, KeyError, TypeError):
+            return StorageError(
+                f"{asked} cannot be asked for: {self._shown} answers {answer.status_code}, as no MLflow server does. Mend "
+                "MLFLOW_TRACKING_URI."
+            )
+        return ArtifactError(
+            f"The MLflow server {self._shown} has no {asked}: {says.rstrip('.')}. Register it or set the alias, or mend "
+            "artifacts= in the model file."
+        )
+
+    @property
+    def _shown(self) -> str:
+        """Without what may be a password."""
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
