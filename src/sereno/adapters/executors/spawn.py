@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from sereno.adapters.executors.quota import cores_of_quota
 from sereno.config import find_home
 
 THREAD_VARIABLES = (
@@ -22,8 +23,9 @@ THREAD_VARIABLES = (
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The cores that this process may use, or as many as it may use the time of."""
+    ours = len(os.sched_getaffinity(0))
+    return min(ours, cores_of_quota() or ours)
 
 
 def threads_each(workers: int) -> int:
