@@ -1,4 +1,5 @@
-"""The job of docs/deploy_platforms.md: a run in a container of which nothing stays, stopped and started as platforms do it."""
+"""Where docs/deploy_platforms.md needs an object store: a run in a container of which nothing stays, stopped and started as
+platforms do it; and artefacts from where Vertex AI says."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from sereno.object_path import ObjectPath
-from tests.acceptance.containers import Container, as_first_process, until, values_of
+from tests.acceptance.containers import MODEL as SERVED
+from tests.acceptance.containers import Container, as_first_process, free_port, until, values_of
 from tests.objects import S3Server, s3_server
 
 PAGE = (Path(__file__).parents[3] / "docs" / "deploy_platforms.md").read_text(encoding="utf-8")
@@ -111,6 +114,26 @@ def test_a_job_that_is_stopped_and_started_again_and_started_twice(s3: S3Server,
 
     (version,) = asked(tmp_path / "again", variables, "versions", "churn")
     assert (version["version"], version["rows"], version["in_service"]) == (1, ROWS, True)
+
+
+def test_artefacts_from_where_vertex_ai_says(s3: S3Server, tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    source = re.sub(r"^model = .*\n", lambda _: block, SERVED, flags=re.MULTILINE)
+    source = source.replace("def load():", "def load(weight: Path):\n    return float(weight.read_text())\n")
+    source = source.replace('row["age"] / 100', 'row["age"] * loaded')
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "churn.py").write_text(source)
+    storage = f"s3://{s3.make_bucket()}/models/17"
+    with s3.reached():
+        ObjectPath.of(f"{storage}/weight.txt").write_bytes(b"0.02")
+    port = free_port()
+    variables = {"AIP_HTTP_PORT": str(port), "AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/healthy"}
+    variables |= s3.environment | {"AIP_STORAGE_URI": storage}
+    words = ["serve", "churn.py", "--no-auth", "--tls-terminated-upstream"]
+    with Container(tmp_path / "image", words, variables, port=port, kill_seconds=30) as container:
+        container.wait_for("/healthy", timeout=10)
+        reply = httpx.post(f"{container.url}/predict", json={"instances": [{"age": 25, "spend": None}]}, timeout=60)
+        assert reply.json() == {"predictions": [{"probability": 0.5}]}
 
 
 def asked(folder: Path, variables: dict[str, str], *arguments: str) -> Any:
