@@ -1,4 +1,5 @@
-"""Lookups in the cloud: runs publish to a bucket, and a server in a pod of its own answers from its copy of the index."""
+"""Serving in the cloud: runs publish to a bucket; a server in a pod of its own answers from its copy of the index, and leaves
+what it answered in the bucket."""
 
 from __future__ import annotations
 
@@ -11,15 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
+from sereno.answers.read import Wanted, find_answers
 from sereno.places import ObjectPath
 from tests.acceptance.project import Project
 from tests.acceptance.server import Server
 from tests.objects import S3Server, s3_server
 
 
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3Server]:
-    with s3_server(tmp_path / "s3") as server:
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
@@ -37,6 +39,7 @@ class Cloud:
         folder.mkdir()
         project = Project.new(folder)
         project.variables = self.variables
+        project.within = True
         return project
 
     def publish(self, weight: int, *options: str) -> Any:
@@ -54,6 +57,28 @@ class Cloud:
 
 def score(server: Server, key: int = 4) -> Any:
     return httpx.get(f"{server.url}/models/total/predictions/{key}", timeout=10).json()
+
+
+def test_a_pod_that_ends_leaves_its_answers_in_the_bucket(s3: S3Server, tmp_path: Path) -> None:
+    cloud = Cloud(s3, tmp_path)
+    names = ("one", "two")
+    with cloud.server(cloud.pod("one")) as one, cloud.server(cloud.pod("two")) as two:
+        for number in range(6):
+            server = (one, two)[number % 2]
+            asked = {"id": number, "x": number / 8}
+            assert httpx.post(f"{server.url}/predict", json=asked, timeout=10).json() == {"y": number / 4}
+    for name in names:  # their disks do not last
+        shutil.rmtree(tmp_path / name)
+    with s3.reached():
+        found = find_answers(tmp_path / "desk", "total", Wanted(), ObjectPath.of(cloud.storage))
+    assert sorted(found.column("y").to_pylist()) == [number / 4 for number in range(6)]
+    desk = cloud.pod("desk")
+    assert len(desk.json("log", "total")) == 6
+    assert desk.json("log", "total", "--erase", "3") == {"erased": 1}
+    assert len(desk.json("log", "total")) == 5
+
+
+# The last one: it leaves no store
 
 
 def test_a_pod_answers_from_what_another_has_published(s3: S3Server, tmp_path: Path) -> None:
