@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import re
 import signal
 import threading
@@ -133,8 +134,13 @@ def test_what_is_said_where_the_command_is_typed_is_not_in_the_image(project: Pr
 
 
 def test_pods_and_image_agree() -> None:
-    """On the folder that is written to, which the image makes for its user."""
+    """On the folder that is written to; that arguments are Sereno's; and that the user is a number, which is not root's."""
     assert kubernetes.HOME == docker.HOME
+    dockerfile = (ROOT / "src/sereno/deploy/templates/docker/Dockerfile").read_text()
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", dockerfile, re.MULTILINE)
+    assert json.loads(entry)[1:] == ["-P", "-m", "sereno"]
+    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["${uid}:${uid}"]
+    assert docker.UID > 0
 
 
 @pytest.mark.parametrize(
