@@ -7,6 +7,9 @@ import json
 import logging
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,8 @@ from sereno.serve.processes.watching_objects import ObjectWatch
 from sereno.snapshots import State
 from tests.contract.lookup_stores import ALL, MODEL, Table, answer, scores
 from tests.objects import S3Server
+
+ROOT = Path(__file__).parents[2]
 
 
 class Pods:
@@ -477,6 +482,50 @@ def test_the_condition_keeps_two_apart_that_both_have_the_lock(pods: Pods, monke
         run.follow(pods.table.state, ALL)
     pods["pod"].fetch()
     assert served(pods["pod"]) == 1
+
+
+FOLLOW = """
+import sys
+from pathlib import Path
+from sereno.adapters.lookup_objects import LookupObjects
+from sereno.places import ObjectPath
+from sereno.snapshots import SnapshotStore
+home, table, model, place = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], ObjectPath.of(sys.argv[4])
+LookupObjects(home, model, place, table).follow(SnapshotStore(table, model).state(), frozenset({2, 3}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "then"),
+    [
+        ("lookup_build", 2),
+        ("lookup_built", 2),
+        ("lookup_manifest", 2),
+        ("lookup_swap_before", 2),
+        ("lookup_swapped", 3),
+        ("lookup_removed", 3),
+    ],
+)
+def test_killed_anywhere(point: str, then: int, pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup_objects, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 0.3)
+    for _ in range(2):
+        pods.publish()
+    pod = pods["pod"]
+    pod.fetch()
+    pods.table.publish()
+    env = os.environ | {"SERENO_TESTING": "1", "SERENO_FAILPOINT": f"{point}:kill"}
+    command = [sys.executable, "-c", FOLLOW, str(tmp_path / "run"), str(pods.table.home), MODEL, str(pods.place)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pod.fetch()
+    assert served(pod) == then
+    pods["other"].follow(pods.table.state, frozenset({2, 3}))
+    pod.fetch()
+    assert served(pod) == 3
+    told = json.loads((pod.folder / "served.json").read_bytes())
+    assert sorted(packed["number"] for packed in told["indexes"].values()) == [2, 3]
+    assert {path.name for path in pods.objects} == {packed["object"] for packed in told["indexes"].values()}
 
 
 # Parts in the bucket
