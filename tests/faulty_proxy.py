@@ -32,6 +32,7 @@ Fault = Literal[
     "skewed",  # 403: the clock
     "elsewhere",  # 301: the bucket is in another region
     "500-after",  # done, and an error all the same
+    "forgotten",  # 404: an upload in parts is not known (any more)
 ]
 PASSING: tuple[Fault, ...] = (  # what a client gets over by trying again
     *("500", "503", "slow-down", "silent", "silent-after", "reset", "reset-after"),
@@ -42,6 +43,7 @@ ANSWERS: dict[Fault, tuple[str, str]] = {
     "500": ("500 Internal Server Error", "InternalError"),
     "500-after": ("500 Internal Server Error", "InternalError"),
     "503": ("503 Service Unavailable", ""),
+    "forgotten": ("404 Not Found", "NoSuchUpload"),
     "slow-down": ("503 Slow Down", "SlowDown"),
     "conflict": ("409 Conflict", "ConditionalRequestConflict"),
     "refused": ("412 Precondition Failed", "PreconditionFailed"),
