@@ -9,6 +9,7 @@ python -m benchmarks load      campaigns against the server: too much to do, slo
 python -m benchmarks operate   how long callers of the API wait while a run of `sereno up` takes all that it may
 python -m benchmarks ledger    what the ledger of 1,000 models and a year of nights costs
 python -m benchmarks cluster   Sereno's executors, ray.data and Spark with MLflow's UDF on many rows, start-up told apart
+python -m benchmarks cold-start  a pod with an empty disk: index fetched from a bucket, model loaded, first answer
 python -m benchmarks scale     what many tasks, files and parts cost the process that drives a run; placement simulated
 """
 
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cluster, operate_api, operate_ledger, prepare, report
+from benchmarks import cluster, cold_start, operate_api, operate_ledger, prepare, report
 from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, ROUNDS, SECONDS, live
 from benchmarks.load import CAMPAIGNS, load
@@ -219,6 +220,7 @@ def main() -> None:
     options.add_argument("campaigns", nargs="*", choices=[*CAMPAIGNS, []], metavar="CAMPAIGN", help=f"of {every} (all)")
     options.add_argument("--seconds", type=int, help="shorter than the campaign is meant to be, for a try")
     options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
+    cold_start.options(commands.add_parser("cold-start", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_ledger.options(commands.add_parser("ledger", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_api.options(commands.add_parser("operate", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     cluster.options(commands.add_parser("cluster", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
