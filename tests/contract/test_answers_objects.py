@@ -28,6 +28,7 @@ from sereno.places import ObjectPath
 from tests.answers import expected, keep
 
 ROOT = Path(__file__).parents[2]
+SOAK = pytest.mark.soak
 
 
 def rows(storage: ObjectPath) -> list[dict[str, Any]]:
@@ -117,7 +118,13 @@ Compactor(Path(sys.argv[1]), "shop", ObjectPath.of(sys.argv[2])).compact()
 
 @pytest.mark.parametrize(
     "point",
-    ["answers_pending", "answers_part", "answers_commit_before", "answers_commit_after", "answers_segment_removed"],
+    [
+        pytest.param("answers_pending", marks=SOAK),
+        pytest.param("answers_part", marks=SOAK),
+        "answers_commit_before",
+        "answers_commit_after",
+        pytest.param("answers_segment_removed", marks=SOAK),
+    ],
 )
 def test_killed_anywhere(point: str, tmp_path: Path, storage: ObjectPath) -> None:
     keep(tmp_path, range(4))

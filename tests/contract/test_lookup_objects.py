@@ -33,6 +33,7 @@ from tests.contract.lookup_stores import ALL, MODEL, Table, answer, scores
 from tests.objects import S3Server
 
 ROOT = Path(__file__).parents[2]
+SOAK = pytest.mark.soak  # the same over a folder is in test_lookup_folder
 
 
 class Pods:
@@ -498,12 +499,12 @@ LookupObjects(home, model, place, table).follow(SnapshotStore(table, model).stat
 @pytest.mark.parametrize(
     ("point", "then"),
     [
-        ("lookup_build", 2),
-        ("lookup_built", 2),
-        ("lookup_manifest", 2),
+        pytest.param("lookup_build", 2, marks=SOAK),
+        pytest.param("lookup_built", 2, marks=SOAK),
+        pytest.param("lookup_manifest", 2, marks=SOAK),
         ("lookup_swap_before", 2),
         ("lookup_swapped", 3),
-        ("lookup_removed", 3),
+        pytest.param("lookup_removed", 3, marks=SOAK),
     ],
 )
 def test_killed_anywhere(point: str, then: int, pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
