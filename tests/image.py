@@ -128,6 +128,7 @@ class Builder:
 
     def __init__(self, place: Path, holder: int) -> None:
         self.place = place
+        self.secrets: dict[str, Path] = {}  # by id
         self._holder = holder
         self._count = 0
 
@@ -207,7 +208,14 @@ class Builder:
         self._run(["env", f"--chdir={folder}", "cp", "-a", "--parents", *names, there])
 
     def _do(self, stage: Stage, rest: str) -> None:
-        rest = re.sub(r"--mount=type=secret\S+ ", "", rest)  # none is given
+        if mounted := re.match(r"--mount=type=secret,id=(\w+),target=(\S+) +", rest):
+            rest = rest[mounted.end() :]
+            if mounted[1] in self.secrets:
+                target = f"{stage.place}/root{mounted[2]}"
+                self._run(["cp", str(self.secrets[mounted[1]]), target])
+                self._do(stage, rest)
+                self._run(["rm", target])
+                return
         command = json.loads(rest) if rest.startswith("[") else ["/bin/sh", "-c", rest]
         uid, gid = stage.user.split(":")
         rights = ["setpriv", "--reuid", uid, "--regid", gid, "--clear-groups"]

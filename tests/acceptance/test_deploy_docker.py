@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +21,7 @@ import pytest
 
 from tests import image
 from tests.acceptance.project import DAY, MODEL, Project
-from tests.image import Builder, Container, Stage
+from tests.image import Base, Builder, Container, Stage
 
 ROOT = Path(__file__).parents[2]
 WHY_NOT = image.missing()
@@ -193,3 +195,80 @@ def test_what_is_not_mounted_is_told(builder: Builder, stage: Stage) -> None:
     assert code == 0, errors
     assert "The answers of total cannot be written: the file system is read-only (/var/lib/sereno/.sereno)" in errors
     assert "Traceback" not in errors
+
+
+@NEEDS_NAMESPACES
+def test_a_package_that_is_another_one_ends_the_build(builder: Builder, project: Project, tmp_path: Path) -> None:
+    other = project.copy(tmp_path / "bank")
+    text = (other.folder / "requirements.txt").read_text()
+    other.write("requirements.txt", re.sub("sha256:[0-9a-f]{64}", "sha256:" + "0" * 64, text))
+    with pytest.raises(AssertionError, match="THESE PACKAGES DO NOT MATCH THE HASHES"):
+        builder.build(other.folder, image.machine())
+
+
+@pytest.mark.soak
+@NEEDS_NAMESPACES
+@pytest.mark.skipif(shutil.which("debootstrap") is None, reason="debootstrap is not installed")
+def test_an_image_of_debian_with_packages_of_an_index(
+    builder: Builder, project: Project, home: Path, tmp_path: Path
+) -> None:
+    """Nothing of this machine: a Debian that debootstrap fetches, its Python, and what the page says to lock, installed by pip."""
+    debian = tmp_path / "debian"
+    packages = "ca-certificates,python3,python3-pip,python3-venv"
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", debian],
+        check=True,
+        capture_output=True,
+    )
+    (debian / "usr" / "local" / "bin" / "python").symlink_to("/usr/bin/python3")  # as images of Python call it
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin"}
+    if certificate := os.environ.get("PIP_CERT"):  # of whoever stands before the index here
+        environment["PIP_CERT"] = "/etc/ssl/certs/index.pem"
+        shutil.copy(certificate, debian / "etc" / "ssl" / "certs" / "index.pem")
+    builder.secrets["pip"] = pip_settings(tmp_path / "pip.conf")
+
+    own = project.copy(tmp_path / "bank")
+    own.write("requirements.in", "sereno\n")
+    lock = [
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--generate-hashes",
+        "--python-version",
+        "3.11",
+        "--find-links",
+        "wheels",
+    ]
+    subprocess.run(
+        [*lock, "requirements.in", "--output-file", "requirements.txt"],
+        cwd=own.folder,
+        check=True,
+        env={**os.environ, "PATH": f"{ROOT}/.tools/bin:{os.environ['PATH']}"},
+    )
+    (own.folder / "Dockerfile").unlink()
+    said = own.sereno("deploy", "docker", "--base", "python:3.11-slim-bookworm").stdout
+    assert "WARNING" not in said
+    stage = builder.build(own.folder, Base(folder=debian, environment=environment))
+
+    port = free_port()
+    volumes = {home: "/var/lib/sereno", own.folder / "input": "/app/input"}
+    with builder.run(stage, "run", "total", "--date", DAY, "--json", volumes=volumes) as container:
+        code, out, errors = ended(container)
+    assert (code, json.loads(out)["state"]) == (0, "published"), errors
+    with builder.run(stage, volumes=volumes, variables={**OPEN, "PORT": str(port)}) as container:
+        until_ready(port, container)
+        assert b'"y":3.0' in ask(port, "/predict", {"x": 1.5})
+        assert container.health().returncode == 0
+        container.stop(signal.SIGTERM)
+        assert ended(container)[0] == 0
+
+
+def pip_settings(file: Path) -> Path:
+    """Those of this machine, for the secret of a build."""
+    listed = subprocess.run(
+        [ROOT / ".tools" / "bin" / "python", "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.findall(r"^global\.([\w-]+)='(.*)'$", listed, re.MULTILINE)
+    file.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in found if "cert" not in name)]))
+    return file
