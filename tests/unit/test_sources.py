@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sereno import Interval
+from sereno.cli.named import from_here
 from sereno.config import Settings, Value
 from sereno.exceptions import SettingsError, SourceError
 from sereno.sources import (
@@ -124,6 +125,13 @@ def test_a_url_is_as_it_stands_and_none_of_another_kind(tmp_path: Path) -> None:
         fill_path("ftp://a", {}, settings, tmp_path, "'models.m.ready'")
     with pytest.raises(SettingsError, match=r"The source 's3:///a' cannot be read: s3://… needs the name of a bucket"):
         fill_path("s3:///a", {}, settings, tmp_path)
+
+
+def test_what_the_command_line_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_here("in/a.csv") == f"{tmp_path}/in/a.csv"
+    for source in ("s3://bank/in", "{warehouse}/in", "select 1", "/in"):
+        assert from_here(source) == source
 
 
 @pytest.mark.parametrize(
