@@ -23,7 +23,7 @@ INSTALLED = "/opt/sereno"  # where this checkout lies within: services see no /t
 PYTHON = sys.executable
 SPY = """
 from pathlib import Path
-for place in ("predictions/x", ".sereno/x", "total.py", "/etc/x", "/root/x", "/usr/x"):
+for place in ("predictions/x", "answers/x", ".sereno/x", "total.py", "/etc/x", "/root/x", "/usr/x"):
     try:
         Path(place).write_text("x")
         print(place, "written")
@@ -64,7 +64,7 @@ def units_of(project: Project, *options: str) -> dict[str, str]:
 
 def give_away(project: Project) -> None:
     """As the steps say that are printed: what the service writes is its user's."""
-    for name in ("predictions", "exports", ".sereno"):
+    for name in ("predictions", "exports", "answers", ".sereno"):
         shutil.rmtree(project.folder / name, ignore_errors=True)
         (project.folder / name).mkdir()
         shutil.chown(project.folder / name, "daemon", "daemon")
@@ -104,11 +104,14 @@ def test_the_service_runs_and_may_do_nothing_else(project: Project, tmp_path: Pa
         said = dict(
             line.split(" ", 1)
             for line in booted.journal("spy.service").splitlines()
-            if line.startswith(("/", ".", "p", "t"))
+            if line.startswith(("/", ".", "a", "p", "t"))
         )
         denied = "Read-only file system"
-        assert {name: said[name] for name in ("predictions/x", ".sereno/x", "total.py", "/etc/x", "/usr/x")} == {
+        assert {
+            name: said[name] for name in ("predictions/x", "answers/x", ".sereno/x", "total.py", "/etc/x", "/usr/x")
+        } == {
             "predictions/x": "written",
+            "answers/x": "written",
             ".sereno/x": "written",
             "total.py": denied,
             "/etc/x": denied,

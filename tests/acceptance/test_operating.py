@@ -35,6 +35,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.within = True
     project.variables = {"SERENO_WORKERS": "1"}
     project.write("sereno.toml", '[models.total]\nfile = "total.py"\n')
+    project.write(
+        "answers/total/_delta_log/00000000000000000000.json", "{}"
+    )  # that it is in the copy is all that is asked
     for night, day in enumerate((DAY, NEXT_DAY)):
         project.rows(day, 100 + night)
         project.run(day)
@@ -63,6 +66,7 @@ def test_a_backup_is_restored(nights: Project, tmp_path: Path, place: str, has_l
     )  # a held night is not well
     as_written(script, restored.folder, backup)
 
+    assert (restored.folder / "answers" / "total" / "_delta_log" / "00000000000000000000.json").is_file()
     assert [v["version"] for v in restored.json("versions", "total") if v["in_service"]] == [2]
     states = {run["data_date"]: run["state"] for run in restored.json("runs", "total")}
     assert states == {DAY: "published", NEXT_DAY: "published", THIRD_DAY: "held"}

@@ -93,7 +93,7 @@ def test_services_are_hardened(server: Server, tmp_path: Path) -> None:
 def test_the_model_files_cannot_be_written(server: Server, tmp_path: Path) -> None:
     unit = server.units()["bank.service"]
     (writes,) = [line for line in unit.splitlines() if line.startswith("ReadWritePaths=")]
-    assert writes == f"ReadWritePaths={tmp_path}/predictions {tmp_path}/exports {tmp_path}/.sereno"
+    assert writes == f"ReadWritePaths={tmp_path}/predictions {tmp_path}/exports {tmp_path}/answers {tmp_path}/.sereno"
     assert "ProtectSystem=strict" in unit
 
 

@@ -99,7 +99,7 @@ class Server:
     @property
     def written(self) -> list[Path]:
         """What the services may write: not the model files, which are code."""
-        return [self.home / name for name in ("predictions", "exports", ".sereno")]
+        return [self.home / name for name in ("predictions", "exports", "answers", ".sereno")]
 
     @property
     def _protect_home(self) -> str:

@@ -276,7 +276,7 @@ class Fleet:
             if refused:
                 self._note(f"{refused} {len(names) - done - 1} other servers were not told to read them.")
                 return
-        self._note(f"{len(names)} servers have read their files again.")
+        self._note(f"{len(names)} server{'s have' if len(names) > 1 else ' has'} read their files again.")
 
     def _reloaded(self, name: Name, before: Status) -> Generator[None, None, str]:
         """Wait until it has read its files: why the others are not told to; empty: they are."""
