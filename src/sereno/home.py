@@ -26,7 +26,7 @@ from sereno.exceptions import (
 from sereno.interfaces import Export, RunLedger
 from sereno.ledger import Lease, lease_name, open_ledger
 from sereno.lookup.pointer import lookup_folder
-from sereno.lookup.where import Where, few, objects_of, redis_of, where_of
+from sereno.lookup.where import Where, few, lookup_home, objects_of, redis_of, where_of
 from sereno.places import Place, write_place
 from sereno.predictions import find_reject, find_row
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
@@ -50,6 +50,7 @@ class Home:
     def __init__(self, settings: Settings, name: str, chosen: ModelSettings | None = None) -> None:
         self.path = settings.home.resolve()  # one spelling, so that paths that were written down compare
         self.root: Place = settings.root.resolve()
+        self.lookups = lookup_home(settings)
         self.name = name
         self.chosen = chosen or settings.model(name, {})
         self.store = SnapshotStore(self.root, name, partial(self._across, "publish"), self.path)
@@ -86,7 +87,7 @@ class Home:
     def is_looked_up(self) -> bool:
         """Whether the index of lookups is to follow the table here: a server asked for it by its folder, or a setting."""
         if self.chosen.lookup == "auto":
-            return lookup_folder(self.path, self.name).is_dir()
+            return lookup_folder(self.lookups, self.name).is_dir()
         return self.chosen.lookup == "required"
 
     def follow(self, *, succeeded: bool = False, due_at: datetime | None = None) -> None:
@@ -126,10 +127,10 @@ class Home:
         is_shared = self.settings.lookup_store is not None
         if is_shared:
             followers.append(("lookup", partial(self._follow_shared, state, indexed)))
-        if (self.is_looked_up and not is_shared) or lookup_folder(self.path, self.name).is_dir():
+        if (self.is_looked_up and not is_shared) or lookup_folder(self.lookups, self.name).is_dir():
             from sereno.adapters.lookup_folder import LookupFolder
 
-            lookups = LookupFolder(self.path, self.name)
+            lookups = LookupFolder(self.lookups, self.name)
             # what is not in service is left to a server, so that nobody waits for it here, unless there may be none
             most = None if self.chosen.lookup == "required" else 0
             if self.is_looked_up and not is_shared:

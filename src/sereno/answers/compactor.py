@@ -1,13 +1,13 @@
 """The compactor: a process beside the server that puts finished segments into their tables. One for each home.
 
-    python -m sereno.answers.compactor HOME [--days MODEL=N]… [--storage URL]
+    python -m sereno.answers.compactor HOME [--days MODEL=N]… [--storage PLACE]
 
 It waits and looks; each pass over a model is a process of its own (`--once MODEL`), so that nothing heavy stays in the
 memory, and a model whose pass dies keeps no other from its own. `--days`: how long a model's answers are kept; without it,
 as long as a server of this home last said, else for ever. It ends by SIGTERM, or when the process that started it is gone
 (`--parent`: its number, as it may be gone before this one can ask); a second one waits until the first has ended.
 
-`--storage`: below which the tables lie, in an object store. This machine's disk need not last then: so at its end it waits
+`--storage`: below which the tables lie, in an object store, say. This machine's disk need not last then: so at its end it waits
 until the workers have handed over what they have, and puts that into the tables.
 """
 
@@ -78,7 +78,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("home", type=Path, metavar="HOME")
     parser.add_argument("--days", type=_days, action="append", default=[], metavar="MODEL=N")
     parser.add_argument("--parent", type=int, default=os.getppid(), metavar="PID")
-    parser.add_argument("--storage", default="", metavar="URL", help="below which the tables lie, if not below HOME")
+    parser.add_argument("--storage", default="", metavar="PLACE", help="below which the tables lie, if not below HOME")
     parser.add_argument("--once", metavar="MODEL", help="one pass over this model")
     parser.add_argument("--every", type=float, default=SEGMENT_SECONDS, metavar="SECONDS")
     parser.add_argument("--bytes", type=int, default=SEGMENT_BYTES, metavar="N")
@@ -97,11 +97,11 @@ def _pass(home: Path, model: str, days: int | None, storage: str) -> int:
 
     from sereno.answers.compact import Compactor
     from sereno.exceptions import SerenoError
-    from sereno.places import ObjectPath
+    from sereno.places import place_of
 
     gc.disable()  # it would walk through the rows again and again, and there is nothing to be found
     try:
-        compactor = Compactor(home, model, ObjectPath.of(storage) if storage else None)
+        compactor = Compactor(home, model, place_of(storage) if storage else None)
         compactor.compact(days=days_kept(compactor.segments) if days is None else days)
     except SerenoError as error:
         LOG.error("%s", error)

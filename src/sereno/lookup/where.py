@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sereno.places import SCHEMES, ObjectPath
+from sereno.places import SCHEMES, ObjectPath, Place, place_of
 
 if TYPE_CHECKING:
     from sereno.adapters.lookup_objects import LookupObjects
@@ -30,7 +30,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     address: str  # may hold a password; of an object store, its URL
     prefix: str  # of names in a server
     versions: int  # of which a server has an index
-    storage: str = ""  # the URL below which the table lies; empty: below the home
+    storage: str = ""  # the place below which the table lies; empty: below the home
 
     @property
     def is_objects(self) -> bool:
@@ -38,9 +38,9 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
         return self.address.partition("://")[0] in SCHEMES
 
     @property
-    def root(self) -> ObjectPath | None:
+    def root(self) -> Place | None:
         """Below which the table lies, if not below the home."""
-        return ObjectPath.of(self.storage) if self.storage else None
+        return place_of(self.storage) if self.storage else None
 
     def __repr__(self) -> str:
         return f"Where(prefix={self.prefix!r}, versions={self.versions!r})"
@@ -52,12 +52,17 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
 
 def where_of(settings: Settings) -> Where | None:
     """None: in the home's folder."""
-    storage = str(settings.storage) if isinstance(settings.storage, ObjectPath) else ""
-    address = settings.lookup_store or storage
+    storage = str(settings.storage.resolve()) if settings.storage is not None else ""
+    address = settings.lookup_store or (storage if isinstance(settings.storage, ObjectPath) else "")
     if not address:
         return None
     prefix, versions = settings.lookup_prefix, settings.lookup_versions
     return Where(address=address, prefix=prefix, versions=versions, storage=storage)
+
+
+def lookup_home(settings: Settings) -> Path:
+    """Below which lookups lie that are kept in a folder: with the table, if that is in one."""
+    return settings.root.resolve() if isinstance(settings.root, Path) else settings.home.resolve()
 
 
 def where_told(environ: Mapping[str, str] = os.environ) -> Where | None:

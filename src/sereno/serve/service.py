@@ -20,7 +20,7 @@ from sereno.exceptions import ModelFileError, SettingsError
 from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
 from sereno.lookup.keys import KeyCodec
-from sereno.lookup.where import Where, open_store, where_of
+from sereno.lookup.where import Where, lookup_home, open_store, where_of
 from sereno.model import Model
 from sereno.scoring import open_scorer
 from sereno.serve.burst import Bursts
@@ -277,7 +277,7 @@ def open_live(model: Model, settings: Settings, server: Settings, metrics: Metri
         fetch=Fetch(model, settings) if model.fetch_function is not None else None,
     )
     if mine.lookup != "off":
-        live.lookup = open_lookup(live, settings, settings.home.resolve(), metrics, slot, where_of(settings))
+        live.lookup = open_lookup(live, settings, lookup_home(settings), metrics, slot, where_of(settings))
     return live
 
 

@@ -78,6 +78,25 @@ def test_a_pod_that_ends_leaves_its_answers_in_the_bucket(s3: S3Server, tmp_path
     assert len(desk.json("log", "total")) == 5
 
 
+def test_a_storage_that_is_a_folder(tmp_path: Path) -> None:
+    """The home and what lasts lie apart: lookups are with the table, and answers go there."""
+    home, storage = tmp_path / "home", tmp_path / "disk"
+    home.mkdir()
+    project = Project.new(home)
+    project.variables, project.within = {"SERENO_STORAGE": str(storage)}, True
+    project.rows("2026-05-01", 5)
+    with Server(home, "total.py", **project.variables) as server:
+        assert httpx.post(f"{server.url}/predict", json={"id": 1, "x": 1.5}, timeout=10).json() == {"y": 3.0}
+        project.run("2026-05-01")
+        server.until(lambda: score(server).get("version") == 1, "follow")
+        assert score(server)["prediction"] == {"y": 1.0}
+    assert project.json("log", "total", "--compact")["answers"] + len(project.json("log", "total")) >= 1
+    assert (storage / "answers" / "total" / "_delta_log").is_dir()
+    assert (storage / ".sereno" / "lookup" / "total" / "served.json").exists()
+    assert (storage / "exports" / "total" / "parquet" / "latest").exists()
+    assert not (home / "predictions").exists()
+
+
 # The last one: it leaves no store
 
 

@@ -310,8 +310,8 @@ class LookupRedis(Following):
 
     def _has_moved_on(self, pointer: Pointer | None) -> bool:
         """Whether the table is another than that which was followed, or was committed to since."""
-        if isinstance(self.log, Path):
-            return has_moved_on(self.home, self.model, pointer)
+        if isinstance(self._root, Path):
+            return has_moved_on(self._root, self.model, pointer)
         now = time.monotonic()
         if self._moved_on is None or self._moved_on[0] != pointer or now - self._moved_on[2] > LOOK_SECONDS:
             try:
@@ -366,14 +366,14 @@ class LookupRedis(Following):
         """What there is to do for whoever follows the table; None: nothing."""
         catalogue = self._read()
         pointer = catalogue.pointer if catalogue is not None else None
-        if self._is_behind(catalogue) and not isinstance(self.log, Path):
+        if self._is_behind(catalogue):
+            if isinstance(self._root, Path):
+                return work_of(self._root, self.model, None)
             version = pointer.table_version if pointer is not None else -1
             return Work((version, self._commit_time(version + 1)), ())
-        if self._is_behind(catalogue):
-            return work_of(self.home, self.model, None)
         if catalogue is None or pointer is None or not self._is_of_here(catalogue):
             return None
-        return work_of(self.home, self.model, pointer)
+        return work_of(self.home, self.model, pointer)  # which looks at the pointer alone
 
     def is_followed(self) -> bool:
         """Whether somebody is at it."""

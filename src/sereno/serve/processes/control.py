@@ -61,8 +61,9 @@ class Served(msgspec.Struct, kw_only=True):
     tries: str  # a curl line, with URL in place of the server's; empty where it would be long
     home: str
     log_days: int | None  # how long its answers are kept; None: they are not logged
-    storage: str = ""  # below which their table lies, in an object store; empty: below the home
+    storage: str = ""  # below which their table lies; empty: below the home
     is_looked_up: bool  # its published predictions can be asked for by key
+    lookup_home: str = ""  # below which the folder of its lookups is; empty: below the home
     where: Where | None = None  # they are kept, if not in the home's folder
     awaits_run: bool = False  # but there are none yet, so whoever asks gets 503
 

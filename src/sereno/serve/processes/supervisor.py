@@ -211,7 +211,7 @@ class Supervisor:
         self._models = models
         self._compacting.serve(worker.ready.models)
         looked_up = [model for model in worker.ready.models if model.is_looked_up]
-        self._indexing.serve((model.home, model.name, model.where) for model in looked_up)
+        self._indexing.serve((model.lookup_home or model.home, model.name, model.where) for model in looked_up)
 
     def _spread(self) -> None:
         """Have the sockets of every place looked after: by its own worker, else by another one."""

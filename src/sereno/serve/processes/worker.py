@@ -270,6 +270,7 @@ async def _serve(job: Job, control: Control, board: Board, started: int) -> None
                     storage=str(settings[live.model.file].storage or ""),
                     log_days=live.settings.log_days if live.settings.log != "off" else None,
                     is_looked_up=live.lookup is not None,
+                    lookup_home=str(live.lookup.home) if live.lookup is not None else "",
                     where=live.lookup.where if live.lookup is not None else None,
                     awaits_run=_awaits_run(live),
                 )
