@@ -167,6 +167,21 @@ def test_it_runs_on_a_root_that_nobody_can_write(builder: Builder, stage: Stage,
 
 
 @NEEDS_NAMESPACES
+def test_up_does_both_until_it_is_told_to_end(builder: Builder, stage: Stage, home: Path) -> None:
+    port = free_port()
+    with builder.run(
+        stage, "up", volumes={home: "/var/lib/sereno"}, variables={**OPEN, "PORT": str(port)}
+    ) as container:
+        until_ready(port, container)
+        healthy = container.health()
+        assert (healthy.returncode, healthy.stderr) == (0, "")
+        container.stop(signal.SIGTERM)
+        code, out, errors = ended(container)
+    assert code == 0, errors
+    assert "Schedules total." in out
+
+
+@NEEDS_NAMESPACES
 def test_a_run_that_is_told_to_end_does(builder: Builder, stage: Stage, project: Project, home: Path) -> None:
     """The kernel spares process 1 a SIGTERM that nothing catches: an engine would have to wait, and then kill."""
     volumes = {home: "/var/lib/sereno", project.folder / "input": "/app/input"}

@@ -214,6 +214,15 @@ def test_the_command_lets_in_what_the_models_are_made_of(project: Path, capsys: 
     assert Path("notes.md") in images.let_in(project)
 
 
+def test_an_image_may_have_packages_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "sereno.toml").write_text("")
+    code, out, _ = deploy(project, capsys)
+    assert code == 0
+    assert f"{project}/sereno.toml names no model: the image has packages alone" in out
+    assert [str(file) for file in images.let_in(project)] == ["requirements.txt", "sereno.toml"]
+    assert lacking(project) == ([], [])
+
+
 def test_a_link_is_let_in_with_what_it_leads_to(project: Path) -> None:
     (project / "v2.txt").write_text("2")
     (project / "weight.txt").unlink()
@@ -242,7 +251,6 @@ def test_what_lies_outside_is_refused(
     [
         (("weight.txt", None), (), 2, "weight.txt, which the image is to have. Train the model first"),
         (("m.py", "import nothing_such"), (), 1, "the module 'nothing_such' is not installed"),
-        (("sereno.toml", ""), (), 2, "No model is named for "),
         (("sereno.toml", None), (), 2, "There is no sereno.toml"),
         (None, ("--memory", "2G"), 2, "--memory is not of docker: what starts a container says it"),
         (None, ("--hosts", "a,b"), 2, "--hosts is not of docker"),

@@ -62,15 +62,10 @@ def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tu
     from sereno.operate.declared import declared
 
     files = [model.file for model in settings.models.values() if model.file is not None]
-    if not files:
-        raise SettingsError(
-            f"No model is named for {project}: there is nothing to build an image of. Write [models.NAME] with "
-            'file = "NAME.py" into its sereno.toml; see docs/settings.md.'
-        )
     found = declared(files, home=options.home, env=options.env, overrides=overrides_of(options))
     if found.failed:
         raise ModelFileError(found.failed[0].says)
-    places = [Path(path) for model in found.models for path in model.belongs]
+    places = [project / "sereno.toml", *(Path(path) for model in found.models for path in model.belongs)]
     for model in found.models:
         places += files_of_artifacts(Path(model.file), model.artifacts)
     places += [path.absolute() for path in options.include or ()]
@@ -95,6 +90,11 @@ def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Itera
     from sereno.deploy.locked import extras_for, locked_in, warnings
     from sereno.loader import script_requirements
 
+    if not models:
+        yield (
+            f"WARNING: {image.project / 'sereno.toml'} names no model: the image has packages alone, for a platform that brings the "
+            'model. Else write [models.NAME] with file = "NAME.py".'
+        )
     extras = extras_for(settings, (text for model in models for text in model.artifacts.values()))
     asked = [one for model in models for one in script_requirements(Path(model.file))]
     if not image.requirements.is_file():
