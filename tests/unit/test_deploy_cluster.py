@@ -141,6 +141,11 @@ def test_the_readme_says_what_goes_where(cluster: Cluster) -> None:
         assert ("spark-submit --master" in text) == (executor == "spark")
 
 
+def test_the_services_choose_the_environment_that_was_chosen(cluster: Cluster) -> None:
+    assert "SERENO_ENV" not in cluster.files()["README.md"]
+    assert "\nSERENO_ENV=prod\n" in replace(cluster, env="prod").files()["README.md"]
+
+
 def test_what_the_settings_lack_is_told(cluster: Cluster) -> None:
     stores = {"ledger": "postgresql://x", "lookup_store": "redis://x"}
     assert [*warnings(cluster, executor="ray", ray_address="node1.bank:6379", **stores)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +117,7 @@ def _cluster(
         port=settings.serve.port or 8000,
         body_bytes=settings.serve.max_body_bytes,
         request_seconds=settings.serve.request_timeout_seconds,
+        env=options.env or os.environ.get("SERENO_ENV"),
     )
     said = warnings(
         cluster,

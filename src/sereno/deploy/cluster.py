@@ -31,6 +31,7 @@ class Cluster:
     port: int = 8000  # of the API on each host
     body_bytes: int = 1 << 20  # the largest request
     request_seconds: float = 20.0  # that a request may take
+    env: str | None = None  # of sereno.toml, if one was chosen: the services are to choose it, too
 
     def __post_init__(self) -> None:
         for host in self.hosts:
@@ -168,6 +169,8 @@ class Cluster:
     def _environment(self) -> Iterator[str]:
         if self.uses_ray:
             yield "RAY_AUTH_TOKEN=…"
+        if self.env:
+            yield f"SERENO_ENV={self.env}"
         yield "SERENO_SECRET_API_KEYS=sha256:…"
         yield "SERENO_LEDGER=postgresql://sereno:…@db.example.com/operations"
         yield "SERENO_LOOKUP_STORE=redis://sereno:…@lookups.example.com:6379/0"
