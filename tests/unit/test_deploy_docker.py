@@ -333,7 +333,7 @@ def test_extras_follow_from_the_settings(tmp_path: Path) -> None:
         "SERENO_STORAGE": "s3://bank/x",
     }
     found = extras_for(load_settings(tmp_path, environ=given), ["models:/credit@champion"])
-    assert found == ["cloud", "mlflow", "notify", "postgresql", "redis"]
+    assert found == ["cloud", "notify", "postgresql", "redis"]
     assert extras_for(load_settings(tmp_path, environ={"SERENO_EXECUTOR": "ray"}), []) == ["ray"]
     assert extras_for(load_settings(tmp_path, environ={"SERENO_EXECUTOR": "spark"}), []) == ["spark"]
 

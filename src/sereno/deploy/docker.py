@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sereno.artifacts import is_elsewhere
 from sereno.deploy.server import filled
 from sereno.exceptions import SettingsError
-from sereno.places import is_url
 
 UID = 10001  # of the user within; above those that hosts give to people and services
 HOME = "/var/lib/sereno"  # within, for a volume
@@ -131,9 +131,8 @@ def pattern(place: Path) -> str:
 def files_of_artifacts(file: Path, artifacts: Mapping[str, str]) -> Iterator[Path]:
     """Where the artefacts of a model file lie that are files or folders here; others are fetched by their URL."""
     for declared in artifacts.values():
-        text = declared.partition("#")[0]
-        if not is_url(text) and not text.startswith("models:/"):
-            yield file.parent / text
+        if not is_elsewhere(declared):
+            yield file.parent / declared.partition("#")[0]
 
 
 def with_targets(project: Path, places: Iterable[Path]) -> Iterator[Path]:

@@ -18,7 +18,6 @@ from sereno.places import SCHEMES, is_url
 # What an extra of Sereno's brings, by which its absence is seen.
 BROUGHT = {
     "cloud": "obstore",
-    "mlflow": "mlflow",
     "notify": "apprise",
     "postgresql": "psycopg",
     "ray": "ray",
@@ -78,7 +77,6 @@ def extras_for(settings: Settings, artifacts: Iterable[str]) -> list[str]:
     schemes = {text.partition("://")[0] for text in said if is_url(text)}
     wanted = {
         "cloud": bool(schemes & {*SCHEMES}),
-        "mlflow": any(text.startswith("models:/") for text in said),
         "notify": bool(settings.notify) or any(model.notify for model in settings.models.values()),
         "postgresql": bool(schemes & {"postgresql", "postgres"}),
         "ray": settings.executor == "ray",
