@@ -409,22 +409,26 @@ class SnapshotStore:
         """One commit on top of `state`; the table's version then. `day`: the data date whose partition it replaces."""
         from sereno.adapters import delta
 
-        try:
-            return delta.commit(
-                self.folder,
-                expected=state.version,
-                schema=self._schema(schema, day is not None),
-                files=files,
-                metadata=metadata,
-                partition=PARTITION if day else None,
-                partition_value=day,
-            )
-        except (BusyError, StorageError):
-            # What came of a commit that failed is not always known; the log knows.
-            version = state.version + 1
-            if not self._is_own(version, metadata):
-                raise
-            return version
+        version = state.version + 1
+        for left in reversed(range(delta.TRIES)):
+            try:
+                return delta.commit(
+                    self.folder,
+                    expected=state.version,
+                    schema=self._schema(schema, day is not None),
+                    files=files,
+                    metadata=metadata,
+                    partition=PARTITION if day else None,
+                    partition_value=day,
+                )
+            except (BusyError, StorageError) as error:
+                # What came of a commit that failed is not always known; the log knows.
+                if self._is_own(version, metadata):
+                    break
+                if not (left and isinstance(error, delta.NotTakenError)):
+                    raise
+            time.sleep(random.uniform(0, delta.TRY_SECONDS))
+        return version
 
     def _is_own(self, version: int, metadata: dict[str, str]) -> bool:
         from sereno.adapters import delta

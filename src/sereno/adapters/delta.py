@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,11 +58,16 @@ class Commit:
     files: tuple[AddedFile, ...]
 
 
+class NotTakenError(StorageError):
+    """An object store that takes other writes did not take a commit, and nobody else's is there: another try may succeed."""
+
+
 T = TypeVar("T")
 
 PREFIX = "sereno."
 CHECKED_ROWS = 4_096  # of a checkpoint that are in memory
 WHOLE_SECONDS = 1.0  # until a commit's file is taken for damaged, where it is not whole
+TRIES, TRY_SECONDS = 5, 0.5  # of what an object store did not do; and at most, before another
 HEAD = 1 << 18  # bytes of a commit that are read for its metadata; the digests of 3,000 parts are among it
 BOUNDS = {
     "timeout": "30s",
@@ -80,7 +87,20 @@ def options(table: Place) -> dict[str, str] | None:
 
 
 def opened(table: Place, version: int) -> DeltaTable:
-    return DeltaTable(str(table), version=version, storage_options=options(table))
+    """The table as it was at a version. In an object store, what breaks off is tried again, which delta-rs does not always do.
+
+    Raises what delta-rs raises; of an object store StorageError.
+    """
+    if isinstance(table, Path):
+        return DeltaTable(str(table), version=version)
+    for left in reversed(range(TRIES)):
+        try:
+            return DeltaTable(str(table), version=version, storage_options=options(table))
+        except (DeltaError, OSError) as error:
+            if not left:
+                raise StorageError(f"Table {table} cannot be read: {_said_of_store(error)} {GOES_ON}") from error
+        time.sleep(random.uniform(0, TRY_SECONDS))
+    raise AssertionError  # the last try returns or raises
 
 
 P = TypeVar("P", Path, ObjectPath)
@@ -243,8 +263,8 @@ def commit(
 ) -> int:
     """Make `files` the content of the table, or of one partition, in one commit on top of version `expected` (-1: none).
 
-    Returns the new version, which is not flushed to the disk yet. Raises BusyError if the table has moved on,
-    StorageError, and PublishError as `grown` does.
+    Returns the new version, which is not flushed to the disk yet. Raises BusyError if the table has moved on, StorageError
+    (of an object store NotTakenError, where it may be tried again), and PublishError as `grown` does.
     """
     columns = grown(table, expected, schema) if partition else _nullable(schema)
     actions = [
@@ -327,7 +347,10 @@ def _words(field: Field) -> str:
 
 
 def translated(table: Place, error: BaseException, then: str = GOES_ON) -> StorageError:
-    """What delta-rs says of a disk or a store that fails may mislead, so it is asked: can a file be written there?"""
+    """What delta-rs says of a disk or a store that fails may mislead, so it is asked: can a file be written there?
+
+    The answer is a NotTakenError where it can, and it is an object store.
+    """
     what = f"The commit to table {table} failed"
     probe = table / "_delta_log" / ".probe"
     try:
@@ -339,8 +362,21 @@ def translated(table: Place, error: BaseException, then: str = GOES_ON) -> Stora
                     probe.unlink(missing_ok=True)
     except StorageError as cause:
         return cause if isinstance(table, Path) else StorageError(f"{what}: {cause} {then}")
+    if isinstance(table, ObjectPath):
+        return NotTakenError(f"{what}: {_said_of_store(error)} {then}")
     first_line = str(error).partition("\n")[0]  # a backtrace of Rust may follow
     return StorageError(f"{what}: {first_line}. {then}")
+
+
+def _said_of_store(error: BaseException) -> str:
+    from sereno.adapters.objects import HINTS
+
+    text = str(error)
+    for word, meaning, do in HINTS:
+        if word in text:
+            return f"{meaning}. {do}"
+    plain = re.sub(r"\x1b\[\d+m", "", text).replace("↳", "")  # delta-rs paints the steps of an error
+    return f"{' '.join(plain.split())[:400].rstrip('.')}."
 
 
 def files_of_table(source: str) -> Iterator[tuple[Place, dict[str, str | None]]]:

@@ -30,6 +30,7 @@ from sereno.schedule import last_interval
 from sereno.snapshots import Publication, SnapshotStore
 from sereno.status import Status, Statuses, change_status, read_status, read_statuses
 from tests.acceptance.project import DAY, NEXT_DAY, PARTS, ROWS, THIRD_DAY, Project
+from tests.faulty_proxy import Fault, Rule, faulty_proxy
 from tests.objects import S3Server, s3_server
 
 DAYS = (DAY, NEXT_DAY, THIRD_DAY)
@@ -203,7 +204,15 @@ def test_compared(project: Project) -> None:
 # Whoever dies, and who goes on
 
 
-@pytest.mark.parametrize("point", ["part_written@2", "commit_before", "commit_after", "run_end"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("part_written@2", marks=pytest.mark.soak),
+        "commit_before",
+        "commit_after",
+        pytest.param("run_end", marks=pytest.mark.soak),
+    ],
+)
 def test_killed_and_started_again(project: Project, root: ObjectPath, point: str) -> None:
     project.within = False
     project.rows(DAY, ROWS, parts=PARTS)
@@ -249,6 +258,53 @@ def test_an_answer_to_a_commit_that_is_lost(
     project.sereno("rollback", "total")
     assert project.in_service() == [1]
     assert len(keys_below(root / "predictions/total/_delta_log")) == 3
+
+
+COMMIT = r"_delta_log/\d+\.json"
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "fault", "times"),
+    [
+        (
+            "PUT",
+            COMMIT,
+            "conflict",
+            1,
+        ),  # S3 says that while another write of the same name goes on, whatever comes of it
+        ("PUT", COMMIT, "refused", 1),
+        ("PUT", COMMIT, "reset", 2),
+        ("PUT", COMMIT, "500", 3),
+        ("PUT", COMMIT, "reset-after", 1),
+        ("PUT", COMMIT, "500-after", 99),
+        ("GET", "_last_checkpoint", "reset", 2),
+    ],
+)
+def test_a_commit_over_a_bad_line(
+    project: Project, root: ObjectPath, s3: S3Server, method: str, pattern: str, fault: Fault, times: int
+) -> None:
+    project.run(DAY)
+    with faulty_proxy(s3.url) as proxy, s3.reached(AWS_ENDPOINT_URL=proxy.url):
+        project.variables["AWS_ENDPOINT_URL"] = proxy.url
+        with proxy.having(Rule(fault=fault, method=method, pattern=pattern, times=times)):
+            assert project.run(NEXT_DAY)["version"] == 2
+            assert fault in proxy.injected()
+    assert SnapshotStore(root, "total").version() == 1
+
+
+@pytest.mark.parametrize("fault", ["denied", "refused"])
+def test_a_store_that_takes_no_commit(project: Project, root: ObjectPath, s3: S3Server, fault: Fault) -> None:
+    project.run(DAY)
+    with faulty_proxy(s3.url) as proxy, s3.reached(AWS_ENDPOINT_URL=proxy.url):
+        project.variables["AWS_ENDPOINT_URL"] = proxy.url
+        with proxy.having(Rule(fault=fault, method="PUT", pattern=COMMIT, times=99)):
+            failed = project.run(NEXT_DAY, code=1)
+            assert failed["error"] == "NotTakenError"
+            assert len(proxy.injected()) == delta.TRIES
+        assert "Nothing was published by this run." in failed["says"]
+        assert project.in_service() == [1]
+        again = project.run(NEXT_DAY)
+    assert (again["version"], again["resumed_tasks"]) == (2, 1)
 
 
 def test_a_log_that_somebody_cut(project: Project, root: ObjectPath) -> None:
