@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 import threading
@@ -140,6 +141,19 @@ def test_the_same_is_published_as_on_a_disk(project: Project, root: ObjectPath, 
         ".sqlite",
         ".host",
     }
+
+
+def test_the_page_is_true(project: Project, root: ObjectPath) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "cloud.md").read_text().partition("## Storage")[2]
+    settings, code = (
+        block.replace("s3://bank/sereno", str(root)) for block in re.findall(r"```\w+\n(.*?)```", page, re.DOTALL)
+    )
+    del project.variables["SERENO_STORAGE"]
+    project.write("sereno.toml", settings)
+    project.run(DAY)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["scores"].num_rows == 100
 
 
 def test_machines_that_keep_nothing(project: Project, root: ObjectPath) -> None:
