@@ -304,8 +304,9 @@ def grace(manifests: Manifests) -> Iterator[str]:
         yield f"preStop waits {stop} s: callers come that have not heard"
     if "SERENO_SERVE__DRAIN_SECONDS" not in manifests.environment(container):
         yield "drain_seconds may be another in the image's sereno.toml"
-    if spec["terminationGracePeriodSeconds"] < stop + drain + 5:
-        yield f"terminationGracePeriodSeconds {spec['terminationGracePeriodSeconds']} < {stop} + {drain} + 5"
+    beside = 15  # the compactor and the indexer
+    if spec["terminationGracePeriodSeconds"] < stop + drain + beside + 5:
+        yield f"terminationGracePeriodSeconds {spec['terminationGracePeriodSeconds']} < {stop} + {drain} + {beside} + 5"
 
 
 def references(manifests: Manifests) -> Iterator[str]:

@@ -401,7 +401,7 @@ class SnapshotStore:
         version = self._commit(state, publication.schema, files, metadata, day if by_date else None)
         failpoint("commit_after")
         self.flush(version)
-        return self._snapshot(version, delta.read_metadata(self.folder, version))
+        return self._snapshot(version, metadata)
 
     def _commit(
         self, state: State, schema: pa.Schema, files: Sequence[AddedFile], metadata: dict[str, str], day: str | None

@@ -116,6 +116,23 @@ def test_an_index_that_is_open_answers_while_the_next_is_fetched(pods: Pods) -> 
     new.close()
 
 
+def test_a_pointer_that_is_gone_takes_no_copy_with_it(pods: Pods) -> None:
+    """Only one that says so does."""
+    pods.publish()
+    pod = pods["pod"]
+    pod.fetch()
+    pointer = pod.folder / "served.json"
+    pointer.unlink()
+    assert pod.fetching() is None
+    assert not pod.fetch()
+    assert served(pod) == 1
+    pods["run"].follow(pods.table.state, ALL)
+    pods["run"].remove()
+    assert pod.fetching() is not None
+    assert pod.fetch()
+    assert served(pod) is None
+
+
 def test_a_rollback_is_fetched_as_anything_else(pods: Pods) -> None:
     for _ in range(2):
         pods.publish()

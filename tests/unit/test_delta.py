@@ -123,6 +123,15 @@ def test_metadata_is_found_wherever_a_writer_puts_it(tmp_path: Path) -> None:
     assert len(state.snapshots[1].parts) == 2
 
 
+def test_lines_of_a_log_end_where_those_of_a_file_do() -> None:
+    assert list(delta._lines('{"why": "a\u2028b\u0085"}\n{"ö": 1}\n'.encode())) == [
+        '{"why": "a\u2028b\u0085"}',
+        '{"ö": 1}',
+    ]
+    first = next(delta._lines('{}\n{"ö'.encode()[:-1]))  # cut within a letter, which nobody asks for
+    assert first == "{}"
+
+
 def test_parts_whose_commit_was_removed_since(tmp_path: Path) -> None:
     store = SnapshotStore(tmp_path, "m")
     publish(store, 1, parts=2)

@@ -43,6 +43,15 @@ def test_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
         objects.settings_of("s3://b")
 
 
+def test_a_file_of_profiles_that_is_none_is_told_without_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text("aws_secret_access_key = hidden\n")
+    with pytest.raises(
+        SettingsError, match=r"credentials or .*config cannot be read as AWS's files of profiles"
+    ) as caught:
+        objects.settings_of("s3://bank")
+    assert "hidden" not in str(caught.value)
+
+
 def test_variables_come_before_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "bank")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-variables")

@@ -175,8 +175,13 @@ def _beginning(commit: ObjectPath) -> dict[str, str]:
     first, is_whole, _ = content.partition(b"\n")
     if len(content) == HEAD and not (is_whole and b'"commitInfo"' in first[:20]):
         content = commit.read_bytes()
-    metadata = _metadata(_first_with_metadata(content.decode().splitlines()))
+    metadata = _metadata(_first_with_metadata(_lines(content)))
     return {name: text for name, text in metadata.items() if name != "sha256"}
+
+
+def _lines(content: bytes) -> Iterator[str]:
+    """As a file has them: a text within one may hold what else ends lines (U+2028), and the last one may be cut off."""
+    return (line.decode() for line in content.split(b"\n") if line)
 
 
 def read_metadata(table: Place, version: int) -> dict[str, str]:
@@ -232,7 +237,7 @@ def _whole(table: Place, version: int, read: Callable[[Iterable[str]], T]) -> T:
         is_late = time.monotonic() > deadline
         try:
             if isinstance(file, ObjectPath):
-                return read(file.read_text().splitlines())
+                return read(_lines(file.read_bytes()))
             with file.open(encoding="utf-8") as lines:
                 if is_late or os.fstat(lines.fileno()).st_size:
                     return read(lines)

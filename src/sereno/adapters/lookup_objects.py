@@ -236,7 +236,9 @@ class LookupObjects(Following):
         with self._told_of_writing(), self._alone_here():
             self.copy.sweep()
             for last in (False, False, True):
-                served, _ = self._read()
+                served, tag = self._read()
+                if not tag:  # nobody has said that there are none any more: that takes a `served.json` which says so
+                    return False
                 try:
                     return self._fetch(served)
                 except FileNotFoundError as error:  # it was pruned, as another is served by now
@@ -311,8 +313,10 @@ class LookupObjects(Following):
 
     def fetching(self) -> Work | None:
         """What there is to fetch; None: nothing. Raises StorageError."""
-        served, _ = self._read()
+        served, tag = self._read()
         pointer, here = served.pointer, self.copy._pointer()
+        if not tag:
+            return None
         if pointer is None:
             return None if here is None else Work((-1, None), ())
         if here is None and not pointer.index:

@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 
 from sereno.exceptions import ArtifactError, SettingsError, StorageError
+from sereno.settings import redact
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))(?:/(?P<inside>.+))?")
 TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0  # seconds between two, each with jitter
@@ -112,7 +113,7 @@ class Registry:
         if uri.startswith(("s3://", "gs://", "mlflow-artifacts:/", "/")):
             return uri
         raise ArtifactError(
-            f"{asked} lies at {uri}, which cannot be read from here. Valid are s3://, gs://, abfss://, wasbs://, a path of "
+            f"{asked} lies at {redact(uri)}, which cannot be read from here. Valid are s3://, gs://, abfss://, wasbs://, a path of "
             "this machine, and what the server itself hands out (mlflow server --serve-artifacts)."
         )
 

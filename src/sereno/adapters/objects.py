@@ -104,7 +104,8 @@ def _profile() -> dict[str, str]:
     try:
         parser.read(files, encoding="utf-8")
     except configparser.Error as error:
-        raise SettingsError(f"AWS's file of profiles cannot be read: {error}.") from None
+        shown = " or ".join(map(str, files))  # what is wrong there may be a secret, which the error quotes
+        raise SettingsError(f"{shown} cannot be read as AWS's files of profiles ({type(error).__name__}).") from None
     sections = [s for s in (name, f"profile {name}") if parser.has_section(s)]
     if not sections and "AWS_PROFILE" in os.environ:
         shown = ", ".join(s.removeprefix("profile ") for s in parser.sections()) or "none"

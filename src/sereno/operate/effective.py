@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Kind = Literal["default", "model file", "sereno.toml", "environment", "platform", "variable", "command line"]
 
 # Values that are called so are masked: who put a secret there was not to, but it is not to be printed, too.
-_SECRET_NAME = re.compile(r"pass|pwd|secret|token|api_?key|cred", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"pass|pwd|secret|token|(api|access|account|private)_?key|cred|auth(?!or)|signature", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,7 +165,7 @@ def test_machines_that_keep_nothing(project: Project, root: ObjectPath) -> None:
     assert [(v["version"], v["in_service"]) for v in project.versions()] == [(1, False), (2, True)]
     assert project.states() == ["published", "published"]
     assert project.look("show", DAY)["predictions"] == 100
-    done = replaced(project).sereno("rollback", "total", "--why", "wrong weights")
+    done = replaced(project).sereno("rollback", "total", "--why", "wrong\u2028weights, größe\u0085")
     assert done.stdout.startswith("Version 1 (data date 2024-05-01) of total is in service again, in place of 2.")
     assert replaced(project).look("get", "total", "8")["version"] == 1
     assert json.loads((root / "exports/total/parquet/latest.json").read_bytes())["version"] == 1
