@@ -63,15 +63,15 @@ def test_a_run_closes_its_executor(tmp_path: Path) -> None:
     def executor() -> Told:
         return Told(1, lambda: open_scorer(model, settings))
 
-    for state in ("published", "nothing"):
+    for state, closed in (("published", 2), ("nothing", 1)):  # once it has published, and at the end of each
         first = executor()
         assert run(model, settings, first, when="2026-11-01").state == state
-        assert first.closed  # once it has published, and at the end
+        assert first.closed == closed
     (tmp_path / "rows.parquet").unlink()
     last = executor()
     with pytest.raises(SourceError):
         run(model, settings, last, when="2026-11-01", force=True)
-    assert last.closed
+    assert last.closed == 1
 
 
 class Context:
