@@ -173,12 +173,13 @@ def test_up_does_both_until_it_is_told_to_end(builder: Builder, stage: Stage, ho
         stage, "up", volumes={home: "/var/lib/sereno"}, variables={**OPEN, "PORT": str(port)}
     ) as container:
         until_ready(port, container)
+        assert container.process.stdout is not None
+        assert any("Schedules total." in line for line in container.process.stdout), ended(container)
         healthy = container.health()
         assert (healthy.returncode, healthy.stderr) == (0, "")
         container.stop(signal.SIGTERM)
-        code, out, errors = ended(container)
+        code, _, errors = ended(container)
     assert code == 0, errors
-    assert "Schedules total." in out
 
 
 @NEEDS_NAMESPACES
