@@ -10,6 +10,7 @@ python -m benchmarks operate   how long callers of the API wait while a run of `
 python -m benchmarks ledger    what the ledger of 1,000 models and a year of nights costs
 python -m benchmarks cluster   Sereno's executors, ray.data and Spark with MLflow's UDF on many rows, start-up told apart
 python -m benchmarks cold-start  a pod with an empty disk: index fetched from a bucket, model loaded, first answer
+python -m benchmarks objects   a run from and to an S3 server beside the same from and to disk
 python -m benchmarks scale     what many tasks, files and parts cost the process that drives a run; placement simulated
 """
 
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cluster, cold_start, operate_api, operate_ledger, prepare, report
+from benchmarks import cluster, cold_start, objects, operate_api, operate_ledger, prepare, report
 from benchmarks.environments import CannotInstall, variables
 from benchmarks.live import CONNECTIONS, PARTS, ROUNDS, SECONDS, live
 from benchmarks.load import CAMPAIGNS, load
@@ -221,6 +222,7 @@ def main() -> None:
     options.add_argument("--seconds", type=int, help="shorter than the campaign is meant to be, for a try")
     options.add_argument("--requests", type=int, default=120_000, help="hostile ones")
     cold_start.options(commands.add_parser("cold-start", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    objects.options(commands.add_parser("objects", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_ledger.options(commands.add_parser("ledger", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     operate_api.options(commands.add_parser("operate", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     cluster.options(commands.add_parser("cluster", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
