@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sereno.deploy.cluster import Cluster, warnings
-from sereno.deploy.server import Server, write
+from sereno.deploy.server import Server
+from sereno.deploy.writing import write
 from sereno.exceptions import SettingsError
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -16,7 +16,7 @@ from cronsim import CronSim
 
 from sereno.deploy.crons import cron_of, left_out, shortest
 from sereno.deploy.kubernetes import Kubernetes, Nightly, amount, next_steps, warnings
-from sereno.deploy.server import write
+from sereno.deploy.writing import write
 from sereno.exceptions import SettingsError
 from tests.kubernetes import CHECKS, Cron, Manifests, problems, read
 from tests.unit.test_deploy_server import SCHEDULES

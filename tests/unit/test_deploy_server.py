@@ -10,8 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from cronsim import CronSim
 
-from sereno.deploy.calendar import on_calendar
-from sereno.deploy.server import Server, Timed, next_steps, write
+from sereno.deploy.calendar import Timed, on_calendar
+from sereno.deploy.server import Server, next_steps
+from sereno.deploy.writing import write
 from sereno.exceptions import SettingsError
 
 NEEDS_SYSTEMD = pytest.mark.skipif(

@@ -16,7 +16,8 @@ from sereno.exceptions import ModelFileError, SettingsError
 
 if TYPE_CHECKING:
     from sereno.config import Settings
-    from sereno.deploy.server import Server, Timed
+    from sereno.deploy.calendar import Timed
+    from sereno.deploy.server import Server
 
 ENVIRONMENTS = ("server", "cluster", "docker", "kubernetes")
 
@@ -55,7 +56,8 @@ def add(commands: Commands) -> None:
 
 def _deploy(options: argparse.Namespace) -> int:
     from sereno.config import find_home
-    from sereno.deploy.server import Server, next_steps, write
+    from sereno.deploy.server import Server, next_steps
+    from sereno.deploy.writing import write
     from sereno.settings import FILE_NAME
 
     settings = settings_of(options, Path.cwd())
@@ -154,7 +156,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _timed(options: argparse.Namespace, settings: Settings) -> list[Timed]:
     """The models that have runs. Raises ModelFileError where a model file cannot be read, SettingsError where there is none."""
-    from sereno.deploy.server import Timed
+    from sereno.deploy.calendar import Timed
     from sereno.operate.declared import declared
 
     files = [model.file for model in settings.models.values() if model.file is not None]

@@ -42,7 +42,7 @@ def given_here(options: argparse.Namespace) -> list[str]:
 def deploy(options: argparse.Namespace, settings: Settings, project: Path) -> int:
     """Write the files. Raises SettingsError, ModelFileError, StorageError."""
     from sereno.deploy.docker import next_steps
-    from sereno.deploy.server import write
+    from sereno.deploy.writing import write
 
     if given := next((name for name in OF_OTHERS if getattr(options, name)), None):
         raise SettingsError(f"--{given} is not of docker: what starts a container says it. Leave it out.")

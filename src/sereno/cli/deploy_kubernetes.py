@@ -42,7 +42,7 @@ def deploy(options: argparse.Namespace, settings: Settings, project: Path) -> in
     from datetime import UTC, datetime
 
     from sereno.deploy.kubernetes import next_steps, warnings
-    from sereno.deploy.server import write
+    from sereno.deploy.writing import write
 
     for name in OF_OTHERS:
         if getattr(options, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sereno.exceptions import SettingsError
 from sereno.schedule import check_schedule
@@ -12,6 +13,15 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")  # cron has Sunday twice
 _RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))  # minute, hour, day, month, weekday
 _PLAIN = re.compile(r"(?:\*|(\d+|[a-z]{3})(?:-(\d+|[a-z]{3}))?)(?:/(\d+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A model whose runs a timer starts."""
+
+    name: str
+    schedule: str
+    time_zone: str
 
 
 def on_calendar(schedule: str, time_zone: str) -> list[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sereno.deploy.server import Server, filled, quoted
+from sereno.deploy.server import Server, quoted
+from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
 
 HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*")

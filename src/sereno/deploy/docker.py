@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sereno.artifacts import is_elsewhere
-from sereno.deploy.server import filled
+from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
 
 UID = 10001  # of the user within; above those that hosts give to people and services

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sereno.adapters.executors.spawn import THREAD_VARIABLES
+from sereno.deploy.calendar import Timed
 from sereno.deploy.crons import cron_of, left_out, shortest
-from sereno.deploy.server import Timed, filled
+from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")

@@ -9,25 +9,14 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-from sereno.deploy.calendar import on_calendar
+from sereno.deploy.calendar import Timed, on_calendar
+from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
-from sereno.storage import told, write_atomically
 
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 MEMORY = re.compile(r"[1-9]\d*(?:[KMGT]|%)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """A model whose runs a timer starts."""
-
-    name: str
-    schedule: str
-    time_zone: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +98,6 @@ class Server:
         return "read-only" if at_home else "yes"
 
 
-def write(units: dict[str, str], folder: Path) -> list[Path]:
-    """Write the units; one that somebody changed since is refused. Raises SettingsError, StorageError."""
-    for name, text in units.items():
-        there = folder / name
-        if there.exists() and there.read_text("utf-8") != text:
-            raise SettingsError(
-                f"{there} exists and differs from what would be written. Move it away, or write elsewhere with --to."
-            )
-    with told("The units could not be written"):
-        for name, text in units.items():
-            write_atomically(folder / name, text.encode())
-    return [folder / name for name in units]
-
-
 def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[str]:
     """What an operator does with them."""
     places = {server.python, Path(sys.base_prefix)}
@@ -139,12 +114,6 @@ def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[s
     yield "  systemctl daemon-reload"
     yield f"  systemctl enable --now {' '.join(started)}"
     yield f"  journalctl -u '{server.name}*' -f"
-
-
-def filled(template: str, **values: str) -> str:
-    """A file of `templates`, with what it leaves open."""
-    text = (files("sereno.deploy") / "templates" / template).read_text("utf-8")
-    return Template(text).substitute(values)
 
 
 def escaped(path: Path) -> str:
