@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -49,10 +50,10 @@ def objects(arguments: argparse.Namespace) -> None:
                 for name in [*NAMES][turn:] + [*NAMES][:turn]:
                     load = round(os.getloadavg()[0], 2)
                     rows = arguments.rows if number else FEW  # first a try
-                    seconds = score(s3, name, model, rows)
+                    told = score(s3, name, model, rows)
                     if number:
-                        runs.append({"name": name, "round": number, "load": load, "seconds": seconds})
-                        print(f"  {model} · {NAMES[name]}: {seconds:.2f} s", flush=True)
+                        runs.append({"name": name, "round": number, "load": load, **told})
+                        print(f"  {model} · {NAMES[name]}: {told['seconds']:.2f} s", flush=True)
             tables[title] = table(runs)
     is_try = arguments.rounds < ROUNDS or arguments.rows < ROWS
     report.save("objects", vars(arguments), tables, facts, DATA / "results" if is_try else report.RESULTS)
@@ -66,8 +67,8 @@ def _upload(s3: S3Server, rows: int) -> None:
             ObjectPath.of(f"s3://rows-{rows}/{file.name}").upload(file)
 
 
-def score(s3: S3Server, name: str, model: str, rows: int) -> float:
-    """Seconds from exec to exit of a run whose output is right. Raises WrongOutput."""
+def score(s3: S3Server, name: str, model: str, rows: int) -> dict[str, float]:
+    """Seconds from exec to exit of a run whose output is right, and CPU seconds of it and of the server. Raises WrongOutput."""
     source, expected = prepare.rows(rows)
     for file in source.iterdir():
         file.read_bytes()  # the same warm page cache for all
@@ -81,10 +82,11 @@ def score(s3: S3Server, name: str, model: str, rows: int) -> float:
         options = ["--source", given, "--home", str(home), "--workers", str(CORES)]
         os.sync()  # what the one before wrote is not this one's burden
         with (LOGS / f"objects-{name}-{model}.log").open("wb") as log:
-            began = time.perf_counter()
+            began, of_run, of_server = time.perf_counter(), _cpu_of_children(), _cpu(s3)
             command = [sys.executable, "-m", "sereno", "run", str(file), *options]
             subprocess.run(command, env=env, stdout=log, stderr=log, check=True)
-            seconds = time.perf_counter() - began
+            told = {"seconds": time.perf_counter() - began}
+            told |= {"cpu": _cpu_of_children() - of_run, "server_cpu": _cpu(s3) - of_server}
         if "SERENO_STORAGE" in env:
             storage = home / "fetched"
             table = f"{env['SERENO_STORAGE']}/predictions/{model}"
@@ -92,7 +94,18 @@ def score(s3: S3Server, name: str, model: str, rows: int) -> float:
                 _fetch(ObjectPath.of(table), storage / "predictions" / model)
                 ObjectPath.of(env["SERENO_STORAGE"]).remove_below()
         check_output(published_files(storage, model), expected, model)
-    return seconds
+    return told
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of those that have ended
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu(s3: S3Server) -> float:
+    assert s3.process is not None
+    fields = Path(f"/proc/{s3.process.pid}/stat").read_text().rpartition(") ")[2].split()  # see proc(5)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _fetch(table: ObjectPath, folder: Path) -> None:
@@ -114,6 +127,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         ratios = [seconds[name, number] / seconds["disk", number] for number in rounds]
         middle = statistics.median(ratios)
         cells = [says, f"{statistics.median(its):.2f} ({min(its):.2f}–{max(its):.2f})"]
+        for key in ("cpu", "server_cpu"):
+            cells.append(f"{statistics.median(one[key] for one in runs if one['name'] == name):.1f}")
         cells += [f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})"]
         lines.append([*cells, f"{LIMIT:.2f}", "" if middle <= LIMIT else "MISSED"])
     return report.markdown(lines)
