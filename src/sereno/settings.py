@@ -740,17 +740,25 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-# The names of what is secret in the query of an address, or in a connection string: also `sslpassword`, `X-Amz-Signature`,
-# `AccountKey`, and `sig` of an Azure address.
-_SECRET_PART = re.compile(
-    r"(?i)\b([\w.-]*(?:password|passwd|pwd|token|secret|credential|signature|accountkey|api_?key|access_?key(?!_?id)))"
-    r"(\s*=\s*|%3D)[^&\s;'\"]*"
+# What is secret by its name: of values, of options in the query of an address, of parts of a connection string; also
+# `sslpassword`, `X-Amz-Signature`, `AccountKey`. Who put a secret there was not to, but it is not to be printed, too.
+_SECRET_WORDS = (
+    r"pass(?:word|wd|phrase)?|pwd|secret|token|cred(?:ential)?s?|auth(?!or)|signature"
+    r"|(?:api|access|account|private|shared|signing|encryption)[_-]?key(?!_?id)"
 )
-_SAS = re.compile(r"(?i)([?&]sig=)[^&\s;'\"]*")
+_SECRET_NAME = re.compile(rf"{_SECRET_WORDS}|(?:^|\.)key$", re.IGNORECASE)
+_SECRET_PART = re.compile(
+    rf"((?<=[?&])sig|\b[\w.-]*(?:{_SECRET_WORDS}))(\s*=\s*|%3D)[^&\s;'\"]*", re.IGNORECASE
+)  # sig: of an Azure address
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether what is called so may be a secret, as far as a name tells."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def redact(text: str) -> str:
     """The text without the passwords of addresses and connection strings in it."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
     text = re.sub(r"(?i)(https?://)[^:/?#@\s]+@", r"\1***@", text)  # a token in place of a user's name
-    return _SAS.sub(r"\1***", _SECRET_PART.sub(r"\1\2***", text))
+    return _SECRET_PART.sub(r"\1\2***", text)

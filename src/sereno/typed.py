@@ -7,10 +7,9 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 
-from sereno.settings import FILE_NAME, Settings, redact
+from sereno.settings import FILE_NAME, Settings, is_secret_name, redact
 
 _ELSEWHERE = re.compile(r"(serve|up)\.|workers$")  # what no command that is told needs
-_SECRET = re.compile(r"(^|\.)(ledger|notify)$|pass|pwd|secret|token|key|auth|cred", re.IGNORECASE)
 
 
 def options_of(settings: Settings) -> tuple[str, ...]:
@@ -38,6 +37,6 @@ def options_given(home: str | None, env: str | None, overrides: Mapping[str, str
 
 def _settings(overrides: Mapping[str, str]) -> Iterator[str]:
     for key, text in overrides.items():
-        is_secret = _SECRET.search(key) or "://" in text or text.startswith("secret:") or redact(text) != text
+        is_secret = is_secret_name(key) or "://" in text or text.startswith("secret:") or redact(text) != text
         if not is_secret and not _ELSEWHERE.match(key):
             yield from ("--set", f"{key}={text}")

@@ -24,6 +24,8 @@ from sereno.config import (
     variable_of,
 )
 from sereno.exceptions import SettingsError
+from sereno.settings import is_secret_name
+from sereno.typed import options_given
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -616,10 +618,26 @@ def test_passwords_are_in_no_message_and_no_repr(project: Path) -> None:
         ("Server=h;PWD = p;Database=d", "Server=h;PWD = ***;Database=d"),
         ("AccountName=a;AccountKey=p==;x=1", "AccountName=a;AccountKey=***;x=1"),
         ("aws_access_key_id=a aws_secret_access_key=p", "aws_access_key_id=a aws_secret_access_key=***"),
+        ("DB_PASS=p private-key=p Auth=p", "DB_PASS=*** private-key=*** Auth=***"),
+        ("author=a key=b max_tokens=5 bypassed=c sig=d", "author=a key=b max_tokens=5 bypassed=c sig=d"),
     ],
 )
 def test_redact(text: str, shown: str) -> None:
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("db_password", True), ("PWD", True), ("api_key", True), ("apikey", True), ("key", True), ("values.key", True),
+        ("private_key", True), ("encryption_key", True), ("credentials", True), ("basic_auth", True), ("passphrase", True),
+        ("author", False), ("key_columns", False), ("models.keyword.source", False), ("access_key_id", False),
+        ("warehouse", False),
+    ],
+)  # fmt: skip
+def test_what_is_secret_by_its_name_is_shown_by_no_command(name: str, is_secret: bool) -> None:
+    assert is_secret_name(name) is is_secret
+    assert options_given(None, None, {name: "a"}) == (() if is_secret else ("--set", f"{name}=a"))
 
 
 # The page

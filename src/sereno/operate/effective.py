@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,17 +15,12 @@ from sereno.config import redact, secret_origin, variable_of
 from sereno.exceptions import SerenoError, SettingsError
 from sereno.operate.declared import loaded
 from sereno.serve.guard import SECRET as API_KEYS
-from sereno.settings import FILE_NAME, SETTINGS, ModelSettings, Settings
+from sereno.settings import FILE_NAME, SETTINGS, ModelSettings, Settings, is_secret_name
 
 if TYPE_CHECKING:
     from sereno.model import Model
 
 Kind = Literal["default", "model file", "sereno.toml", "environment", "platform", "variable", "command line"]
-
-# Values that are called so are masked: who put a secret there was not to, but it is not to be printed, too.
-_SECRET_NAME = re.compile(
-    r"pass|pwd|secret|token|(api|access|account|private)_?key|cred|auth(?!or)|signature", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +156,7 @@ def _of_all(settings: Settings, origins: _Origins) -> Iterator[Effective]:
             continue
         if group == "values":
             for own, one in settings.values.items():
-                shown = "***" if _SECRET_NAME.search(own) else _shown(one.value)
+                shown = "***" if is_secret_name(own) else _shown(one.value)
                 yield Effective(name=f"values.{own}", value=shown, origin=origins.of(settings, f"values.{own}"))
             continue
         value = getattr(getattr(settings, group), rest) if rest else getattr(settings, group)
