@@ -132,6 +132,21 @@ def test_what_was_changed_by_hand_stays(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "bank.service").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["bank.service", "README.md"])
+def test_what_nobody_has_changed_is_written_anew(tmp_path: Path, name: str) -> None:
+    """After an upgrade, or where a model is new; and one that was changed keeps the others as they are, too."""
+    write({name: "one\n", "other": "one\n"}, tmp_path)
+    write({name: "two\n", "other": "two\n"}, tmp_path)
+    old = (tmp_path / name).read_text()
+    assert old.startswith("two\n")
+    for changed in (old.replace("two", "2"), old.removesuffix("\n"), f"{old}\n", f"{old}three\n", "two\n", "\xff"):
+        (tmp_path / name).write_text(changed, "latin-1")
+        with pytest.raises(SettingsError, match="somebody has changed it since `sereno deploy` wrote it"):
+            write({"other": "three\n", name: "three\n"}, tmp_path)
+        assert (tmp_path / name).read_text("latin-1") == changed
+    assert (tmp_path / "other").read_text().startswith("two\n")
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +11,8 @@ from string import Template
 
 from sereno.exceptions import SettingsError
 from sereno.storage import told, write_atomically
+
+_LAST_LINE = re.compile(r"^(?:#|<!--) As `sereno deploy` wrote it: (?P<digest>[0-9a-f]{16})(?: -->)?\n\Z", re.MULTILINE)
 
 
 def filled(template: str, **values: str) -> str:
@@ -18,14 +22,33 @@ def filled(template: str, **values: str) -> str:
 
 
 def write(texts: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write the files; one that somebody changed since is refused. Raises SettingsError, StorageError."""
-    for name, text in texts.items():
-        there = folder / name
-        if there.exists() and there.read_text("utf-8") != text:
-            raise SettingsError(
-                f"{there} exists and differs from what would be written. Move it away, or write elsewhere with --to."
-            )
-    with told("The units could not be written"):
-        for name, text in texts.items():
-            write_atomically(folder / name, text.encode())
-    return [folder / name for name in texts]
+    """Write the files, over what was written by an earlier version or for other settings, too.
+
+    Nothing is written where somebody has changed one of them. Raises SettingsError, StorageError.
+    """
+    signed = {folder / name: _signed(text, is_page=name.endswith(".md")) for name, text in texts.items()}
+    with told("The files could not be written"):
+        for there, text in signed.items():
+            if there.exists() and (found := there.read_text("utf-8", "replace")) != text and not _is_unchanged(found):
+                raise SettingsError(
+                    f"{there} exists and differs from what would be written, and somebody has changed it since `sereno deploy` "
+                    "wrote it. Move it away, or write elsewhere with --to."
+                )
+        for there, text in signed.items():
+            write_atomically(there, text.encode())
+    return [*signed]
+
+
+def _signed(text: str, *, is_page: bool) -> str:
+    """With a last line by which it is seen whether somebody has changed it."""
+    line = f"As `sereno deploy` wrote it: {_digest(text)}"
+    return f"{text}<!-- {line} -->\n" if is_page else f"{text}# {line}\n"
+
+
+def _is_unchanged(text: str) -> bool:
+    line = _LAST_LINE.search(text)
+    return line is not None and line["digest"] == _digest(text[: line.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
