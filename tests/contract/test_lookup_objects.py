@@ -25,6 +25,7 @@ from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.lookup.packed import LATE_SECONDS, Look, last_look, look_path, tell_look
 from sereno.lookup.pointer import lookup_folder, manifest_path
 from sereno.lookup.where import Where
+from sereno.object_path import ConditionError
 from sereno.places import ObjectPath
 from sereno.serve.processes import watching_objects
 from sereno.serve.processes.watching_objects import ObjectWatch
@@ -262,8 +263,7 @@ def test_the_bucket_disappears_while_it_serves(pods: Pods, monkeypatch: pytest.M
     pod.fetch()
     index = pod.open()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=1))
-    monkeypatch.setattr(objects, "RETRIES", 1)
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=0.2))
     objects.forget()
     for ask in (pod.fetch, pod.fetching, pod.building, pod.is_behind, pod.want):
         with pytest.raises(StorageError):
@@ -351,7 +351,6 @@ def test_a_watch_tells_the_age_of_the_copy_while_the_store_is_gone(
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         patch.setattr(objects, "DEADLINE", timedelta(seconds=0.2))
-        patch.setattr(objects, "RETRIES", 0)
         objects.forget()
         until(lambda: notes)
         until(pods["pod"].copy.is_behind)
@@ -371,7 +370,6 @@ def test_a_pod_without_a_copy_says_so(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=0.2))
-    monkeypatch.setattr(objects, "RETRIES", 0)
     objects.forget()
     where = Where(address=str(pods.place), prefix="", versions=2)
     one = ObjectWatch(where, tmp_path / "pod", MODEL, notes.append)
@@ -438,7 +436,8 @@ def test_several_pods_at_once_build_one_index(pods: Pods, caplog: pytest.LogCapt
 def test_a_lock_of_one_that_died_is_taken_over(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     run, pod = pods["run"], pods["pod"]
     monkeypatch.setattr(lookup_objects, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.1)
     (run.folder / "lock.json").write_bytes(b'{"held_by": "somebody", "beat": 1}')
     assert pod.is_followed()
     pods.publish()
@@ -502,6 +501,102 @@ def test_the_condition_keeps_two_apart_that_both_have_the_lock(pods: Pods, monke
     assert served(pods["pod"]) == 1
 
 
+def test_one_that_stood_still_for_too_long_stops_by_itself(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has taken over yet; but somebody may, from now on."""
+    pods.publish()
+    pods.table.publish()
+    really = LookupFolder._build
+
+    def slow(self: LookupFolder, *arguments: object) -> object:
+        monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 0.0)
+        return really(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LookupFolder, "_build", slow)
+    before = (pods["run"].folder / "served.json").read_bytes()
+    with pytest.raises(BusyError, match="gave no sign of life for too long"):
+        pods["run"].follow(pods.table.state, ALL)
+    assert (pods["run"].folder / "served.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("when", ["while another builds", "afterwards"])
+def test_a_write_that_arrives_late_names_nothing_that_is_gone(
+    when: str, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender was taken over meanwhile, by one who takes the new object for what a crash left."""
+    pods.publish()
+    pods.table.publish()
+    late: list[Callable[[], object]] = []
+    write, build = ObjectPath.write_bytes, LookupFolder._build
+
+    def held_up(self: ObjectPath, content: bytes, *, only_if: str | None = None) -> str:
+        if self.name != "served.json":
+            return write(self, content, only_if=only_if)
+        late.append(lambda: write(self, content, only_if=only_if))
+        raise StorageError("it did not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectPath, "write_bytes", held_up)
+        with pytest.raises(StorageError, match="did not answer"):
+            pods["run"].follow(pods.table.state, ALL)
+
+    def meanwhile(self: LookupFolder, *arguments: object) -> object:
+        late[0]()
+        return build(self, *arguments)  # type: ignore[arg-type]
+
+    if when == "afterwards":
+        pods["other"].follow(pods.table.state, ALL)
+        with pytest.raises(ConditionError):
+            late[0]()
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(LookupFolder, "_build", meanwhile)
+            with pytest.raises(BusyError, match="has taken over the lookups"):
+                pods["other"].follow(pods.table.state, ALL)
+    pod = pods["pod"]
+    assert pod.fetch()
+    assert served(pod) == 2
+    pods["other"].follow(pods.table.state, ALL)
+    assert len(pods.objects) == 2
+
+
+def test_nothing_is_removed_before_a_write(pods: Pods) -> None:
+    """After which who read `served.json` before cannot write it. Else, where nothing changes, nothing is written."""
+    pods.publish()
+    run = pods["run"]
+    path = run.folder / "served.json"
+    content, tag = path.read_tagged()
+    run.follow(pods.table.state, ALL)
+    assert path.read_tagged() == (content, tag)
+    left = run.folder / "000001-2026-05-01-000001-ffff.lmdb"
+    left.write_bytes(b"what a crash left")
+    run.follow(pods.table.state, ALL)
+    assert not left.exists()
+    with pytest.raises(ConditionError):
+        path.write_bytes(content, only_if=tag)
+    pods["pod"].fetch()
+    assert served(pods["pod"]) == 1
+
+
+def test_a_renewal_whose_answer_is_lost_loses_no_lock(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.02)
+    write, lost = ObjectPath.write_bytes, threading.Event()
+
+    def unanswered(self: ObjectPath, content: bytes, *, only_if: str | None = None) -> str:
+        tag = write(self, content, only_if=only_if)
+        if json.loads(content)["beat"] == 2:
+            lost.set()
+            raise StorageError("its answer was lost")
+        return tag
+
+    monkeypatch.setattr(ObjectPath, "write_bytes", unanswered)
+    lock = pods["run"]._lock
+    with lock.held():
+        assert lost.wait(20)
+        until(lambda: lock._lost.is_set() or lock._beats > 3)
+        lock.confirm()
+    assert not pods["other"].is_followed()
+
+
 FOLLOW = """
 import sys
 from pathlib import Path
@@ -526,7 +621,8 @@ LookupObjects(home, model, place, table).follow(SnapshotStore(table, model).stat
 )
 def test_killed_anywhere(point: str, then: int, pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup_objects, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.1)
     for _ in range(2):
         pods.publish()
     pod = pods["pod"]

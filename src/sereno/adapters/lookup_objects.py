@@ -3,7 +3,8 @@
 Whoever follows the table builds an index on its own disk, writes it as an object with a name of its own, and has
 `served.json` lead to it, on condition that this is as it was read: so whatever dies at any moment leaves what was served
 before, or what is served now. A lock that must be renewed keeps two from building at once; should both believe that they
-have it, the condition lets one of them win.
+have it, the condition lets one of them win. An object is removed only after a write of `served.json` that does not name it:
+no write that was begun before can succeed after that, however late it arrives, so none can name what is gone.
 
 A server never asks the store for an answer. It copies the index to its own disk, compares its SHA-256, and only then changes
 over; `CopiedLookups` is what its workers read. Where the store does not answer, or has a damaged object, it goes on from the
@@ -98,8 +99,8 @@ class LookupObjects(Following):
         with self._told_of_writing(), self._alone_here(), self._lock.held():
             self._begin()
             self._indexes = {}
-            self._commit(None)
-            self._remove_unknown()
+            self._commit(None, anew=True)
+            self._remove(self._unknown())
             wanted_path(self.folder).unlink(missing_ok=True)
             self.copy.clear()
 
@@ -130,10 +131,12 @@ class LookupObjects(Following):
         self._indexes = dict(self._served.indexes)
         self._there = {str(path.relative_to(self.folder)): found.size for path, found in self.folder.below()}
 
-    def _commit(self, pointer: Pointer | None) -> None:
-        served = Served(pointer=pointer, indexes=dict(self._indexes))
-        if served == self._served and self._tag:
+    def _commit(self, pointer: Pointer | None, *, anew: bool = False) -> None:
+        """Have `served.json` say this. `anew`: even if it does already, so that whoever read it before cannot write it."""
+        served = Served(pointer=pointer, indexes=dict(self._indexes), stamp=self._served.stamp)
+        if served == self._served and self._tag and not anew:
             return
+        served = msgspec.structs.replace(served, stamp=secrets.token_hex(8))
         self._lock.confirm()
         try:
             self._tag = _served_path(self.folder).write_bytes(_json(served), only_if=self._tag)
@@ -153,20 +156,21 @@ class LookupObjects(Following):
         return packed if packed is not None and self._there.get(packed.object) == packed.size else None
 
     def _sweep(self) -> None:
-        self.copy.sweep()
-        self._remove_unknown()
+        self.copy.sweep()  # of the objects, what a crash left goes with the others that nobody names
 
     def _prune(self, stay: set[str]) -> bool:
         gone = self._indexes.keys() - stay
         self._indexes = {name: packed for name, packed in self._indexes.items() if name in stay}
-        self._commit(self._served.pointer)  # before they go: who reads it must find what it names
+        unknown = self._unknown()
+        # Before they go: who reads it must find what it names, and who lost the lock while he built must not name them now.
+        self._commit(self._served.pointer, anew=bool(unknown))
         failpoint("lookup_removed")
-        self._remove_unknown()
+        self._remove(unknown)
         return bool(gone)
 
-    def _remove_unknown(self) -> None:
+    def _unknown(self) -> list[str]:
         known = {packed.object for packed in self._indexes.values()}
-        self._remove([name for name in self._there if name.endswith(".lmdb") and name not in known])
+        return [name for name in self._there if name.endswith(".lmdb") and name not in known]
 
     def _remove(self, objects: list[str]) -> None:
         """Whoever is just copying one of them finds that it is gone, and looks again."""
@@ -442,6 +446,7 @@ class _Lock:
     def __init__(self, path: ObjectPath, model: str) -> None:
         self._path, self._model = path, model
         self._tag, self._who, self._beats = "", "", 0
+        self._renewed = 0.0
         self._lost = threading.Event()
         self._seen: tuple[str, float] = ("", 0.0)  # somebody else's tag, and since when it has been that
 
@@ -471,8 +476,8 @@ class _Lock:
                     self._write(is_free=True)
 
     def confirm(self) -> None:
-        """Raises BusyError where somebody else may have it."""
-        if self._lost.is_set():
+        """Raises BusyError where somebody else may have it: above all where this process stood still."""
+        if self._lost.is_set() or time.monotonic() - self._renewed > LOCK_SECONDS:
             raise _taken_over(self._model)
 
     def is_held(self) -> bool:
@@ -496,7 +501,7 @@ class _Lock:
             content, tag = self._path.read_tagged()
         except FileNotFoundError:
             return ""
-        if not _is_held(content):
+        if not _field(content, "held_by"):
             return tag
         now = time.monotonic()
         if self._seen[0] != tag:
@@ -506,19 +511,33 @@ class _Lock:
     def _write(self, *, is_free: bool = False) -> None:
         self._beats += 1
         content = json.dumps({"held_by": "" if is_free else self._who, "by": self._who, "beat": self._beats}).encode()
-        self._tag = self._path.write_bytes(content, only_if=self._tag)
+        began = time.monotonic()  # whoever waits counts from when this arrives, which is later
+        try:
+            self._tag = self._path.write_bytes(content, only_if=self._tag)
+        except ConditionError:
+            if not (tag := self._own_tag()):
+                raise
+            # An earlier one arrived, though its answer did not.
+            self._tag = self._path.write_bytes(content, only_if=tag)
+        self._renewed = began
+
+    def _own_tag(self) -> str:
+        """Empty: what is there is somebody else's."""
+        with contextlib.suppress(FileNotFoundError):
+            content, tag = self._path.read_tagged()
+            if _field(content, "by") == self._who:
+                return tag
+        return ""
 
     def _renew(self, ended: threading.Event) -> None:
-        renewed = time.monotonic()
         while not ended.wait(RENEW_SECONDS):
             try:
                 self._write()
-                renewed = time.monotonic()
             except ConditionError:
                 self._lost.set()
                 return
             except StorageError:
-                if time.monotonic() - renewed > LOCK_SECONDS:
+                if time.monotonic() - self._renewed > LOCK_SECONDS:
                     self._lost.set()
                     return
 
@@ -527,11 +546,12 @@ def _is_copy(here: Pointer, pointer: Pointer) -> bool:
     return (here.index, here.build.partition("+")[0]) == (pointer.index, pointer.build)
 
 
-def _is_held(content: bytes) -> bool:
+def _field(content: bytes, name: str) -> str:
+    """Of a lock; empty, too, where it is damaged."""
     try:
-        return bool(json.loads(content)["held_by"])
+        return str(json.loads(content)[name])
     except (ValueError, KeyError, TypeError):
-        return False
+        return ""
 
 
 def _taken_over(model: str) -> BusyError:

@@ -35,6 +35,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal[1] = 1
     pointer: Pointer | None = None
     indexes: dict[IndexName, Packed] = {}
+    stamp: str = ""  # another one at each write: no tag comes back, which S3 makes of the content
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
