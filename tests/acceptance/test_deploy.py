@@ -178,12 +178,9 @@ def test_a_cluster_gets_a_folder_for_each_host(project: Project) -> None:
     [
         (["cluster", "--hosts", "node1,node2"], "A cluster needs its hosts and its name"),
         (["cluster", "--domain", "scores.bank"], "A cluster needs its hosts and its name"),
-        (["cluster", "--hosts", "a,b", "--domain", "c", "--timers"], "--timers is of one server"),
-        (["server", "--hosts", "node1,node2"], "--hosts is of a cluster"),
-        (["server", "--domain", "scores.bank"], "--domain is of a cluster"),
     ],
 )
-def test_words_for_one_and_for_several_are_told_apart(project: Project, arguments: list[str], says: str) -> None:
+def test_a_cluster_has_hosts_and_a_name(project: Project, arguments: list[str], says: str) -> None:
     project.within = True
     assert says in project.sereno("deploy", *arguments, code=2).stderr
 

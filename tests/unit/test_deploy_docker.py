@@ -255,8 +255,6 @@ def test_what_lies_outside_is_refused(
         (("weight.txt", None), (), 2, "weight.txt, which the image is to have. Train the model first"),
         (("m.py", "import nothing_such"), (), 1, "the module 'nothing_such' is not installed"),
         (("sereno.toml", None), (), 2, "There is no sereno.toml"),
-        (None, ("--memory", "2G"), 2, "--memory is not of docker: what starts a container says it"),
-        (None, ("--hosts", "a,b"), 2, "--hosts is not of docker"),
         (None, ("--include", "none.csv"), 2, "none.csv, which the image is to have"),
     ],
 )
@@ -277,14 +275,53 @@ def test_what_cannot_be_written_is_told(
     assert not (project / "Dockerfile").exists()
 
 
-def test_options_of_docker_are_refused_elsewhere(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("docker --replicas 3", "--replicas 3 (--replicas is of `sereno deploy kubernetes`)"),
+        (
+            "docker --memory=2G",
+            "--memory=2G (--memory is of `sereno deploy server`, `sereno deploy cluster`, `sereno deploy",
+        ),
+        ("docker --hosts a,b", "--hosts a,b (--hosts is of `sereno deploy cluster`)"),
+        ("server --apt libgomp1", "--apt libgomp1 (--apt is of `sereno deploy docker`)"),
+        ("server --hosts node1,node2", "--hosts node1,node2 (--hosts is of `sereno deploy cluster`)"),
+        (
+            "server --domain a.bank",
+            "--domain a.bank (--domain is of `sereno deploy cluster`, `sereno deploy kubernetes`)",
+        ),
+        ("server --image x:1", "--image x:1 (--image is of `sereno deploy kubernetes`)"),
+        ("cluster --hosts a,b --domain c --timers", "--timers (--timers is of `sereno deploy server`)"),
+        (
+            "kubernetes --image x:1 --user me",
+            "--user me (--user is of `sereno deploy server`, `sereno deploy cluster`)",
+        ),
+        ("kubernetes --image x:1 --nothing", "--nothing\n"),
+    ],
+)
+def test_options_of_other_environments_are_refused(
+    project: Path, capsys: pytest.CaptureFixture[str], typed: str, says: str
+) -> None:
+    environment, *_ = words = typed.split()
     before = Path.cwd()
     os.chdir(project)
     try:
-        assert main(["deploy", "server", "--apt", "libgomp1"]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            main(["deploy", *words])
     finally:
         os.chdir(before)
-    assert "--apt is of docker: sereno deploy docker --apt …" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"sereno deploy {environment}: error: unrecognized arguments: {says}" in error
+    assert error.startswith(f"usage: sereno deploy {environment} ")  # what is valid
+    assert not any(name in error for name in ("Dockerfile", "Wrote"))
+
+
+def test_help_of_an_environment_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["deploy", "kubernetes", "--help"])
+    said = capsys.readouterr().out
+    assert "--replicas" in said
+    assert not any(option in said for option in ("--apt", "--timers", "--hosts", "--user"))
 
 
 # The packages

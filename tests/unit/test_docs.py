@@ -44,14 +44,18 @@ def option_rows() -> dict[str, set[str]]:
     table = README.split("## Commands")[1].split("\n## ")[0]
     rows = {}
     for first, options in re.findall(r"^\| (.+?) \| (.*?) \|", table, re.MULTILINE):
-        name = re.match(r"`sereno (\w+)", first)
+        name = re.match(r"`sereno (\w+(?: [a-z]+)?)", first)
         rows[name[1] if name else first.strip("`")] = set(re.findall(r"(?<![\w-])--?[a-z-]+", options))
     return rows
 
 
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    (commands,) = [a for a in parser_of()._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(commands.choices)
+def parsers(parser: argparse.ArgumentParser | None = None, before: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Command → its parser; of a group, those of its commands: `deploy server`."""
+    groups = [a for a in (parser or parser_of())._actions if isinstance(a, argparse._SubParsersAction)]
+    found = {}
+    for name, one in groups[0].choices.items() if groups else ():
+        found |= parsers(one, f"{before}{name} ") or {f"{before}{name}": one}
+    return found
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,42 @@ DONE, FAILED, USAGE, HELD = 0, 1, 2, 3
 SETTING = "setting:"  # an option whose destination begins so sets the setting of that name
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses itself what it does not know, so that the options are shown that this command has."""
+
+    siblings: Mapping[str, Parser] = {}
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._known_elsewhere(unknown[0])}")
+        return found, unknown
+
+    def _known_elsewhere(self, word: str) -> str:
+        option = word.partition("=")[0]
+        there = [one.prog for one in self.siblings.values() if option in one._option_string_actions]
+        return f" ({option} is of `{'`, `'.join(there)}`)" if there else ""
+
+
 class Commands:
     """What the modules add their commands to."""
 
-    def __init__(self, parser: argparse.ArgumentParser, *, own: bool) -> None:
+    def __init__(self, parser: argparse.ArgumentParser, *, own: bool, word: str = "COMMAND") -> None:
         self.own = own  # a model file was started itself, so that commands do not ask for it
-        self._commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        self._commands = parser.add_subparsers(
+            title=f"{word.lower()}s", metavar=word, required=True, parser_class=Parser
+        )
+
+    def group(self, name: str, about: str, more: str, *, word: str) -> Commands:
+        """A command that is several, of which a second `word` names one: `sereno deploy server`."""
+        one = self._commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}. {more}")
+        return Commands(one, own=self.own, word=word)
 
     def command(self, name: str, function: Callable[[argparse.Namespace], int], about: str, more: str = "") -> Any:
         """A command with the options that all have."""
         described = f"{about[0].upper()}{about[1:]}. {more}"
         one = self._commands.add_parser(name, help=about, description=described, add_help=True)
+        one.siblings = self._commands.choices
         one.set_defaults(command=function, named=name)
         one.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
         one.add_argument("--home", type=Path, metavar="DIR", help="where predictions, exports and .sereno lie")

@@ -1,72 +1,50 @@
-"""`sereno deploy docker`: what its options mean."""
+"""`sereno deploy docker`: its options, and what it reads of the settings."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sereno.cli.commands import DONE
-from sereno.cli.named import overrides_of
-from sereno.cli.printing import output
-from sereno.exceptions import ModelFileError, SettingsError
+from sereno.cli import deploying
+from sereno.cli.commands import Commands
+from sereno.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from sereno.config import Settings
     from sereno.deploy.docker import Image
     from sereno.operate.declared import Declared
 
-OPTIONS = ("base", "requirements", "include", "apt")  # that no other environment has
-OF_OTHERS = ("user", "memory", "timers", "hosts", "domain")
 
-
-def add_options(one: Any) -> None:
-    one.add_argument(
-        "--base", metavar="IMAGE", help="of docker: the image that it begins with (python:3.…-slim-bookworm)"
+def add(environments: Commands) -> None:
+    one = environments.command(
+        "docker", _docker, "a Dockerfile, and a .dockerignore that lets in what its image is made of"
     )
-    one.add_argument(
-        "--requirements", type=Path, metavar="FILE", help="of docker: the packages, with hashes (requirements.txt)"
-    )
-    one.add_argument(
-        "--include", type=Path, nargs="+", metavar="PATH", help="of docker: what models read beside their artefacts"
-    )
-    one.add_argument("--apt", nargs="+", metavar="PACKAGE", help="of docker: Debian packages, libgomp1 say")
+    deploying.add_options(one, folder="the project")
+    one.add_argument("--base", metavar="IMAGE", help="the image that it begins with (python:3.…-slim-bookworm)")
+    one.add_argument("--requirements", type=Path, metavar="FILE", help="the packages, with hashes (requirements.txt)")
+    one.add_argument("--include", type=Path, nargs="+", metavar="PATH", help="what models read beside their artefacts")
+    one.add_argument("--apt", nargs="+", metavar="PACKAGE", help="Debian packages, libgomp1 say")
 
 
-def given_here(options: argparse.Namespace) -> list[str]:
-    """The options that were given of those that only this environment has."""
-    return [name for name in OPTIONS if getattr(options, name)]
-
-
-def deploy(options: argparse.Namespace, settings: Settings, project: Path) -> int:
-    """Write the files. Raises SettingsError, ModelFileError, StorageError."""
+def _docker(options: argparse.Namespace) -> int:
     from sereno.deploy.docker import next_steps
-    from sereno.deploy.writing import write
 
-    if given := next((name for name in OF_OTHERS if getattr(options, name)), None):
-        raise SettingsError(f"--{given} is not of docker: what starts a container says it. Leave it out.")
+    settings, project = deploying.project_of(options)
     image, models = _image(options, settings, project)
     folder = image.project if options.to is None else options.to.absolute()
-    files = image.files(folder)
-    said = [*_warnings(image, settings, models)]
-    written = write(files, folder)
     stop_seconds = max(settings.serve.drain_seconds, settings.up.stop_seconds)
-    said += next_steps(image, folder, stop_seconds=stop_seconds)
-    output(options, {"written": [str(path) for path in written]}, [*(f"Wrote {path}" for path in written), *said])
-    return DONE
+    said = [*_warnings(image, settings, models), *next_steps(image, folder, stop_seconds=stop_seconds)]
+    return deploying.wrote(options, image.files(folder), folder, said)
 
 
 def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tuple[Image, list[Declared]]:
     from sereno.deploy.docker import Image, default_base, files_of_artifacts, with_targets
-    from sereno.operate.declared import declared
 
-    files = [model.file for model in settings.models.values() if model.file is not None]
-    found = declared(files, home=options.home, env=options.env, overrides=overrides_of(options))
-    if found.failed:
-        raise ModelFileError(found.failed[0].says)
-    places = [project / "sereno.toml", *(Path(path) for model in found.models for path in model.belongs)]
-    for model in found.models:
+    models = deploying.declared_in(options, settings)
+    places = [project / "sereno.toml", *(Path(path) for model in models for path in model.belongs)]
+    for model in models:
         places += files_of_artifacts(Path(model.file), model.artifacts)
     places += [path.absolute() for path in options.include or ()]
     if missing := next((place for place in places if not place.exists() and place.name != "sereno.toml"), None):
@@ -82,7 +60,7 @@ def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tu
         packages=options.apt or (),
         port=settings.serve.port or 8000,
     )
-    return image, [*found.models]
+    return image, models
 
 
 def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Iterator[str]:

@@ -147,14 +147,9 @@ def test_pods_and_image_agree() -> None:
     ("arguments", "says"),
     [
         (["kubernetes"], "Kubernetes needs the name of the image, as it was pushed"),
-        (["kubernetes", "--image", "x:1", "--hosts", "a,b"], "--hosts is not of Kubernetes"),
-        (["kubernetes", "--image", "x:1", "--timers"], "--timers is not of Kubernetes"),
-        (["kubernetes", "--image", "x:1", "--user", "me"], "--user is not of Kubernetes"),
         (["kubernetes", "--image", "x:1", "--set", "serve.unix=a.sock"], "but callers of a pod come to a port"),
         (["kubernetes", "--image", "x:1", "--replicas", "many"], "'many' is no range: 2-10, or 3"),
         (["kubernetes", "--image", "x:1", "--egress", "https"], "'https' is no list of ports: 443,5432"),
-        (["server", "--image", "x:1"], "--image is of Kubernetes: sereno deploy kubernetes --image"),
-        (["server", "--replicas", "3"], "--replicas is of Kubernetes"),
     ],
 )
 def test_words_that_are_not_of_kubernetes(project: Project, arguments: list[str], says: str) -> None:
