@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from sereno.adapters import answer_table
+from sereno import Key
+from sereno.adapters import answer_table, delta, objects
 from sereno.adapters.delta import options
 from sereno.answers import compact as compact_module
 from sereno.answers import compactor as compactor_module
@@ -25,7 +28,9 @@ from sereno.answers.folder import finished_segments, segments_folder
 from sereno.answers.read import Wanted, find_answers, models_with_answers
 from sereno.exceptions import BusyError, NotFoundError, StorageError
 from sereno.places import ObjectPath
-from tests.answers import expected, keep
+from tests.answers import expected, keep, keep_rows
+from tests.faulty_proxy import PASSING, Fault, FaultyProxy, Request, Schedule, faulty_proxy
+from tests.objects import S3Server
 
 ROOT = Path(__file__).parents[2]
 SOAK = pytest.mark.soak
@@ -146,6 +151,98 @@ def test_a_store_that_does_not_answer(tmp_path: Path, storage: ObjectPath) -> No
         Compactor(tmp_path, "shop", nowhere).compact()
     assert len(finished_segments(segments_folder(tmp_path, "shop"))) == 1
     assert Compactor(tmp_path, "shop", storage).compact().answers == 4
+
+
+# A store that fails
+
+
+@pytest.fixture
+def proxy(
+    s3_bucket: tuple[S3Server, str], storage: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyProxy]:
+    """Between this process and the store meanwhile."""
+    monkeypatch.setattr(compact_module, "RACE_SECONDS", 0.01)
+    monkeypatch.setattr(delta, "BOUNDS", delta.BOUNDS | {"max_retries": "1"})
+    monkeypatch.setattr(objects, "FIRST_WAIT", timedelta(milliseconds=1))
+    monkeypatch.setattr(objects, "LONGEST_WAIT", timedelta(milliseconds=5))
+    server, _ = s3_bucket
+    with faulty_proxy(server.url) as proxy, server.reached(AWS_ENDPOINT_URL=proxy.url):
+        yield proxy
+
+
+def commits(request: Request) -> bool:
+    """Whether it is the commit of answers."""
+    return request.method == "PUT" and b"sereno.attempt" in request.raw and "_delta_log" in request.target
+
+
+class Asked(TypedDict):
+    customer: Key[int]
+
+
+class Told(TypedDict):
+    score: float
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_commit_that_the_store_does_later(
+    tmp_path: Path, storage: ObjectPath, proxy: FaultyProxy, first: bool
+) -> None:
+    """Its files are gone by then, and its answers are in another commit."""
+    if not first:
+        keep_rows(tmp_path, Asked, Told, [(1,)], [(0.5,)])  # so that other columns are new
+        Compactor(tmp_path, "shop", storage).compact()
+    keep(tmp_path, range(1, 4))
+    sent: list[Request] = []
+
+    def decide(request: Request) -> Fault | None:
+        if not commits(request):
+            return None
+        sent.append(request)
+        return "reset"
+
+    with proxy.having(decide), pytest.raises(StorageError, match="No answer is lost: the compactor tries again"):
+        Compactor(tmp_path, "shop", storage).compact()
+    assert sent
+    assert b" 412 " in proxy._forwarded(sent[0]).partition(b"\r\n")[0]
+    assert Compactor(tmp_path, "shop", storage).compact().answers == 3
+    assert ids(storage) == [*([] if first else ["r"]), "r1", "r2", "r3"]
+
+
+@pytest.mark.parametrize("fault", ["reset-after", "500-after"])
+def test_a_commit_whose_answer_is_lost(tmp_path: Path, storage: ObjectPath, proxy: FaultyProxy, fault: Fault) -> None:
+    keep(tmp_path, range(3))
+    with proxy.having(lambda request: fault if commits(request) else None):
+        assert Compactor(tmp_path, "shop", storage).compact().answers == 3
+    assert proxy.log
+    assert ids(storage) == [f"r{n}" for n in range(3)]
+    assert finished_segments(segments_folder(tmp_path, "shop")) == []
+
+
+def worked(home: Path, storage: ObjectPath, proxy: FaultyProxy, seed: int) -> int:
+    """Two pods work while the store fails as the seed says; how many of their passes failed."""
+    draw, failed = random.Random(seed), 0
+    faults = tuple(fault for fault in PASSING if not fault.startswith("silent"))
+    with proxy.having(Schedule(seed=seed, faults=faults, probability=0.5, in_a_row=12)):
+        for number in range(6):
+            pod = home / draw.choice("ab")
+            keep(pod, [number])
+            try:
+                Compactor(pod, "shop", storage).compact()
+            except (BusyError, StorageError):
+                failed += 1
+    for pod in "ab":
+        Compactor(home / pod, "shop", storage).compact()
+    assert ids(storage) == [f"r{n}" for n in range(6)], seed
+    return failed
+
+
+def test_passes_while_the_store_fails(tmp_path: Path, storage: ObjectPath, proxy: FaultyProxy) -> None:
+    assert worked(tmp_path, storage, proxy, seed=1)
+
+
+@SOAK
+def test_three_hundred_schedules(tmp_path: Path, storage: ObjectPath, proxy: FaultyProxy) -> None:
+    assert sum(worked(tmp_path / str(seed), storage / str(seed), proxy, seed) for seed in range(2, 302))
 
 
 def test_a_person_is_erased_and_what_another_pod_writes_stays(tmp_path: Path, storage: ObjectPath) -> None:

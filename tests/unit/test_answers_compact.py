@@ -131,6 +131,33 @@ def test_interrupted_anywhere_each_answer_is_there_once(tmp_path: Path, fail_at:
     assert {path.name for path in tmp_path.rglob("*.parquet")} == active
 
 
+@pytest.mark.parametrize("place", ["answers_commit_before", "answers_commit_after"])
+def test_the_log_is_cut_while_a_commit_is_pending(
+    tmp_path: Path, fail_at: Any, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home that is started again after weeks: what others have committed since is in a checkpoint alone."""
+    monkeypatch.setattr(answer_table, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(tidy, "SMALL_FILES", 1)
+    first, others = (Compactor(tmp_path / name, "shop", tmp_path / "storage") for name in ("first", "others"))
+    keep(tmp_path / "others", [0])
+    others.compact()
+    keep(tmp_path / "first", range(1, 4))
+    fail_at(place)
+    with pytest.raises(FailpointError):
+        first.compact()
+    fail_at("")
+    for number in range(4, 8):
+        keep(tmp_path / "others", [number])
+        others.compact()  # joins the files of that day
+    log = tmp_path / "storage" / "answers" / "shop" / "_delta_log"
+    checkpoint = max(int(path.name[:20]) for path in log.glob("*.checkpoint.parquet"))
+    for version in range(checkpoint):
+        (log / f"{version:020d}.json").unlink()
+    first.compact()
+    found = find_answers(tmp_path / "first", "shop", Wanted(), tmp_path / "storage")
+    assert sorted(row["request_id"] for row in found.to_pylist()) == [f"r{n}" for n in range(8)]
+
+
 @pytest.mark.parametrize("place", ["answers_pending", "answers_commit_before"])
 def test_a_commit_of_another_program_in_between(tmp_path: Path, fail_at: Any, place: str) -> None:
     keep(tmp_path, range(10))

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.schema import Schema
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
@@ -29,7 +30,6 @@ from sereno.adapters.delta import (
     current_version,
     log_file,
     options,
-    read_metadata,
     remove_torn_checkpoints,
     translated,
 )
@@ -62,6 +62,13 @@ class DataFile:
     rows: int
     first: datetime  # answered_at
     last: datetime
+
+
+class CommitId(NamedTuple):
+    """What tells a commit from others: Delta's transaction of an application."""
+
+    writer: str  # who makes one commit after the other; a table keeps the number of the last, also when its log is cut
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +112,16 @@ def commit(
     add: Sequence[DataFile] = (),
     remove: Sequence[DataFile] = (),
     metadata: Mapping[str, str],
+    commit_id: CommitId | None = None,
     same_rows: bool = False,
 ) -> None:
     """One commit on top of `state` (None: it makes the table). Columns that are new are added by a commit before it.
 
-    `same_rows`: what is added holds the rows of what is removed, so that whoever follows the table may skip the commit.
+    `commit_id`: what `has_commit` finds the commit by. `same_rows`: what is added holds the rows of what is removed, so that
+    whoever follows the table may skip the commit.
 
-    Raises BusyError where somebody else changed the table meanwhile, and StorageError.
+    Raises BusyError where somebody else changed the table meanwhile, and StorageError. After either, an object store may have
+    done it all the same, its answer lost; after a StorageError it may even do it later.
     """
     now = int(time.time() * 1000)
     actions: list[AddAction | RemoveAction] = [_add(file, now, not same_rows) for file in add]
@@ -119,7 +129,12 @@ def commit(
         RemoveAction(f.path, not same_rows, now, size=f.size, partition_values={"day": f.day.isoformat()})
         for f in remove
     ]
-    properties = CommitProperties(custom_metadata={PREFIX + k: v for k, v in metadata.items()}, max_commit_retries=0)
+    properties = CommitProperties(
+        custom_metadata={PREFIX + k: v for k, v in metadata.items()},
+        max_commit_retries=0,
+        app_transactions=[Transaction(commit_id.writer, commit_id.number)] if commit_id else None,
+    )
+    version = 0 if state is None else state.version + 1
     try:
         if state is None:
             table.mkdir(parents=True, exist_ok=True)
@@ -143,6 +158,7 @@ def commit(
                 commit_properties=CommitProperties(max_commit_retries=0),
                 post_commithook_properties=NO_CHECKPOINT,
             )
+            version += 1
         opened.create_write_transaction(
             actions,
             mode="append",
@@ -152,7 +168,7 @@ def commit(
             post_commithook_properties=NO_CHECKPOINT,
         )
     except CommitFailedError as error:
-        if isinstance(table, ObjectPath) and state is not None and not log_file(table, state.version + 1).exists():
+        if isinstance(table, ObjectPath) and not log_file(table, version).exists():
             raise translated(table, error, THEN) from error  # nobody's commit was in the way
         raise BusyError(f"Table {table} was changed by another program just now. {THEN}") from error
     except Exception as error:  # delta-rs raises plain ones too
@@ -177,20 +193,24 @@ def _text(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def find_commit(table: Place, after: int, name: str, value: str) -> int | None:
-    """The version, younger than `after`, whose commit says so of itself."""
-    for version in range(after + 1, current_version(table) + 1):
-        if read_metadata(table, version).get(name) == value:
-            return version
-    return None
+def has_commit(table: Place, commit_id: CommitId) -> bool:
+    """Whether it is the last commit of its writer. Raises StorageError."""
+    if current_version(table) < 0:
+        return False
+    try:
+        number = _opened(table).transaction_version(commit_id.writer)
+    except Exception as error:
+        raise StorageError(f"The table {table} cannot be read: {error}.") from error
+    return number == commit_id.number
 
 
 def flush_log(table: Place, after: int) -> None:
     """Make all commits younger than a version last; now and then with a checkpoint, after which old ones go."""
     newest = current_version(table)
     if isinstance(table, Path):
-        for version in range(after + 1, newest + 1):
-            fsync(_on_disk(log_file(table, version)))
+        for file in (table / "_delta_log").glob("*.json"):
+            if file.stem.isdigit() and int(file.stem) > after:
+                fsync(file)
         fsync(table / "_delta_log")
     if newest - _last_checkpoint(table) < CHECKPOINT_EVERY:
         return
@@ -260,11 +280,6 @@ def _last_checkpoint(table: Place) -> int:
     except (FileNotFoundError, ValueError, KeyError):
         return -1
     return version
-
-
-def _on_disk(place: Place) -> Path:
-    assert isinstance(place, Path)
-    return place
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

@@ -1,15 +1,16 @@
 """From segments to the table, exactly once; and what keeps the table small: old days, small files, erased persons.
 
 One at a time works on a model's table: the holder of its lock. What it is about to commit is *pending*: written down,
-with the table's version, before the first file of it is. Whoever holds the lock next looks whether the log has that
-commit since. It has: the segments in it are removed, if that is still to be done. It has not: its files are removed, and
+with the table's version, before the first file of it is. Whoever holds the lock next looks whether the table has that
+commit. It has: the segments in it are removed, if that is still to be done. It has not: its files are removed, and
 the segments go into another. So an answer is in the table once, wherever the process was killed.
 
 Hosts that share a home need not share its locks. So what is pending is made as a name that nobody has yet, which one of two
 hosts can do; and what another host has pending is left to it, unless it is old.
 
 Pods that share a table in an object store share nothing else: each puts its own segments there, and of two commits at once
-one is refused, and made again on top of the other.
+one is refused, and made again on top of the other. A store may do minutes later what it was sent, so a commit that is not
+there is not known to be none: before its files are removed, the version that it would be is taken, by a commit of nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sereno.adapters import answer_table
-from sereno.adapters.answer_table import DataFile, TableState
+from sereno.adapters.answer_table import CommitId, DataFile, TableState
 from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
 from sereno.answers.folder import (
     DAMAGE,
@@ -42,6 +43,7 @@ from sereno.answers.folder import (
     known_keys,
     make_folder,
     segments_folder,
+    writer_of,
 )
 from sereno.answers.parts import Parts, remove_parts
 from sereno.answers.segments import Header, read_header, read_segment
@@ -70,6 +72,12 @@ class Pending(msgspec.Struct):
     version: int  # of the table before it
     segments: list[str] = []  # names, which the table will hold
     host: str = ""  # whose process it is
+    writer: str = ""  # what the table calls whoever commits it
+
+    @property
+    def commit_id(self) -> CommitId:
+        """What the table knows the commit by."""
+        return CommitId(self.writer, int(self.attempt.rpartition("-")[2], 16))
 
     @classmethod
     def read(cls, folder: Path) -> Pending | None:
@@ -96,6 +104,7 @@ class Compactor:
     def __init__(self, home: Path, model: str, root: Place | None = None) -> None:
         """`root`: below which the table lies, if not below the home."""
         self.model = model
+        self.home = home
         self.segments = segments_folder(home, model)
         self.table: Place = (root or home) / "answers" / model
         self.scratch = home / ".sereno" / "scratch" / f"{model}.answers"
@@ -125,7 +134,8 @@ class Compactor:
 
     # Exactly once
 
-    def _recover(self) -> None:
+    def _recover(self, *, may_come: bool = True) -> bool:
+        """Finish what is pending, or undo it; whether the table has it. `may_come`: a store may be about to commit it."""
         pending = Pending.read(self.segments)
         if pending is not None and pending.host not in ("", host_name()):
             with contextlib.suppress(FileNotFoundError):
@@ -133,13 +143,25 @@ class Compactor:
                     raise self._busy(pending.host)
         answer_table.mend_log(self.table)
         if pending is None:
-            return
-        if self.is_committed(pending):
+            return False
+        is_committed = self.is_committed(pending)
+        if not is_committed and may_come and isinstance(self.table, ObjectPath):
+            self._take_next_version()
+            is_committed = self.is_committed(pending)
+        if is_committed:
             answer_table.flush_log(self.table, pending.version)
             self._remove_segments(pending.segments)
         else:
             remove_parts(self.table, pending.attempt)
         (self.segments / PENDING).unlink(missing_ok=True)
+        return is_committed
+
+    def _take_next_version(self) -> None:
+        """Have the store refuse the commit that it was sent and has not done: no two have one version."""
+        state = self.state()
+        schema = EMPTY if state is None else state.schema
+        with contextlib.suppress(BusyError):  # another one has taken it, or that commit has come
+            answer_table.commit(self.table, state, schema=schema, metadata={"kind": "nothing"})
 
     def _announce(self, pending: Pending) -> None:
         """Write down what is about to be committed. Raises BusyError where another host has done so just now."""
@@ -174,7 +196,7 @@ class Compactor:
         )
 
     def is_committed(self, pending: Pending) -> bool:
-        return answer_table.find_commit(self.table, pending.version, "attempt", pending.attempt) is not None
+        return answer_table.has_commit(self.table, pending.commit_id)
 
     def _remove_segments(self, names: Iterable[str]) -> None:
         for name in names:
@@ -202,10 +224,17 @@ class Compactor:
         version = -1 if state is None else state.version
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         attempt = f"{stamp}-{secrets.token_hex(4)}"
-        pending = Pending(attempt=attempt, version=version, segments=list(segments), host=host_name())
+        pending = Pending(
+            attempt=attempt,
+            version=version,
+            segments=list(segments),
+            host=host_name(),
+            writer=writer_of(self.home),
+        )
         self._announce(pending)
         failpoint("answers_pending")
         parts = Parts(self.table, pending.attempt, pa.schema([f for f in schema if f.name in columns]), self.scratch)
+        is_sent = False
         try:
             write(parts)
             files = parts.close()
@@ -218,17 +247,30 @@ class Compactor:
                     "segments": ",".join(segments),
                     "rows": str(parts.rows),
                 }
+                is_sent = True
                 answer_table.commit(
-                    self.table, state, schema=schema, add=files, remove=remove, metadata=said, same_rows=same_rows
+                    self.table,
+                    state,
+                    schema=schema,
+                    add=files,
+                    remove=remove,
+                    metadata=said,
+                    commit_id=pending.commit_id,
+                    same_rows=same_rows,
                 )
                 failpoint("answers_commit_after")
                 answer_table.flush_log(self.table, version)
             self._remove_segments(segments)
             (self.segments / PENDING).unlink(missing_ok=True)
-        except (OSError, SerenoError):
+        except (OSError, SerenoError) as error:
             parts.abandon()
-            with contextlib.suppress(OSError, SerenoError):  # what is not committed would fill the disk for nothing
-                self._recover()
+            is_refused = isinstance(error, BusyError)
+            try:  # what is not committed would fill the disk for nothing
+                if self._recover(may_come=is_sent and not is_refused):
+                    return parts.rows  # only the store's answer was lost
+            except (OSError, SerenoError):  # it is pending still, and the next pass has to begin with it
+                if is_refused:
+                    raise
             raise
         return parts.rows
 

@@ -21,6 +21,7 @@ SEGMENT_SECONDS = 300  # by the clock, so that the segments of all workers are h
 SEGMENT_BYTES = 64 << 20  # or as soon as there is so much
 LEFT_SECONDS = 3_600  # without a sign of life, after which what another host's worker had is taken for left
 BEAT_SECONDS = 300.0  # between two signs of life of a log that has nothing to write
+WRITER = "answers-writer"  # what the tables call whoever commits from this home
 _DAYS = "days"  # how long answers are kept
 _KEYS = "keys.json"  # the keys as versions of the model have declared them
 _NO_DAYS = "none"
@@ -134,6 +135,18 @@ def remember_key(folder: Path, names: Sequence[str]) -> None:
         return
     now = [*(key for key in before if key != list(names)), list(names)]
     write_atomically(folder / _KEYS, json.dumps(now).encode(), temporary=f"{os.getpid()}-{secrets.token_hex(3)}.new")
+
+
+# A table keeps the last commit's number of each writer for ever, so there are few: one for each home, on each host.
+
+
+def writer_of(home: Path) -> str:
+    """What tables call whoever commits from this home, on this host: a copy of either is another one."""
+    file = home / ".sereno" / WRITER
+    with contextlib.suppress(FileNotFoundError):
+        return f"{file.read_text()}-{host_name()}"
+    write_atomically(file, secrets.token_hex(8).encode(), temporary=f"{os.getpid()}-{secrets.token_hex(3)}.new")
+    return writer_of(home)
 
 
 # A request to the workers: hand over what you have. Its time tells one from the next; it is also that of the answer, the

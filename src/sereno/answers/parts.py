@@ -136,7 +136,7 @@ class Parts:
 def remove_parts(table: Place, attempt: str) -> None:
     """Remove the files of an attempt that was not committed."""
     for path in table.glob(f"day=*/{attempt}-*.parquet"):
-        path.unlink()
+        path.unlink(missing_ok=True)  # another pod may be removing what no version needs
 
 
 def _moment(microseconds: int) -> datetime:
