@@ -98,7 +98,6 @@ def test_no_answer_depends_on_the_bucket(pods: Pods, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         patch.setattr(objects, "DEADLINE", timedelta(seconds=0.2))
-        patch.setattr(objects, "RETRIES", 0)
         objects.forget()
         for pod in (known, new):
             assert not pod.look(1).is_behind

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -91,6 +92,20 @@ def test_folders_are_what_lies_below(folder: ObjectPath) -> None:
     assert [path.name for path in folder.glob("b/2.csv")] == ["2.csv"]
     (folder / "b").remove_below()
     assert [str(path.relative_to(folder)) for path, _ in folder.below()] == ["a.json", "bb/4.json"]
+
+
+def test_marks_of_folders_are_no_objects(store: Store, folder: ObjectPath) -> None:
+    """As consoles make them: empty, with a name that ends in /. (Only the one that stands in takes them from anybody.)"""
+    (folder / "in" / "a").write_bytes(b"a")
+    (folder / "in" / "empty").write_bytes(b"")
+    if folder.scheme == "gs":
+        for name in ("in/", "in/deep/", "in/deep/er/", "in/empty-folder/"):
+            url = f"{store.environment['GOOGLE_BASE_URL']}/{folder.bucket}/{folder.key}/{name}"
+            assert httpx.put(url, content=b"").status_code == 200
+        (folder / "in" / "deep" / "er" / "b").write_bytes(b"b")
+    below = {"in/a", "in/empty"} | ({"in/deep/er/b"} if folder.scheme == "gs" else set())
+    assert {str(path.relative_to(folder)) for path, _ in folder.below()} == below
+    assert {path.name for path, _ in (folder / "in").listed()[1]} == {"a", "empty"}
 
 
 @pytest.mark.parametrize(

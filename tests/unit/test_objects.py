@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
+from obstore.exceptions import AlreadyExistsError, GenericError
 
 from sereno.adapters import objects
-from sereno.exceptions import SettingsError
+from sereno.exceptions import SettingsError, StorageError
+from sereno.object_path import ObjectPath
 
 PROFILES = """
 [default]
@@ -74,3 +79,160 @@ def test_what_is_wrong_is_told(said: str, told: str) -> None:
 
 def test_tags_have_their_quotes() -> None:
     assert [objects.tag_of({"e_tag": tag}) for tag in ("x", '"x"', 'W/"x"', None)] == ['"x"', '"x"', 'W/"x"', ""]
+
+
+# What fails is tried again
+
+
+SLOW = GenericError("Generic S3 error: … - Server returned non-2xx status code: 500 Internal Server Error: ")
+MINUTE = objects.DEADLINE.total_seconds()
+PATH = ObjectPath.of("s3://bank/a")
+
+
+class Clock:
+    """Time that passes where somebody sleeps, or a store is asked."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    found = Clock()
+    monkeypatch.setattr(objects, "time", found)
+    monkeypatch.setattr(obstore.store, "from_url", lambda url, **options: options["config"] or {})
+    objects.forget()
+    yield found
+    objects.forget()
+
+
+def failing(clock: Clock, error: Callable[[], BaseException], seconds: float = 0.01) -> Callable[..., Any]:
+    """A request that takes so long to fail."""
+
+    def ask(*of: object, **options: object) -> Any:
+        clock.now += seconds
+        raise error()
+
+    return ask
+
+
+def test_a_store_that_is_slow_for_a_while_fails_nobody(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    well_at = 0.0
+
+    def get_range(*of: object, **options: object) -> bytes:
+        clock.now += 0.01
+        if clock.now < well_at:
+            raise SLOW
+        return b"x"
+
+    monkeypatch.setattr(obstore, "get_range", get_range)
+    for _ in range(100):
+        began, well_at = clock.now, clock.now + 20
+        clock.slept.clear()
+        assert PATH.read_range(0, 1) == b"x"
+        assert clock.now <= began + 20 + objects.LONGEST_WAIT.total_seconds() + 0.01
+        assert max(clock.slept) <= 5
+        assert len({*clock.slept}) == len(clock.slept)  # with jitter
+
+
+@pytest.mark.parametrize("seconds", [0.01, 7, 30])
+def test_no_try_begins_after_the_deadline(clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """However many requests it is that an operation makes on its way."""
+    asked: list[float] = []
+
+    def noted(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def request(*of: object, **options: object) -> Any:
+            asked.append(clock.now)
+            return ask(*of, **options)
+
+        return request
+
+    monkeypatch.setattr(obstore, "put", noted(failing(clock, lambda: AlreadyExistsError("status code: 409"), seconds)))
+    for name in ("get", "head"):
+        monkeypatch.setattr(obstore, name, noted(failing(clock, lambda: SLOW, seconds)))
+    monkeypatch.setattr(obstore, "list", noted(failing(clock, lambda: SLOW, seconds)))
+    google = ObjectPath.of("gs://bank/a")  # which is looked at before it is written
+    for ask in (
+        lambda: PATH.write_bytes(b"x", only_if=""),
+        lambda: google.write_bytes(b"x", only_if='"1"'),
+        lambda: PATH.look(),
+        lambda: [*PATH.below()],
+    ):
+        asked.clear()
+        began = clock.now
+        with pytest.raises(StorageError, match=r"(s3|gs)://bank/a cannot be"):
+            ask()
+        assert asked[-1] <= began + MINUTE + seconds  # what is asked beside a refused write follows it
+        assert clock.now >= began + MINUTE - 5 - seconds
+
+
+def test_a_listing_has_the_deadline_for_each_answer(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of many answers takes longer than a minute: it goes on as long as they come."""
+    names = [f"a/{n:02}" for n in range(20)]
+    failed: set[str | None] = set()
+
+    def listed(store: object, prefix: str, offset: str | None = None, **options: object) -> Iterator[list[Any]]:
+        if offset not in failed:  # each page at the second try
+            failed.add(offset)
+            clock.now += MINUTE - 6
+            raise SLOW
+        at = 0 if offset is None else names.index(offset) + 1
+        yield [{"path": names[at], "size": 1, "e_tag": "t", "last_modified": None}]
+        if at + 1 < len(names):
+            yield from listed(store, prefix, names[at])
+
+    monkeypatch.setattr(obstore, "list", listed)
+    assert [path.name for path, _ in PATH.below()] == [name[2:] for name in names]
+
+
+def test_a_machine_without_an_identity_is_told_soon(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error: error sending request"
+    monkeypatch.setattr(obstore, "get_range", failing(clock, lambda: GenericError(said), 1.0))
+    began = clock.now
+    with pytest.raises(StorageError, match="no credentials were found, and this machine has no identity"):
+        PATH.read_range(0, 1)
+    assert clock.now <= began + objects.NOBODYS_DEADLINE.total_seconds() + 1
+
+
+# Keys that are renewed while a process runs
+
+
+@pytest.mark.parametrize("word", ["ExpiredToken", "InvalidAccessKeyId", "invalid_grant"])
+def test_renewed_keys_need_no_restart(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    valid = "key-of-default"
+    asked: list[str] = []
+
+    def answered(store: dict[str, str], body: bool) -> None:
+        asked.append(store["aws_access_key_id"])
+        if store["aws_access_key_id"] != valid:
+            raise GenericError(f"Server returned non-2xx status code: 403 Forbidden: {word if body else ''}")
+
+    def head(store: dict[str, str], key: str) -> dict[str, Any]:
+        answered(store, body=False)
+        return {"size": 1, "e_tag": "t", "last_modified": None}
+
+    def get(store: dict[str, str], key: str, **options: object) -> None:
+        answered(store, body=True)
+
+    monkeypatch.setattr(obstore, "head", head)
+    monkeypatch.setattr(obstore, "get", get)
+    assert PATH.look().size == 1
+    valid = "key-renewed"
+    (tmp_path / "credentials").write_text(PROFILES.replace("key-of-default", valid))
+    asked.clear()
+    assert PATH.look().size == 1  # an answer to HEAD has no body, which would say why
+    assert asked == ["key-of-default", "key-of-default", valid, valid]
+    valid = "not here yet"
+    asked.clear()
+    with pytest.raises(StorageError, match=r"s3://bank/a cannot be looked at: "):
+        PATH.look()
+    assert asked == ["key-renewed"] * 3  # once more with keys that were read anew, and they are the same
+    assert clock.slept == []

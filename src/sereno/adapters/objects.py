@@ -1,12 +1,11 @@
 """The stores behind object paths: the one file that knows obstore.
 
-Each is asked with the platform's usual credentials: variables (AWS_…, GOOGLE_…, AZURE_…), the profile of AWS_PROFILE, or
-the identity that the platform gives a machine or pod. See docs/cloud.md.
+Each is asked with the platform's usual credentials (`object_credentials.py`, docs/cloud.md). What fails and may pass is
+tried again until a deadline, which all requests of one operation share (`Tries`).
 """
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
 import random
@@ -18,15 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sereno.exceptions import MissingExtraError, SettingsError, StorageError
+from sereno.adapters.object_credentials import settings_of as settings_of  # whose place others need not know
+from sereno.exceptions import MissingExtraError, StorageError
 
 CHUNK = 8 << 20  # bytes of a part of a large object, up and down
 AT_ONCE = 4  # parts
-DEADLINE = timedelta(seconds=60)  # for a request with all its retries; a setting of tests
-RETRIES = 8
+DEADLINE = timedelta(seconds=60)  # after which no try begins; a setting of tests
+NOBODYS_DEADLINE = timedelta(seconds=10)  # likewise, where a platform is to tell who this machine is: there may be none
 FIRST_WAIT, LONGEST_WAIT = timedelta(milliseconds=100), timedelta(seconds=5)  # between two tries, each with jitter
 TIMEOUT, CONNECT = "30s", "5s"  # of one try
-TRIES = 5  # of what obstore does not try again itself: an answer that breaks off, a conditional write without one
 LISTED_AT_ONCE = 1000
 
 Answer = TypeVar("Answer")
@@ -34,23 +33,31 @@ Answer = TypeVar("Answer")
 DENIED = ("these credentials may not do that there", "Give them the right to read, write, list and delete.")
 ELSEWHERE = ("the bucket is in another region", "Set AWS_REGION to the bucket's.")
 NOBODY = ("no credentials were found, and this machine has no identity of its own", "See docs/cloud.md.")
+IDENTITY = ("169.254.169.254", "metadata.google.internal")  # where clouds tell their machines who they are
 HINTS = (  # what a store's answer says → what it means, and what to do
     ("RequestTimeTooSkewed", "this machine's clock is minutes away from the store's", "Set the clock (ntpd, chrony)."),
     ("SignatureDoesNotMatch", "the secret key is wrong", "See AWS_SECRET_ACCESS_KEY, or the profile's."),
     ("InvalidAccessKeyId", "the store does not know the access key", "See AWS_ACCESS_KEY_ID, or the profile's."),
     ("ExpiredToken", "the credentials have expired", "Renew them, or use those that the platform renews."),
     ("TokenRefreshRequired", "the credentials have expired", "Renew them, or use those that the platform renews."),
+    ("InvalidToken", "the session token is wrong", "See AWS_SESSION_TOKEN, or the profile's."),
     ("NoSuchBucket", "there is no such bucket", "Mend its name, or make it."),
     ("ContainerNotFound", "there is no such container", "Mend its name, or make it."),
     ("PermanentRedirect", *ELSEWHERE),
     ("AuthorizationHeaderMalformed", *ELSEWHERE),
     ("IllegalLocationConstraint", *ELSEWHERE),
     ("incorrectly configured region", *ELSEWHERE),  # obstore's words for a redirect
-    ("169.254.169.254", *NOBODY),  # where clouds tell their machines who they are
-    ("metadata.google.internal", *NOBODY),
+    *((word, *NOBODY) for word in IDENTITY),
     ("AuthenticationFailed", "the store refuses the credentials", "See AZURE_STORAGE_ACCOUNT_KEY, or the identity's."),
     ("AccessDenied", *DENIED),
     ("SlowDown", "the store asks for fewer requests", "Start it again later."),
+)
+RENEWED = (  # what is said of keys that may be other ones by now, in a file: those of a profile, or of an account of Google
+    *("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    "invalid_grant",
+)
+PASSES = re.compile(  # no connection, or none any more; too much to do; or in the body of an answer that says 200
+    r"HTTP error: |status code: (408|409|429|5(?!01)\d\d)|InternalError|SlowDown|ServiceUnavailable"
 )
 
 
@@ -62,67 +69,8 @@ def require_objects(what: str) -> None:
         raise MissingExtraError(f"{what} needs a package that is not installed: pip install 'sereno[cloud]'.")
 
 
-def settings_of(root: str) -> dict[str, str]:
-    """What the store of "s3://bucket" is opened with, beside its URL: names as both obstore and delta-rs know them.
-
-    Raises SettingsError where AWS_PROFILE names a profile that is not there.
-    """
-    if not root.startswith("s3://"):
-        return {"allow_http": "true"} if _is_emulated(root) else {}
-    found: dict[str, str] = {}
-    if os.environ.get("AWS_PROFILE") or not os.environ.get("AWS_ACCESS_KEY_ID"):
-        found |= _profile()
-    if os.environ.get("AWS_ACCESS_KEY_ID"):  # AWS's tools have variables come first; half of each would be nobody's
-        found = {name: value for name, value in found.items() if name in ("aws_region", "aws_endpoint")}
-    endpoint = (
-        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or found.get("aws_endpoint", "")
-    )
-    if endpoint:
-        found["aws_endpoint"] = endpoint
-    if endpoint.startswith("http://"):
-        found["allow_http"] = "true"
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or found.get("aws_region")
-    found["aws_region"] = region or "us-east-1"
-    return found
-
-
-def _is_emulated(root: str) -> bool:
-    names = {"gs": ("GOOGLE_BASE_URL", "GOOGLE_ENDPOINT_URL"), "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT")}
-    return any(os.environ.get(name, "").startswith("http://") for name in names[root.partition("://")[0]])
-
-
-def _profile() -> dict[str, str]:
-    """Keys and region of the profile in AWS's own files, as its tools read them:
-    https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html. One that logs in by other means is left to obstore."""
-    name = os.environ.get("AWS_PROFILE", "default")
-    home = Path.home() / ".aws"
-    files = [
-        Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"),
-        Path(os.environ.get("AWS_CONFIG_FILE") or home / "config"),
-    ]
-    parser = configparser.RawConfigParser()
-    try:
-        parser.read(files, encoding="utf-8")
-    except configparser.Error as error:
-        shown = " or ".join(map(str, files))  # what is wrong there may be a secret, which the error quotes
-        raise SettingsError(f"{shown} cannot be read as AWS's files of profiles ({type(error).__name__}).") from None
-    sections = [s for s in (name, f"profile {name}") if parser.has_section(s)]
-    if not sections and "AWS_PROFILE" in os.environ:
-        shown = ", ".join(s.removeprefix("profile ") for s in parser.sections()) or "none"
-        raise SettingsError(f"AWS_PROFILE is {name!r}; {' and '.join(map(str, files))} have {shown}.")
-    values = {key: value for section in sections for key, value in parser.items(section)}
-    names = {
-        "aws_access_key_id": "aws_access_key_id",
-        "aws_secret_access_key": "aws_secret_access_key",
-        "aws_session_token": "aws_session_token",
-        "region": "aws_region",
-        "endpoint_url": "aws_endpoint",
-    }
-    return {ours: values[theirs] for theirs, ours in names.items() if values.get(theirs)}
-
-
 @cache
-def _open(root: str, process: int) -> Any:
+def _open(root: str, process: int, retry_timeout: timedelta) -> Any:
     """One store for each bucket and process: it keeps connections, and a copy made by fork could not use them."""
     require_objects(f"{root}/…")
     from obstore.store import from_url
@@ -135,15 +83,21 @@ def _open(root: str, process: int) -> Any:
         config=settings or None,
         client_options={"allow_http": allow_http, "timeout": TIMEOUT, "connect_timeout": CONNECT},
         retry_config={
-            "max_retries": RETRIES,
-            "retry_timeout": DEADLINE,
-            "backoff": {"base": 2, "init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT},
+            "max_retries": 1_000 if retry_timeout else 0,
+            "retry_timeout": retry_timeout,
+            "backoff": {"base": 3, "init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT},
         },
     )
 
 
 def store_of(root: str) -> Any:
-    return _open(root, os.getpid())
+    """The store, each of whose requests is tried once."""
+    return _open(root, os.getpid(), timedelta())
+
+
+def patient_store_of(root: str) -> Any:
+    """The same for what takes many requests and cannot go on where it broke off: each of them has a deadline of its own."""
+    return _open(root, os.getpid(), DEADLINE)
 
 
 def forget() -> None:
@@ -181,48 +135,61 @@ def _translated(doing: str, place: str, error: BaseException) -> StorageError:
     return StorageError(f"{place} cannot be {doing}: {said[:400]}. Mend that, then start it again.")
 
 
-def _tried(doing: str, place: str, do: Callable[[], Answer]) -> Answer:
-    """Do what does no harm if it is done twice, and again where it broke off as obstore does not try again itself."""
-    for wait in _waits():
+class Tries:
+    """The tries of one operation: what it asks on its way shares them, so that deadlines do not add up."""
+
+    def __init__(self) -> None:
+        self._began, self._made, self._renewed = time.monotonic(), 0, False
+
+    def again(self, error: StorageError) -> bool:
+        """Whether what failed may pass and is to be done again now: after a pause, or with keys that are read anew."""
+        text = str(error.__cause__).split("\n\nDebug source:")[0]
+        if not self._renewed and any(word in text for word in RENEWED):
+            self._renewed = True
+            forget()
+            return True
+        deadline = NOBODYS_DEADLINE if any(word in text for word in IDENTITY) else DEADLINE
+        return PASSES.search(text) is not None and self.pause(deadline)
+
+    def pause(self, deadline: timedelta) -> bool:
+        """Wait before another try, the longer the more there were; False: there is no time left."""
+        self._made += 1
+        most = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._made - 1, 16))
+        wait = random.uniform(0, most.total_seconds())
+        if time.monotonic() + wait > self._began + deadline.total_seconds():
+            return False
+        time.sleep(wait)
+        return True
+
+
+def _tried(doing: str, place: str, do: Callable[[], Answer], tries: Tries | None = None) -> Answer:
+    """Do what does no harm if it is done twice, and again where it failed in a way that may pass."""
+    tries = tries or Tries()
+    while True:
         try:
             with _told(doing, place):
                 return do()
         except StorageError as error:
-            if wait is None or not _broke_off(error.__cause__):
+            if not tries.again(error):
                 raise
-            time.sleep(wait)
-    raise AssertionError("the last wait is None")
 
 
-def _waits() -> Iterator[float | None]:
-    """Seconds before each further try, with jitter; None: no more, the tries or the deadline are used up."""
-    until = time.monotonic() + DEADLINE.total_seconds()
-    for n in range(TRIES - 1):
-        wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**n).total_seconds())
-        if time.monotonic() + wait > until:
-            break
-        yield wait
-    yield None
-
-
-def _broke_off(error: BaseException | None) -> bool:
-    """Whether the connection went away, before obstore had tried as often as it may."""
-    text = str(error).split("\n\nDebug source:")[0]
-    tried = re.search(r"after (\d+) retries", text)
-    return "HTTP error: " in text and not (tried and int(tried[1]) >= RETRIES)
-
-
-def head(root: str, key: str, place: str) -> Any:
+def head(root: str, key: str, place: str, tries: Tries | None = None) -> Any:
     import obstore
 
+    tries = tries or Tries()
+
+    def ask() -> Any:
+        return obstore.head(store_of(root), key)
+
     try:
-        return _tried("looked at", place, lambda: obstore.head(store_of(root), key))
+        return _tried("looked at", place, ask, tries)
     except StorageError as error:
-        if re.search(
-            "status code: (400|403)|redirect", str(error.__cause__)
-        ):  # what is wrong is told by answers that have a body
-            _tried("looked at", place, lambda: obstore.get_range(store_of(root), key, start=0, length=1))
-        raise
+        if not re.search("status code: (400|403)|redirect", str(error.__cause__)):
+            raise
+    # What is wrong is told by answers that have a body; and it may be mended then, by keys that were read anew.
+    _tried("looked at", place, lambda: obstore.get(store_of(root), key), tries)
+    return _tried("looked at", place, ask, tries)
 
 
 def tag_of(meta: Any) -> str:
@@ -242,44 +209,48 @@ def any_below(root: str, prefix: str, place: str) -> bool:
 def list_folder(root: str, prefix: str, place: str) -> tuple[Sequence[str], Sequence[Any]]:
     import obstore
 
-    found = _tried("listed", place, lambda: obstore.list_with_delimiter(store_of(root), prefix or None))
-    return found["common_prefixes"], [meta for meta in found["objects"] if not _is_mark(meta, prefix)]
+    found = _tried("listed", place, lambda: obstore.list_with_delimiter(patient_store_of(root), prefix or None))
+    return found["common_prefixes"], [meta for meta in found["objects"] if not _is_mark(root, meta, prefix, place)]
 
 
 def list_below(root: str, prefix: str, place: str) -> Iterator[Any]:
-    """In the order of their names. Where it breaks off, it goes on behind the last one."""
+    """In the order of their names. Where it breaks off, it goes on behind the last one; each answer has a deadline of its own."""
     import obstore
 
     last: str | None = None
-    waits = _waits()
+    tries = Tries()
     while True:
         try:
             with _told("listed", place):
                 for some in obstore.list(store_of(root), prefix or None, offset=last, chunk_size=LISTED_AT_ONCE):
                     for meta in some:
-                        last = meta["path"]
-                        if not _is_mark(meta, prefix):
+                        if not _is_mark(root, meta, prefix, place):
                             yield meta
+                        last = meta["path"]
+                    tries = Tries()
             return
         except StorageError as error:
-            if (wait := next(waits)) is None or not _broke_off(error.__cause__):
+            if not tries.again(error):
                 raise
-            time.sleep(wait)
 
 
-def _is_mark(meta: Any, prefix: str) -> bool:
-    """Whether it is the folder's own mark, an empty object whose name ends with /, as consoles make them."""
-    return bool(meta["path"] == prefix.rstrip("/"))
+def _is_mark(root: str, meta: Any, prefix: str, place: str) -> bool:
+    """Whether it is a folder's mark, an empty object whose name ends with /, as consoles make them.
+
+    obstore leaves the / away. But only of a mark is there something under its name with one: itself.
+    """
+    own = meta["path"] == prefix.rstrip("/")
+    return own or (not meta["size"] and any_below(root, f"{meta['path']}/", place))
 
 
-def get(root: str, key: str, place: str) -> tuple[bytes, Any]:
+def get(root: str, key: str, place: str, tries: Tries | None = None) -> tuple[bytes, Any]:
     import obstore
 
     def whole() -> tuple[bytes, Any]:
         answer = obstore.get(store_of(root), key)
         return bytes(answer.bytes()), answer.meta
 
-    return _tried("read", place, whole)
+    return _tried("read", place, whole, tries)
 
 
 def get_range(root: str, key: str, place: str, start: int, length: int, tag: str) -> bytes:
@@ -324,15 +295,15 @@ def download(root: str, key: str, place: str, file: Path) -> Any:
 def put(root: str, key: str, place: str, content: bytes, only_if: str | None) -> str:
     if only_if is None:
         return _tried("written", place, lambda: _put(root, key, content, "overwrite"))
-    for wait in _waits():
-        tag = _tried("written", place, lambda: _put_if(root, key, place, content, only_if))
+    tries = Tries()
+    while True:
+        tag = _tried("written", place, lambda: _put_if(root, key, place, content, only_if, tries), tries)
         if tag is not None:
             return tag
-        if wait is not None:
-            time.sleep(wait)
-    raise StorageError(
-        f"{place} cannot be written: the store goes on refusing it, though nobody else has written it. Start it again later."
-    )
+        if not tries.pause(DEADLINE):
+            raise StorageError(
+                f"{place} cannot be written: the store goes on refusing it, though nobody else has written it. Start it again later."
+            )
 
 
 def _put(root: str, key: str, content: bytes, mode: Any) -> str:
@@ -341,19 +312,19 @@ def _put(root: str, key: str, content: bytes, mode: Any) -> str:
     return tag_of(obstore.put(store_of(root), key, content, mode=mode, use_multipart=False))
 
 
-def _put_if(root: str, key: str, place: str, content: bytes, only_if: str) -> str | None:
+def _put_if(root: str, key: str, place: str, content: bytes, only_if: str, tries: Tries) -> str | None:
     """Its tag; None: refused for no reason that is still there, so that it may be tried again. Raises ConditionError."""
     from obstore.exceptions import AlreadyExistsError, PreconditionError
 
     from sereno.object_path import ConditionError
 
     try:
-        return _put(root, key, content, _version(root, key, place, only_if) if only_if else "create")
+        return _put(root, key, content, _version(root, key, place, only_if, tries) if only_if else "create")
     except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
         if "NoSuchBucket" in str(error):
             raise
         refused = error
-    there, tag = _there(root, key, place)
+    there, tag = _there(root, key, place, tries)
     if tag and there == content:
         return tag  # it was this one's own, whose answer was lost
     if tag == only_if:
@@ -361,22 +332,22 @@ def _put_if(root: str, key: str, place: str, content: bytes, only_if: str) -> st
     raise ConditionError(f"{place} is another one by now") from refused
 
 
-def _version(root: str, key: str, place: str, tag: str) -> dict[str, str]:
+def _version(root: str, key: str, place: str, tag: str, tries: Tries) -> dict[str, str]:
     """How obstore is told what is to be there. Google's store knows it by its generation alone."""
     from obstore.exceptions import PreconditionError
 
     if not root.startswith("gs://"):
         return {"e_tag": tag}
-    meta = head(root, key, place)
+    meta = head(root, key, place, tries)
     if tag_of(meta) != tag:
         raise PreconditionError(f"{place} is {meta['e_tag']}")
     return {"e_tag": tag, "version": meta["version"]}
 
 
-def _there(root: str, key: str, place: str) -> tuple[bytes, str]:
+def _there(root: str, key: str, place: str, tries: Tries) -> tuple[bytes, str]:
     """The object and its tag; "": there is none."""
     try:
-        content, meta = get(root, key, place)
+        content, meta = get(root, key, place, tries)
     except FileNotFoundError:
         return b"", ""
     return content, tag_of(meta)
@@ -386,7 +357,7 @@ def upload(root: str, key: str, place: str, file: Path) -> None:
     import obstore
 
     def whole() -> None:
-        obstore.put(store_of(root), key, file, chunk_size=CHUNK, max_concurrency=AT_ONCE)
+        obstore.put(patient_store_of(root), key, file, chunk_size=CHUNK, max_concurrency=AT_ONCE)
 
     try:
         _tried("written", place, whole)
@@ -404,6 +375,11 @@ def copy(root: str, key: str, to: str, place: str) -> None:
 
 
 def delete(root: str, keys: Sequence[str], place: str) -> None:
+    for start in range(0, len(keys), LISTED_AT_ONCE):  # as many as a store takes in one request
+        _delete(root, keys[start : start + LISTED_AT_ONCE], place)
+
+
+def _delete(root: str, keys: Sequence[str], place: str) -> None:
     import obstore
 
     def each() -> None:

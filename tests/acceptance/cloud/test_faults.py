@@ -144,23 +144,30 @@ def test_what_does_not_pass_is_told(folder: ObjectPath, proxy: FaultyProxy, file
 
 
 @pytest.mark.parametrize("fault", REFUSING)
-def test_who_tries_again_ends(folder: ObjectPath, proxy: FaultyProxy, file: Path, fault: Fault) -> None:
+def test_who_tries_again_ends(
+    folder: ObjectPath, proxy: FaultyProxy, file: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many tries as there is time for: tests/unit/test_objects.py counts it."""
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(milliseconds=50))
     for name in ASKED:
         ask = prepared(folder, file, name)
         kept = there(folder)
         with proxy.having(rules(Rule(fault=fault, times=1_000))):
             with pytest.raises(StorageError, match="cannot be"):
                 ask()
-            assert 2 <= len(proxy.log) <= objects.RETRIES + 1, name
+            assert len(proxy.log) >= 2, name
         assert there(folder) == kept
 
 
-def test_a_store_that_always_says_conflict(folder: ObjectPath, proxy: FaultyProxy) -> None:
+def test_a_store_that_always_says_conflict(
+    folder: ObjectPath, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(milliseconds=50))
     for fault in ("conflict", "refused"):
         with proxy.having(rules(Rule(fault=fault, times=1_000))):  # type: ignore[arg-type]
             with pytest.raises(StorageError, match="goes on refusing it, though nobody else has written it"):
                 (folder / "new").write_bytes(b"x", only_if="")
-            assert len(proxy.log) <= objects.TRIES * (objects.RETRIES + 2)
+            assert len(proxy.log) >= 4  # the write, and whether it was done
         assert not (folder / "new").exists()
 
 
