@@ -87,6 +87,7 @@ def _head(report: Report, state: str) -> str:
         ("source", f"<code>{text(report.source)}</code>" if report.source else ""),
         ("disposition", text(report.disposition)),
         ("model", f"<code>{text(report.fingerprint[:12])}</code>" if report.fingerprint else ""),
+        *((f"artefact {name}", f"<code>{text(lay, 2000)}</code>") for name, lay in report.artifacts.items()),
         ("revision", f"<code>{text(report.revision[:12])}</code>" if report.revision else ""),
     ]
     return (

@@ -37,6 +37,10 @@ def run_lines(
     )
     yield from (f"  {harmless(line, 2000)}" for line in report.says.splitlines())
     yield f"  data date {report.data_date}, data time {report.data_time:%Y-%m-%d %H:%M} UTC, source {harmless(report.source, 2000)}"
+    if report.fingerprint:
+        yield f"  model {harmless(report.fingerprint[:12])}"
+    for name, lay in report.artifacts.items():
+        yield f"  artefact {harmless(name)}: {harmless(lay, 2000)}"
     if not report.rows_in:
         return
     resumed = f", {report.resumed_tasks} taken over from an earlier attempt" if report.resumed_tasks else ""

@@ -21,6 +21,7 @@ from sereno.artifacts import fetch_artifacts, is_elsewhere
 from sereno.batch.attempts import Report
 from sereno.batch.run import run
 from sereno.batch.tasks import Job
+from sereno.cli import main
 from sereno.config import load_settings
 from sereno.exceptions import ArtifactError, SettingsError, StorageError
 from sereno.loader import artifact_paths, file_digest, fingerprint, load_model
@@ -94,13 +95,24 @@ def scored(folder: Path, text: str) -> Report:
     return run(model, settings, LocalExecutor(1, lambda: open_scorer(model, settings)), now=NOW)
 
 
-def test_an_alias_is_resolved_once_a_run_and_recorded(tmp_path: Path, registry: Registry) -> None:
+def test_an_alias_is_resolved_once_a_run_and_recorded(
+    tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = scored(tmp_path, "models:/scale@champion")
     assert (first.state, first.version) == ("published", 1)
     assert first.artifacts == {"factor": "models:/scale/1"}
     assert sum("alias" in asked for asked in registry.asked) == 1
     saved = tmp_path / ".sereno" / "runs" / "scaled" / first.attempt / "report.json"
     assert msgspec.json.decode(saved.read_bytes())["artifacts"] == {"factor": "models:/scale/1"}
+    for options in ((), ("--json",)):
+        capsys.readouterr()
+        assert main(["show", first.attempt, "--home", str(tmp_path), *options]) == 0
+        shown = capsys.readouterr().out
+        if options:
+            told = msgspec.json.decode(shown)
+            assert (told["artifacts"], told["fingerprint"]) == ({"factor": "models:/scale/1"}, first.fingerprint)
+        else:
+            assert f"\n  model {first.fingerprint[:12]}\n  artefact factor: models:/scale/1\n" in shown
     registry.asked.clear()
     again = scored(tmp_path, "models:/scale@champion")
     assert (again.state, again.version) == ("nothing", 1)

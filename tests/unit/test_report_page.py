@@ -104,6 +104,12 @@ def test_the_browser_is_told_to_load_and_run_nothing() -> None:
     assert f"'sha256-{digest}'" in policy
 
 
+def test_where_its_artefacts_lay() -> None:
+    assert "artefact net s3://bank/net.onnx#sha256=ab" in words(
+        drifted(artifacts={"net": "s3://bank/net.onnx#sha256=ab"})
+    )
+
+
 def test_what_did_not_pass_comes_first() -> None:
     shown = words(drifted())
     order = [shown.index(w) for w in ("What did not pass", "Rows", "Gates", "Predictions", "Inputs", "Time", "Parts")]
@@ -191,6 +197,7 @@ def test_every_text_is_text() -> None:
     numbers = profile_of("float", UP)
     hostile = report_of(
         model=HOSTILE, says=HOSTILE, source=HOSTILE, fingerprint=HOSTILE, revision=HOSTILE, rejects_file=HOSTILE,
+        artifacts={HOSTILE: HOSTILE},
         attempt=HOSTILE, reasons={HOSTILE: 3}, profile={HOSTILE: texts, f"{HOSTILE}2": numbers},
         inputs_profile={HOSTILE: texts}, worker_seconds={HOSTILE: 1.0}, seconds={HOSTILE: 1.0},
         gates=[

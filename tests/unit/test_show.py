@@ -99,6 +99,16 @@ def test_rejects_and_times() -> None:
     assert "Time" not in lines(rows_in=0)
 
 
+def test_which_model_it_was_and_where_its_artefacts_lay() -> None:
+    lay = {"net": "s3://bank/net.onnx#sha256=" + "ab" * 32, "pipeline": "models:/credit/7"}
+    shown = lines(fingerprint="cd" * 32, artifacts=lay, rows_in=0)  # also of a run that scored nothing
+    assert shown[-3:] == [
+        "  model cdcdcdcdcdcd",
+        f"  artefact net: {lay['net']}",
+        "  artefact pipeline: models:/credit/7",
+    ]
+
+
 def test_nothing_that_data_says_is_obeyed_by_a_terminal() -> None:
     texts = profile_of("str", [HOSTILE, HOSTILE, "B"])
     before = baseline(**{HOSTILE: texts})
@@ -108,6 +118,7 @@ def test_nothing_that_data_says_is_obeyed_by_a_terminal() -> None:
         profile={HOSTILE: texts},
         says=HOSTILE,
         source=HOSTILE,
+        artifacts={HOSTILE: HOSTILE},
         baseline=before,
     )
     assert all(line.isprintable() for line in shown)
