@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from sereno.adapters.lookup_redis.link import Link
 from sereno.adapters.lookup_redis.store import LookupRedis, RedisIndex, home_id_path
 from sereno.exceptions import BusyError, ExportError, IndexingError, MissingExtraError, SettingsError, StorageError
 from sereno.home import Home
+from sereno.lookup.entries import Entries
 from sereno.lookup.keys import KeyCodec
 from sereno.lookup.where import Where
 from sereno.serve.lookup import Lookups
@@ -29,6 +31,7 @@ from sereno.serve.metrics import Metrics
 from sereno.serve.processes import watching_far
 from sereno.serve.wire import Awaited, RequestError
 from sereno.settings import ModelSettings, Settings
+from sereno.snapshots import State
 from tests.contract.lookup_stores import ALL, MODEL, Table, answer, scores
 from tests.valkey import Valkey, valkey
 
@@ -263,6 +266,48 @@ def test_who_stood_still_for_too_long_changes_nothing(
         store.follow(table.state, ALL)
     assert server.client.get("test:{scores}:lock") == b"another"
     assert opened(store).number == 1
+
+
+def test_who_wakes_while_another_fills_changes_nothing(
+    tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still before it wrote its rows: of another version, with the same keys, and as many."""
+    monkeypatch.setattr(redis_store, "RENEW_SECONDS", 0.0)
+    table, store = filled(tmp_path, server)
+    other = made(tmp_path, server)
+    stands_still, wakes, really = threading.Event(), threading.Event(), Entries.chunks
+    caught: list[BusyError] = []
+
+    def chunks(self: Entries, scratch: Path) -> Iterator[Any]:
+        for chunk in really(self, scratch):
+            stands_still.set()
+            assert wakes.wait(20)
+            yield chunk
+
+    def late(state: State) -> None:
+        try:
+            store.follow(state, ALL)
+        except BusyError as error:
+            caught.append(error)
+
+    def meanwhile(place: str) -> None:
+        if place == "lookup_build" and threading.current_thread() is not thread:
+            wakes.set()
+            thread.join(20)
+
+    table.publish()
+    thread = threading.Thread(target=late, args=(table.state,))
+    with monkeypatch.context() as patch:
+        patch.setattr(Entries, "chunks", chunks)
+        thread.start()
+        assert stands_still.wait(20)
+    table.publish()
+    server.client.delete("test:{scores}:lock")  # it has expired
+    monkeypatch.setattr(redis_store, "failpoint", meanwhile)
+    assert other.follow(table.state, ALL)
+    assert "taken over" in str(caught[0])
+    index = opened(other)
+    assert (index.number, index.get(TWO)) == (3, answer(3))
 
 
 def test_a_lock_that_is_renewed(tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:

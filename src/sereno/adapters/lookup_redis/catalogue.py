@@ -2,7 +2,8 @@
 
     catalogue            JSON: which index is served, which others are there; replaced in one step
     NUMBER-ATTEMPT:BUILD a hash for each index: the keys, and the field MARKER, which is written last
-    building             the one that is being written; it expires by itself
+    building:WHO         the one that is being written, by who has the lock: whoever had it before may stand still, and write
+                         on once he wakes, so each has his own; it expires by itself
     lock                 who writes; it expires by itself
 
 A reader asks for the marker with the keys, in one command. Where there is no marker there is no index any more (the server
@@ -39,7 +40,9 @@ class Names:
     def __init__(self, prefix: str, model: str) -> None:
         self.start = f"{prefix}:{{{model}}}"
         self.catalogue, self.lock = f"{self.start}:catalogue", f"{self.start}:lock"
-        self.building = f"{self.start}:building"
+
+    def building(self, who: str) -> str:
+        return f"{self.start}:building:{who}"
 
     def index(self, name: str, held: Held) -> str:
         return f"{self.start}:{name}:{held.build}"

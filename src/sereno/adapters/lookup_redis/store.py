@@ -43,7 +43,7 @@ LOG = logging.getLogger("sereno.lookup")
 PATIENCE = 300.0  # seconds that one who builds an index may keep the next one waiting
 LOCK_SECONDS = 6.0  # without a sign of life, somebody else may follow
 RENEW_SECONDS = 1.5
-BUILDING_SECONDS = 600  # for which what was begun stays
+BUILDING_SECONDS = 60  # for which what was begun stays
 LEFT_SECONDS = 60  # for which what was served until now stays, for whoever has not changed over
 AT_ONCE = 500  # fields of one command: for so long, others wait
 LOOK_SECONDS = 15.0  # between two looks at a table in an object store, which many workers share
@@ -182,7 +182,6 @@ class LookupRedis(Following):
         return bool(marker == held.build.encode() and fields == held.rows + 1)
 
     def _sweep(self) -> None:
-        self._writing.unlink(self._names.building)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _prune(self, stay: set[str]) -> bool:
@@ -223,13 +222,20 @@ class LookupRedis(Following):
     def _scratch(self) -> Path:
         return self.home / ".sereno" / "lookup-scratch" / self.model
 
+    @property
+    def _building(self) -> str:
+        return self._names.building(self._lock.who)
+
     def _build(self, snapshot: Snapshot, look: Callable[[], None] = lambda: None) -> Held:
         name = name_of(snapshot)
         keys = self._fill(snapshot, look)
         held = Held(**described(snapshot, keys))
-        building, key = self._names.building, self._names.index(name, held)
-        self._writing.hset(building, cast("str", MARKER), held.build)
-        fields = self._writing.hlen(building)
+        building, key = self._building, self._names.index(name, held)
+        with self._writing.pipeline(transaction=False) as pipe:
+            pipe.hset(building, cast("str", MARKER), held.build)
+            pipe.expire(building, BUILDING_SECONDS)
+            pipe.hlen(building)
+            fields = pipe.execute()[-1]
         if fields != snapshot.rows + 1:
             raise self._sick(snapshot, f"has {snapshot.rows:,} rows, of which {fields - 1:,} arrived")
         failpoint("lookup_built")
@@ -248,11 +254,11 @@ class LookupRedis(Following):
             look()
 
         entries = Entries(snapshot, alive)
-        building = self._names.building
-        self._writing.unlink(building)
+        building, scratch = self._building, self._scratch / self._lock.who
+        self._writing.unlink(building)  # of the index that it built before, if that failed
         try:
-            self._scratch.parent.mkdir(parents=True, exist_ok=True)
-            for keys, predictions in entries.chunks(self._scratch):
+            scratch.parent.mkdir(parents=True, exist_ok=True)
+            for keys, predictions in entries.chunks(scratch):
                 for start in range(0, len(keys), AT_ONCE * 10):
                     with self._writing.pipeline(transaction=False) as pipe:
                         for at in range(start, min(start + AT_ONCE * 10, len(keys)), AT_ONCE):
@@ -472,22 +478,22 @@ class _Lock:
 
     def __init__(self, client: Redis, name: str) -> None:
         self._client, self._name = client, name
-        self._token = b""
+        self.who = ""  # another name each time that it is taken
         self._renewed = 0.0
 
     @contextlib.contextmanager
     def held(self, model: str) -> Iterator[None]:
         """Raises BusyError once it has waited for too long."""
-        token = secrets.token_hex(8).encode()
+        self.who = secrets.token_hex(8)
         deadline = time.monotonic() + PATIENCE
-        while not self._client.set(self._name, token, nx=True, px=int(LOCK_SECONDS * 1000)):
+        while not self._client.set(self._name, self.who, nx=True, px=int(LOCK_SECONDS * 1000)):
             if time.monotonic() > deadline:
                 raise BusyError(
                     f"Another process, perhaps on another host, is filling the lookups of {model!r}. Start this again when "
                     "it is done."
                 )
             time.sleep(0.05)
-        self._token, self._renewed = token, time.monotonic()
+        self._renewed = time.monotonic()
         try:
             yield
         finally:
@@ -511,7 +517,7 @@ class _Lock:
     def watch(self, pipe: Any) -> None:
         """Begin a transaction that happens only while this is ours. Raises BusyError."""
         pipe.watch(self._name)
-        if pipe.get(self._name) != self._token:
+        if pipe.get(self._name) != self.who.encode():
             raise _taken_over()
 
     def commit(self, pipe: Any) -> None:
