@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -13,6 +13,15 @@ from sereno.places import Place
 
 AT_ONCE = 16  # small objects that are read together
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+def together(do: Callable[[T], U], some: Sequence[T]) -> list[U]:
+    """What `do` gives for each, in their order; several at once, as each waits for a store. Raises what it raises."""
+    if not some:
+        return []
+    with ThreadPoolExecutor(min(AT_ONCE, len(some))) as threads:
+        return list(threads.map(do, some))
 
 
 def sizes(files: Iterable[Place]) -> dict[Place, int]:
@@ -76,11 +85,10 @@ class Contents(Generic[T]):
             for path, meta in there.items()
             if path in self._known and self._known[path][0].tag == meta.tag
         }
-        if new := [path for path in there if path not in known]:
-            with ThreadPoolExecutor(min(AT_ONCE, len(new))) as threads:
-                for path, content in zip(new, threads.map(self._content, new), strict=True):
-                    if content:
-                        known[path] = there[path], content[0]
+        new = [path for path in there if path not in known]
+        for path, content in zip(new, together(self._content, new), strict=True):
+            if content:
+                known[path] = there[path], content[0]
         self._known = known
         return dict(sorted(known.items()))
 

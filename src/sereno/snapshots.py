@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, overload
 from sereno.exceptions import BusyError, LeaseLostError, NotFoundError, OlderDataError, PublishError, StorageError
 from sereno.failpoints import failpoint
 from sereno.places import ObjectPath, Place, name_below, readable
-from sereno.presence import remove, sizes
+from sereno.presence import remove, sizes, together
 from sereno.storage import exclusive, fsync, refresh, told
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ PATIENCE = 60.0  # seconds to wait for another process that publishes to the tab
 PARTITION = "data_date"
 RACES = 20  # that may be lost to others who commit to a table in an object store, one after the other
 RACE_SECONDS = 0.5  # at most, before another try
+SPARED = timedelta(
+    hours=1
+)  # for which parts stay in an object store that are no longer kept: another host may roll back to them
+OWN = ("kind", "attempt", "at", "who")  # by which a commit is known to be one's own
 
 # what BusyError says (`{pid}`), and how long to wait → a context in which no other host works on the table
 Across = Callable[[str, float], contextlib.AbstractContextManager[None]]
@@ -152,6 +156,7 @@ class State:
     withdrawn: frozenset[int] = frozenset()
     why_withdrawn: dict[int, str] = field(default_factory=dict)  # number → who rolled it back, and why
     attempts: dict[str, int] = field(default_factory=dict)  # attempt → snapshot number
+    served_until: dict[int, datetime] = field(default_factory=dict)  # number → when it was replaced, UTC
     last_rollback: Rollback | None = None  # if nothing was published since
 
     @property
@@ -176,12 +181,14 @@ class State:
         earlier = [s for n, s in self.snapshots.items() if s.data_date < day and n not in self.withdrawn]
         return max(earlier, key=lambda s: (s.data_date, s.number), default=None)
 
-    def kept(self, now: datetime, keep: Keep | None = None) -> frozenset[int]:
-        """Numbers of the snapshots that retention keeps."""
+    def kept(self, now: datetime, keep: Keep | None = None, spared: timedelta = timedelta(0)) -> frozenset[int]:
+        """Numbers of the snapshots that retention keeps, and of those that it kept so long ago."""
         keep = keep or Keep()
         numbers = sorted(self.snapshots)
-        young = {n for n in numbers if now - self.snapshots[n].published_at < keep.young}
-        return frozenset(numbers[-keep.snapshots :]) | young | {s.number for s in self.served}
+        before = [n for n in numbers if self.snapshots[n].published_at <= now - spared]
+        young = {n for n in numbers if now - self.snapshots[n].published_at < keep.young + spared}
+        served = {s.number for s in self.served} | {n for n, until in self.served_until.items() if until > now - spared}
+        return frozenset(before[-keep.snapshots :]) | young | served
 
     def profiled(self, now: datetime, keep: Keep | None = None) -> frozenset[int]:
         """Numbers of the snapshots whose profiles retention keeps: of the latter, and of what runs will be compared with."""
@@ -227,12 +234,23 @@ class SnapshotStore:
 
         snapshots: dict[int, Snapshot] = {}
         served: dict[date, Snapshot] = {}
+        served_until: dict[int, datetime] = {}
         withdrawn: dict[int, str] = {}
         last_rollback = None
         version = -1
+
+        def serve(snapshot: Snapshot | None, day: date, when: datetime) -> None:
+            everything = snapshot is not None and snapshot.disposition == "replace"
+            for replaced in list(served) if everything else [day]:
+                if gone := served.pop(replaced, None):
+                    served_until[gone.number] = when
+            if snapshot is not None:
+                served[day] = snapshot
+
         for number, metadata in delta.metadata_of_commits(self.folder):
-            when = metadata.get("published_at") or metadata.get("at")
-            if until and when and datetime.fromisoformat(when) > until:
+            at = metadata.get("published_at") or metadata.get("at")
+            when = datetime.fromisoformat(at) if at else None
+            if until and when and when > until:
                 break
             version = number
             what = metadata.get("kind")
@@ -240,21 +258,18 @@ class SnapshotStore:
                 last_rollback = None
                 snapshot = self._snapshot(number, metadata)
                 snapshots[snapshot.number] = snapshot
-                if snapshot.disposition == "replace":
-                    served.clear()
-                served[snapshot.data_date] = snapshot
+                serve(snapshot, snapshot.data_date, snapshot.published_at)
             elif what == "rollback":
+                assert when is not None
                 told_by = ": ".join(text for text in (metadata["who"], metadata["why"]) if text)
-                withdrawn |= {int(n): told_by for n in metadata["withdrawn"].split(",") if n}
+                withdrawn |= dict.fromkeys(_numbers(metadata["withdrawn"]), told_by)
+                for again in _numbers(metadata.get("restored", "")):
+                    withdrawn.pop(again, None)
                 before, target = (snapshots.get(int(metadata[k] or 0)) for k in ("rolled_back", "serves"))
                 last_rollback = (before, target)
                 if target:
                     withdrawn.pop(target.number, None)
-                    if target.disposition == "replace":
-                        served.clear()
-                    served[target.data_date] = target
-                else:
-                    del served[date.fromisoformat(metadata["data_date"])]
+                serve(target, date.fromisoformat(metadata["data_date"]), when)
         return State(
             version=version,
             snapshots=snapshots,
@@ -262,6 +277,7 @@ class SnapshotStore:
             withdrawn=frozenset(withdrawn),
             why_withdrawn=withdrawn,
             attempts={s.attempt: s.number for s in snapshots.values()},
+            served_until=served_until,
             last_rollback=last_rollback,
         )
 
@@ -423,21 +439,12 @@ class SnapshotStore:
                 )
             except (BusyError, StorageError) as error:
                 # What came of a commit that failed is not always known; the log knows.
-                if self._is_own(version, metadata):
+                if delta.is_committed(self.folder, version, {n: metadata[n] for n in OWN if n in metadata}):
                     break
                 if not (left and isinstance(error, delta.NotTakenError)):
                     raise
             time.sleep(random.uniform(0, delta.TRY_SECONDS))
         return version
-
-    def _is_own(self, version: int, metadata: dict[str, str]) -> bool:
-        from sereno.adapters import delta
-
-        try:
-            found = delta.read_metadata(self.folder, version)
-        except (StorageError, OSError, ValueError):
-            return False
-        return all(found.get(name) == metadata.get(name) for name in ("kind", "attempt", "at", "who"))
 
     def flush(self, version: int) -> None:
         """Make a commit last: the log and every folder on the way to it. Whoever commits may die before, so all who
@@ -465,8 +472,8 @@ class SnapshotStore:
         """Put an older snapshot back in service (`partition`: of one data date, default the newest).
 
         What was rolled back is withdrawn: no run publishes its revision again unless forced. A data date without an
-        earlier snapshot becomes empty, but never the whole table. Raises NotFoundError, PublishError, and BusyError where
-        another publishes at this moment.
+        earlier snapshot becomes empty, but never the whole table. Raises NotFoundError, PublishError, BusyError where
+        another publishes at this moment, and StorageError.
         """
         with self._alone():
             state = self.state()
@@ -516,7 +523,42 @@ class SnapshotStore:
             files = self._files(target) if target else []
             version = self._commit(state, schema_of(subject), files, metadata, kept_day if by_date else None)
             self.flush(version)
+            if target is not None and not self._is_whole(target):
+                self._take_back(state, metadata)
             return current, target
+
+    def _take_back(self, before: State, done: dict[str, str]) -> None:
+        """Undo a rollback just made, to a snapshot whose parts another host was removing. Raises NotFoundError, which says so,
+        and PublishError where it cannot be undone."""
+        target = before.snapshots[int(done["serves"])]
+        current = before.snapshots.get(int(done["rolled_back"] or 0))
+        undone = {
+            "rolled_back": done["serves"],
+            "serves": done["rolled_back"],
+            "withdrawn": str(target.number) if target.number in before.withdrawn else "",
+            "restored": ",".join(str(n) for n in _numbers(done["withdrawn"]) if n not in before.withdrawn),
+            "data_date": (current or target).data_date.isoformat(),
+            "why": f"the parts of version {target.number} were removed at the same moment",
+        }
+        day = done["data_date"] if target.disposition == "partition" else None
+        schema, files = schema_of(current or before.served[0]), self._files(current) if current else []
+        for left in reversed(range(RACES)):
+            state = self.state()
+            if target not in state.served:  # somebody has published since
+                break
+            try:
+                self.flush(self._commit(state, schema, files, done | undone | {"at": _now().isoformat()}, day))
+            except (BusyError, StorageError) as error:
+                if isinstance(error, StorageError) or not left:
+                    raise PublishError(
+                        f"Version {target.number} of model {self.model!r} is in service, but another host has removed its "
+                        f"parts at the same moment, and it could not be undone: {error} Then run data date "
+                        f"{target.data_date} again, or roll back to a version that is kept."
+                    ) from error
+        raise NotFoundError(
+            f"Version {target.number} of model {self.model!r} was not put back in service: another host removed its parts "
+            f"at the same moment, see keep_snapshots and keep_hours. Run data date {target.data_date} again."
+        )
 
     def _earlier(self, state: State, current: Snapshot | None, by_date: bool) -> Snapshot | None:
         if current is None:
@@ -533,12 +575,15 @@ class SnapshotStore:
         snapshot = state.snapshots.get(number)
         if snapshot is None:
             raise NotFoundError(f"Model {self.model!r} has no version {number}. It has {listed(state.snapshots)}.")
-        if len(sizes(p.path for p in snapshot.parts)) < len(snapshot.parts):
+        if not self._is_whole(snapshot):
             raise NotFoundError(
                 f"Version {number} of model {self.model!r} is no longer kept: its parts were removed, see keep_snapshots and "
                 f"keep_hours. Run data date {snapshot.data_date} again."
             )
         return snapshot
+
+    def _is_whole(self, snapshot: Snapshot) -> bool:
+        return len(sizes(p.path for p in snapshot.parts)) == len(snapshot.parts)
 
     def _files(self, snapshot: Snapshot) -> Sequence[AddedFile]:
         from sereno.adapters import delta
@@ -583,6 +628,9 @@ class SnapshotStore:
         longer, as later runs are compared with it. Only files that a run wrote are touched. Other runs may begin, write and
         publish meanwhile, hence the order: what there is, then who is at work, then what is published. A file of theirs is
         either not listed yet, or found needed at one of the two.
+
+        In an object store other hosts may roll back meanwhile: what was kept an hour ago stays. Where the table has
+        moved on before anything is removed, nothing is: who moved it cleans up.
         """
         if not self.folder.is_dir():
             return {}
@@ -590,10 +638,13 @@ class SnapshotStore:
             there = self._written()
             attempts, files = needed()
             state = self.state()
-            kept = [state.snapshots[n] for n in state.kept(_now(), keep)]
+            spared = SPARED if isinstance(self.folder, ObjectPath) else timedelta(0)
+            numbers = state.kept(_now(), keep, spared)
+            kept = [state.snapshots[n] for n in numbers]
+            together(lambda s: len(s.parts), kept)  # which reads their commits
             files |= {p.path for s in kept for p in s.parts}
             files |= {self.folder / s.rejects_file for s in kept if s.rejects_file}
-            profiled = [state.snapshots[n] for n in state.profiled(_now(), keep)]
+            profiled = [state.snapshots[n] for n in state.profiled(_now(), keep) | numbers]
             files |= {self.folder / s.profile_file for s in profiled if s.profile_file}
             gone = {
                 file: file.stat().st_size if isinstance(file, Path) else size
@@ -602,6 +653,8 @@ class SnapshotStore:
             }
             if dry_run:
                 return gone
+            if self.version() != state.version:
+                return {}
             remove(gone)
             for folder in {f.parent for f in gone if isinstance(f, Path) and f.parent.name not in BESIDE}:
                 with contextlib.suppress(OSError):  # not empty: other files in it are kept
@@ -639,6 +692,11 @@ def schema_of(snapshot: Snapshot) -> pa.Schema:
     import pyarrow.parquet as pq
 
     return pq.read_schema(readable(snapshot.parts[0].path))
+
+
+def _numbers(text: str) -> list[int]:
+    """Of snapshots, as a commit lists them."""
+    return [int(number) for number in text.split(",") if number]
 
 
 def listed(snapshots: dict[int, Snapshot]) -> str:

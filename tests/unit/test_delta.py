@@ -137,7 +137,7 @@ def test_parts_whose_commit_was_removed_since(tmp_path: Path) -> None:
     publish(store, 1, parts=2)
     snapshot = store.state().snapshots[1]
     delta.log_file(store.folder, 0).unlink()
-    with pytest.raises(StorageError, match="lacks version 0"):
+    with pytest.raises(StorageError, match="lacks commit 0"):
         len(snapshot.parts)
 
 

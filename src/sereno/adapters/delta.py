@@ -58,6 +58,10 @@ class Commit:
     files: tuple[AddedFile, ...]
 
 
+class NoCommitError(StorageError):
+    """The log lacks a commit."""
+
+
 class NotTakenError(StorageError):
     """An object store that takes other writes did not take a commit, and nobody else's is there: another try may succeed."""
 
@@ -68,6 +72,7 @@ PREFIX = "sereno."
 CHECKED_ROWS = 4_096  # of a checkpoint that are in memory
 WHOLE_SECONDS = 1.0  # until a commit's file is taken for damaged, where it is not whole
 TRIES, TRY_SECONDS = 5, 0.5  # of what an object store did not do; and at most, before another
+KNOWN_SECONDS = 60.0  # for which the log is asked what came of a commit, where it does not answer
 HEAD = 1 << 18  # bytes of a commit that are read for its metadata; the digests of 3,000 parts are among it
 BOUNDS = {
     "timeout": "30s",
@@ -185,12 +190,33 @@ def _lines(content: bytes) -> Iterator[str]:
 
 
 def read_metadata(table: Place, version: int) -> dict[str, str]:
-    """What we wrote into a commit beside its files. Raises StorageError."""
+    """What we wrote into a commit beside its files. Raises NoCommitError, StorageError."""
     return _whole(table, version, lambda lines: _metadata(_first_with_metadata(lines)))
 
 
+def is_committed(table: Place, version: int, metadata: Mapping[str, str]) -> bool:
+    """Whether a commit is there and says this of itself: what to ask where its answer was lost.
+
+    A log that does not answer is asked again. Raises StorageError where it goes on so: the commit may be there.
+    """
+    deadline = time.monotonic() + KNOWN_SECONDS
+    while True:
+        try:
+            return metadata.items() <= read_metadata(table, version).items()
+        except NoCommitError:
+            return False
+        except (StorageError, OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"Commit {version} of table {table} may have been made, or not: its answer was lost, and the log cannot "
+                    f"be read ({str(error).rstrip('.')}). So it may be in service. Mend that, then start it again, which "
+                    "finds out, and does nothing twice."
+                ) from error
+        time.sleep(random.uniform(0, TRY_SECONDS))
+
+
 def read_commit(table: Place, version: int) -> Commit:
-    """A commit with its files. Raises StorageError."""
+    """A commit with its files. Raises NoCommitError, StorageError."""
 
     def read(lines: Iterable[str]) -> Commit:
         metadata: dict[str, str] = {}
@@ -249,9 +275,9 @@ def _whole(table: Place, version: int, read: Callable[[Iterable[str]], T]) -> T:
         time.sleep(0.05)
 
 
-def _lacks(table: Place, version: int) -> StorageError:
-    return StorageError(
-        f"The log of table {table} lacks version {version}: somebody removed {table / '_delta_log' / _name(version)}. "
+def _lacks(table: Place, version: int) -> NoCommitError:
+    return NoCommitError(
+        f"The log of table {table} lacks commit {version}: somebody removed {table / '_delta_log' / _name(version)}. "
         "Restore the folder _delta_log from a backup."
     )
 

@@ -34,6 +34,7 @@ from sereno.exceptions import (
     SerenoError,
     SettingsError,
     SourceError,
+    StorageError,
 )
 from sereno.failpoints import failpoint
 from sereno.gate import Profile
@@ -171,7 +172,7 @@ class _Run:
             if self.report.version is None:  # else it is published, and an export failed
                 self.report.state = "failed"
             self.report.says = str(error)
-            with contextlib.suppress(OSError):  # the first error is the one to tell, say that the disk is full
+            with contextlib.suppress(OSError, StorageError):  # the first error is the one to tell, say a full disk
                 self._end()
             self._tell_failure(error, state, behind)
             if error is not failed:
