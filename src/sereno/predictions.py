@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sereno.exceptions import NotFoundError
 from sereno.places import Place, is_url, place_of, readable
-from sereno.presence import AT_ONCE
+from sereno.presence import together
 from sereno.settings import FILE_NAME
 from sereno.snapshots import PARTITION, Snapshot, SnapshotStore, schema_of
 
@@ -42,7 +42,7 @@ def read_predictions(
             f"No snapshot of model {model!r} is published in {place}{when}. `sereno run` publishes the first."
         )
     numbers = [version] if version is not None else [s.number for s in state.served]
-    return _rows_of([store.kept_snapshot(state, n) for n in numbers])
+    return _rows_of(together(lambda n: store.kept_snapshot(state, n), numbers))
 
 
 def _root(home: str | Path | None) -> Place:
@@ -67,14 +67,14 @@ def _rows_of(snapshots: Sequence[Snapshot]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = []
-    for snapshot in snapshots:
-        for part in snapshot.parts:
-            table = pq.read_table(readable(part.path), partitioning=None)
-            if snapshot.disposition == "partition":
-                day = pa.repeat(pa.scalar(snapshot.data_date), table.num_rows)
-                table = table.append_column(PARTITION, day)
-            tables.append(table)
+    def rows(of: tuple[Snapshot, Place]) -> pa.Table:
+        snapshot, part = of
+        table = pq.read_table(readable(part), partitioning=None)
+        if snapshot.disposition == "partition":
+            table = table.append_column(PARTITION, pa.repeat(pa.scalar(snapshot.data_date), table.num_rows))
+        return table
+
+    tables = together(rows, [(snapshot, part.path) for snapshot in snapshots for part in snapshot.parts])
     return pa.concat_tables(tables, promote_options="default")  # a date of long ago may lack a column of today
 
 
@@ -110,16 +110,13 @@ def find_row(snapshot: Snapshot, key: Sequence[str]) -> dict[str, Any] | None:
 
 def _find_far(parts: Sequence[Place], condition: Any) -> list[dict[str, Any]]:
     """The rows of objects that a condition holds for, several objects at once."""
-    from concurrent.futures import ThreadPoolExecutor
-
     import pyarrow.parquet as pq
 
     def rows(part: Place) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = pq.read_table(readable(part), filters=condition, partitioning=None).to_pylist()
         return found
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        return [row for some in threads.map(rows, parts) for row in some]
+    return [row for some in together(rows, parts) for row in some]
 
 
 def find_reject(table: Place, snapshot: Snapshot, key: Sequence[str]) -> str | None:

@@ -17,6 +17,7 @@ from sereno.foreign import harmless
 from sereno.histograms import bars_of, number
 from sereno.lines import age as age
 from sereno.lines import table_lines as table_lines
+from sereno.presence import together
 from sereno.snapshots import State
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -147,15 +148,17 @@ def column_lines(name: str, column: ColumnProfile) -> Iterator[str]:
 def versions_lines(state: State) -> Iterator[str]:
     now = datetime.now(UTC)
     served = {s.number for s in state.served}
+    versions = sorted(state.snapshots, reverse=True)
+    kept = dict(zip(versions, together(lambda v: state.snapshots[v].parts[0].path.is_file(), versions), strict=True))
     rows = [("version", "data date", "rows", "rejects", "published (UTC)", "age", "")]
-    for version in sorted(state.snapshots, reverse=True):
+    for version in versions:
         s = state.snapshots[version]
         notes = [
             word
             for word, holds in (
                 ("in service", version in served),
                 (f"withdrawn by {state.why_withdrawn.get(version)}", version in state.withdrawn),
-                ("parts removed", not s.parts[0].path.exists()),
+                ("parts removed", not kept[version]),
             )
             if holds
         ]

@@ -98,6 +98,24 @@ def test_parts_in_a_bucket_are_copied_by_the_store(tmp_path: Path, storage: Obje
     assert not target.export.follow([snapshot], NONE)
 
 
+class Unread:
+    """Parts that nobody may ask for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError("a part, or the commit that names it, was read")
+
+
+def test_nothing_is_read_of_what_is_there(target: ObjectTarget, maker: Maker) -> None:
+    """Of hundreds of dates that are served, only the manifests are."""
+    days = [maker.snapshot(number, day=number, disposition="partition") for number in (1, 2, 3)]
+    target.export.follow(days, NONE)
+    unread: Any = Unread()
+    known = [dataclasses.replace(day, parts=unread) for day in days]
+    assert not target.export.follow(known, frozenset({1, 2, 3}))
+    assert target.export.follow([*known, maker.snapshot(4, day=4, disposition="partition")], NONE)
+    assert target.held() == {1, 2, 3, 4}
+
+
 def test_parts_in_another_bucket(
     tmp_path: Path, storage: ObjectPath, s3_bucket: tuple[S3Server, str], maker: Maker
 ) -> None:

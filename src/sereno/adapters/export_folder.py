@@ -208,6 +208,12 @@ def folder_name(number: int) -> str:
 def describe(snapshot: Snapshot, format: str) -> dict[str, Any]:  # noqa: A002 - as the manifest says it
     """The manifest without its files."""
     schema = rendering.read_schema(snapshot.parts[0].path) if snapshot.parts else ()
+    columns = [{"name": column.name, "type": str(column.type)} for column in schema]
+    return identify(snapshot, format) | {"columns": columns}
+
+
+def identify(snapshot: Snapshot, format: str) -> dict[str, Any]:  # noqa: A002
+    """What a manifest says of its snapshot, for which no part need be read. No other snapshot has all of it."""
     return {
         "model": snapshot.model,
         "version": snapshot.number,
@@ -217,7 +223,6 @@ def describe(snapshot: Snapshot, format: str) -> dict[str, Any]:  # noqa: A002 -
         "rows": snapshot.rows,
         "rejects": snapshot.rejects,
         "format": format,
-        "columns": [{"name": column.name, "type": str(column.type)} for column in schema],
     }
 
 

@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sereno.adapters.export_folder import FolderFormat, describe, folder_name, texts
+from sereno.adapters.export_folder import FolderFormat, describe, folder_name, identify, texts
 from sereno.exceptions import ExportError, SerenoError
 from sereno.failpoints import failpoint
 from sereno.object_path import ConditionError, Object, ObjectPath
+from sereno.presence import together
 
 if TYPE_CHECKING:
     from sereno.snapshots import Part, Snapshot
@@ -69,35 +70,31 @@ class ObjectExport:
         there = _Folders(self.root)
         found: dict[int, str] = {}
         changed = False
-        for snapshot in served:
-            folder = self._found(snapshot, there)
-            if folder is None:
-                folder = self._write(snapshot, there)
-                changed = True
-            found[snapshot.number] = folder
+        for snapshot, folder in zip(served, together(lambda one: self._found(one, there), served), strict=True):
+            changed = changed or folder is None
+            found[snapshot.number] = folder or self._write(snapshot, there)
         failpoint("export_copied")
         if served:
             changed = self._point_to(served[-1], found[served[-1].number], keep) or changed
         failpoint("export_swapped")
-        return self._prune(keep, found) or changed
+        return self._prune(there, keep, found) or changed
 
     def _found(self, snapshot: Snapshot, there: _Folders) -> str | None:
-        """The folder that holds the snapshot, whole; one of an earlier table of that name does not."""
+        """The folder that holds the snapshot, whole; one of an earlier table of that name does not.
+
+        It takes one request: of hundreds of snapshots that are served, one for each data date, neither commits nor parts are
+        read to find that nothing is to be done.
+        """
         return next((name for name in there.of(snapshot.number) if self._holds(snapshot, there, name)), None)
 
     def _holds(self, snapshot: Snapshot, there: _Folders, name: str) -> bool:
         objects = there.folders[name]
         try:
             manifest = json.loads((self.root / name / _MANIFEST).read_bytes())
-            listed = manifest["files"]
             return (
-                {key: value for key, value in manifest.items() if key != "files"} == describe(snapshot, self.format)
-                and len(listed) == len(snapshot.parts)
-                and all(objects[file["name"]].size == file["bytes"] for file in listed)
-                and (
-                    self.format != "parquet"
-                    or [file["sha256"] for file in listed] == [part.sha256 for part in snapshot.parts]
-                )
+                identify(snapshot, self.format).items() <= manifest.items()
+                and sum(file["rows"] for file in manifest["files"]) == snapshot.rows
+                and all(objects[file["name"]].size == file["bytes"] for file in manifest["files"])
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return False
@@ -140,7 +137,7 @@ class ObjectExport:
         wanted = {
             "version": snapshot.number,
             "data_date": snapshot.data_date.isoformat(),
-            "published_at": describe(snapshot, self.format)["published_at"],
+            "published_at": identify(snapshot, self.format)["published_at"],
             "folder": folder,
             "manifest": f"{folder}/{_MANIFEST}",
         }
@@ -159,9 +156,8 @@ class ObjectExport:
             f"The {self.format} export to {self.root} failed: others write latest.json all the time. {THEN}"
         )
 
-    def _prune(self, keep: frozenset[int], served: Mapping[int, str]) -> bool:
-        """Remove the folders that are no longer kept, and what crashes have left."""
-        there = _Folders(self.root)
+    def _prune(self, there: _Folders, keep: frozenset[int], served: Mapping[int, str]) -> bool:
+        """Remove the folders that are no longer kept, and what crashes have left, of those that were there at first."""
         latest, _ = _read(self.root / "latest.json")
         known = max({*keep, *served}) if keep else float("inf")
         before = datetime.now(UTC) - timedelta(seconds=YOUNG_SECONDS)
