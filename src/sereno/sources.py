@@ -12,6 +12,7 @@ import os
 import re
 import string
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -101,13 +102,15 @@ def _braced(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def find_files(source: str) -> list[Place]:
-    """The data files of a path or URL, a folder (with what is below it) or a glob, sorted.
+def find_files(source: str) -> dict[Place, Object | None]:
+    """The data files of a path or URL, a folder (with what is below it) or a glob, sorted; and what a store says of each.
 
     Raises SourceError if there is none, and StorageError where an object store cannot be asked.
     """
-    files: list[Place] = (
-        sorted(path for path, _ in iter_objects(source)) if is_url(source) else sorted(iter_files(source))
+    files: dict[Place, Object | None] = (
+        dict(sorted(iter_objects(source), key=itemgetter(0)))
+        if is_url(source)
+        else dict.fromkeys(sorted(iter_files(source)))
     )
     if not files:
         raise SourceError(

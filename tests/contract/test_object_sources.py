@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 from unittest import mock
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
 from sereno import Interval, Key, Model
-from sereno.adapters import fetched
+from sereno.adapters import fetched, objects
 from sereno.adapters.files import read_piece
 from sereno.adapters.objects import settings_of
 from sereno.batch import plan as module
@@ -48,6 +49,12 @@ def planned(folder: Path, source: str) -> Plan:
 def read(plan: Plan) -> list[int]:
     batches = [b for t in plan.tasks for p in t.pieces for b in read_piece(p, MODEL.inputs, 1000)]
     return [i for batch in batches for i in batch.column("id").to_pylist()]
+
+
+def listed(batch: pa.RecordBatch | list[bytes]) -> list[int]:
+    if isinstance(batch, list):
+        return [msgspec.json.decode(line)["id"] for line in batch]
+    return [int(i) for i in batch.column("id").to_pylist()]
 
 
 def put_parquet(place: ObjectPath, folder: Path, ids: range, **options: Any) -> None:
@@ -116,6 +123,22 @@ def test_row_groups_are_read_side_by_side_and_once(tmp_path: Path, storage: Obje
         assert read(plan) == [*range(50_000)]
     size = (storage / "a.parquet").look().size
     assert sum(length for _, length in asked) < size  # of three columns, two
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_what_the_listing_has_told_is_not_asked_again(tmp_path: Path, storage: ObjectPath, kind: str) -> None:
+    for n in range(3):
+        if kind == "parquet":
+            put_parquet(storage / "in" / f"{n}.parquet", tmp_path, range(2 * n, 2 * n + 2))
+        else:
+            lines = {"jsonl": '{"id": %d, "x": 1}\n{"id": %d, "x": 2}\n', "csv": "id,x\n%d,1\n%d,2\n"}[kind]
+            (storage / "in" / f"{n}.{kind}").write_bytes((lines % (2 * n, 2 * n + 1)).encode())
+    with mock.patch.object(objects, "head", side_effect=objects.head) as head:
+        plan = planned(tmp_path, f"{storage}/in")
+        rows = [r for t in plan.tasks for p in t.pieces for b in read_piece(p, MODEL.inputs, 9) for r in listed(b)]
+    assert sorted(rows) == [*range(6)]
+    # whether it is an object itself
+    assert [asked.args[1].rpartition("/")[2] for asked in head.call_args_list] == ["in"]
 
 
 def test_an_object_that_is_written_anew_stops_the_run(tmp_path: Path, storage: ObjectPath) -> None:

@@ -71,7 +71,7 @@ def test_which_files_a_source_has(folder: Path, source: str, found: list[str]) -
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "a[1].csv").write_text("id\n")
-    assert find_files(str(tmp_path / "a[1].csv")) == [tmp_path / "a[1].csv"]
+    assert [*find_files(str(tmp_path / "a[1].csv"))] == [tmp_path / "a[1].csv"]
 
 
 def test_paths_resolve_against_what_names_them(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +101,7 @@ def open_object(place: ObjectPath, known: Object | None = None) -> FetchedFile:
         raise SourceError(f"{place} is not there any more. Start the run again when it is.") from error
 
 
-def format_of(files: list[Place], source: str) -> str:
+def format_of(files: Collection[Place], source: str) -> str:
     suffixes = {"".join(f.suffixes[-2:] if f.suffix == ".gz" else f.suffixes[-1:]) or f.name for f in files}
     found = {FORMATS.get(s.lower()) for s in suffixes}
     kind = found.pop() if len(found) == 1 else None
@@ -121,7 +121,7 @@ def partition_of(file: Place) -> dict[str, str | None]:
     return found
 
 
-def names_of(files: Sequence[Place]) -> list[str]:
+def names_of(files: Collection[Place]) -> list[str]:
     """What each file of a source is called: its path below what they share, with the folders that are columns.
 
     Not the whole path: a project that moves has the same input. Moved to another day's folder, a file has other rows.
@@ -141,7 +141,7 @@ def stamp(name: str, file: Path) -> str:
 
 
 def stamp_of_object(name: str, known: Object) -> str:
-    """As `stamp`: name, size, tag. The tag changes with the content, so the same content written anew is the same."""
+    """As `stamp`: name, size, tag. The tag changes with the content; whether also without depends on the store."""
     return f"{known.size}:{known.tag}:{name}"
 
 
@@ -275,8 +275,13 @@ def spans(file: Path | FetchedFile, size: int) -> Iterator[tuple[int, int]]:
             start = end
 
 
-def read_csv(file: Place, row: RowType) -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
-    """Batches of a CSV file, every declared column as text, with the broken lines found so far as (text, reason)."""
+def read_csv(
+    file: Place, row: RowType, known: Object | None = None
+) -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
+    """Batches of a CSV file, every declared column as text, with the broken lines found so far as (text, reason).
+
+    `known`: what a store has said of an object; it is asked where nobody knows.
+    """
     broken: list[tuple[str, str]] = []
     unclosed: list[str] = []  # quotes that swallow all that follows
 
@@ -288,7 +293,8 @@ def read_csv(file: Place, row: RowType) -> Iterator[tuple[pa.RecordBatch, list[t
         broken.append((str(line.text), reason))
         return "skip"
 
-    known = open_object(file).known if isinstance(file, ObjectPath) else None  # the same one to the end
+    if isinstance(file, ObjectPath):
+        known = open_object(file, known).known  # the same one to the end
     header = _csv_header(file, known)
     delimiter = _delimiter(header, row)
     names = _split(header, delimiter)

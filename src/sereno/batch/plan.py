@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import pyarrow as pa
@@ -38,6 +38,7 @@ from sereno.checks import check_table, default_array
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.loader import bind, file_digest
 from sereno.model import Model, place
+from sereno.object_path import Object
 from sereno.places import Place
 from sereno.schedule import Interval
 from sereno.scoring import arrow_of
@@ -92,14 +93,20 @@ def make_plan(
     if is_delta_table(source):
         from sereno.adapters.delta import files_of_table
 
-        return _parquet(model, list(files_of_table(source)), source, workers)
+        listed = [(path, None, partition) for path, partition in files_of_table(source)]
+        return _parquet(model, listed, source, workers)
     files = find_files(source)
     kind = format_of(files, source)
     if kind == "parquet":
-        return _parquet(model, [(f, partition_of(f)) for f in files], source, workers)
+        return _parquet(model, [(f, known, partition_of(f)) for f, known in files.items()], source, workers)
     if kind == "jsonl":
         return _json_lines(model, files, source)
     return _csv(model, files, spool)
+
+
+_Listed: TypeAlias = tuple[
+    Place, Object | None, dict[str, str | None]
+]  # what a store says of it; what stands in its path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +118,7 @@ class _Footer:
     groups: tuple[int, ...]  # rows of each row group
 
 
-def _parquet(model: Model, files: list[tuple[Place, dict[str, str | None]]], source: str, workers: int) -> Plan:
+def _parquet(model: Model, files: Sequence[_Listed], source: str, workers: int) -> Plan:
     """Tasks of whole row groups. They shrink towards the end, so that no worker is left with a large last one."""
     units: list[tuple[Piece, tuple[int, ...]]] = []
     seen: list[tuple[pa.Schema, set[str]]] = []
@@ -133,26 +140,26 @@ def _parquet(model: Model, files: list[tuple[Place, dict[str, str | None]]], sou
     )
 
 
-def _footers(files: list[tuple[Place, dict[str, str | None]]]) -> Iterator[_Footer]:
+def _footers(files: Sequence[_Listed]) -> Iterator[_Footer]:
     """In the order of the files; several are read at once, for those of a file server are waited for. Raises SourceError."""
-    names = names_of([path for path, _ in files])
+    names = names_of([path for path, _, _ in files])
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
         for first in range(0, len(files), MOST_FOOTERS):  # so that few are in memory
             some = slice(first, first + MOST_FOOTERS)
             yield from threads.map(_footer, files[some], names[some])
 
 
-def _footer(file: tuple[Place, dict[str, str | None]], name: str) -> _Footer:
-    place, partition = file
-    with _opened(place) as source, open_parquet(source) as opened:
+def _footer(file: _Listed, name: str) -> _Footer:
+    place, known, partition = file
+    with _opened(place, known) as source, open_parquet(source) as opened:
         piece = _piece("parquet", source, name, partition)
         metadata = opened.metadata
         groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         return _Footer(piece=piece, schema=opened.schema_arrow, groups=groups)
 
 
-def _opened(place: Place) -> contextlib.AbstractContextManager[Path | FetchedFile]:
-    return contextlib.nullcontext(place) if isinstance(place, Path) else open_object(place)
+def _opened(place: Place, known: Object | None) -> contextlib.AbstractContextManager[Path | FetchedFile]:
+    return contextlib.nullcontext(place) if isinstance(place, Path) else open_object(place, known)
 
 
 def _piece(
@@ -218,12 +225,12 @@ def _check_names(model: Model, row: dict[str, Any]) -> None:
                 raise InputError(f"The query's answer: {error}") from None
 
 
-def _json_lines(model: Model, files: list[Place], source: str) -> Plan:
+def _json_lines(model: Model, files: dict[Place, Object | None], source: str) -> Plan:
     names = {c.name for c in model.inputs.columns}
     pieces = []
-    for file, name in zip(files, names_of(files), strict=True):
+    for (file, known), name in zip(files.items(), names_of(files), strict=True):
         partition = {n: t for n, t in partition_of(file).items() if n in names}
-        with _opened(file) as opened:
+        with _opened(file, known) as opened:
             whole = _piece("json", opened, name, partition)
             pieces += [replace(whole, span=span) for span in spans(opened, SPAN_BYTES)]
     if not pieces:
@@ -232,13 +239,13 @@ def _json_lines(model: Model, files: list[Place], source: str) -> Plan:
     return Plan(tasks=iter(tasks), known_before=True, rows=None, inputs=sorted({p.identity for p in pieces}))
 
 
-def _csv(model: Model, files: list[Place], spool: Path) -> Plan:
+def _csv(model: Model, files: dict[Place, Object | None], spool: Path) -> Plan:
     def batches() -> Iterator[tuple[pa.RecordBatch, list[tuple[str, str]]]]:
-        for file in files:
-            with _opened(file) as opened:
+        for file, known in files.items():
+            with _opened(file, known) as opened:
                 whole = _piece("text", opened, "", partition_of(file))
             names = {c.name for c in model.inputs.columns}
-            for number, (batch, broken) in enumerate(read_csv(file, model.inputs)):
+            for number, (batch, broken) in enumerate(read_csv(file, model.inputs, known)):
                 # what stands in the path is text too, like every column of a CSV file
                 for name, text in whole.partition.items():
                     if name in names and name not in batch.schema.names:
