@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sereno.adapters.lookup_folder import LookupFolder
-from sereno.adapters.lookup_objects import LookupObjects
+from sereno.adapters.lookup_objects.store import LookupObjects
 from sereno.adapters.lookup_redis.store import LookupRedis
 from sereno.batch.parts import PartWriter
 from sereno.exceptions import IndexingError

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from sereno.adapters import lookup_objects, objects
+from sereno.adapters import objects
 from sereno.adapters.lookup_folder import LookupFolder
-from sereno.adapters.lookup_objects import CopiedLookups, DamagedError, LookupObjects
+from sereno.adapters.lookup_objects import lock
+from sereno.adapters.lookup_objects.copies import CopiedLookups
+from sereno.adapters.lookup_objects.fetching import DamagedError
+from sereno.adapters.lookup_objects.store import LookupObjects
 from sereno.exceptions import BusyError, IndexingError, StorageError
 from sereno.lookup.packed import LATE_SECONDS, Look, last_look, look_path, tell_look
 from sereno.lookup.pointer import lookup_folder, manifest_path
@@ -435,9 +438,9 @@ def test_several_pods_at_once_build_one_index(pods: Pods, caplog: pytest.LogCapt
 
 def test_a_lock_of_one_that_died_is_taken_over(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     run, pod = pods["run"], pods["pod"]
-    monkeypatch.setattr(lookup_objects, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 1.0)
-    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.1)
     (run.folder / "lock.json").write_bytes(b'{"held_by": "somebody", "beat": 1}')
     assert pod.is_followed()
     pods.publish()
@@ -446,10 +449,10 @@ def test_a_lock_of_one_that_died_is_taken_over(pods: Pods, monkeypatch: pytest.M
 
 
 def test_a_lock_of_one_that_lives_is_waited_for(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup_objects, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 0.5)
-    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.05)
-    monkeypatch.setattr(lookup_objects, "PATIENCE", 1.5)
+    monkeypatch.setattr(lock, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE", 1.5)
     pods.table.publish()
     with pods["other"]._lock.held(), pytest.raises(BusyError, match="perhaps on another host, is building the lookups"):
         pods["run"].follow(pods.table.state, ALL)
@@ -461,7 +464,7 @@ def test_one_that_was_taken_over_changes_nothing(pods: Pods, monkeypatch: pytest
     pods.publish()
     pods.table.publish()
     run, pod = pods["run"], pods["pod"]
-    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
     really = LookupFolder._build
 
     def slow(self: LookupFolder, *arguments: object) -> object:
@@ -508,7 +511,7 @@ def test_one_that_stood_still_for_too_long_stops_by_itself(pods: Pods, monkeypat
     really = LookupFolder._build
 
     def slow(self: LookupFolder, *arguments: object) -> object:
-        monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 0.0)
+        monkeypatch.setattr(lock, "LOCK_SECONDS", 0.0)
         return really(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LookupFolder, "_build", slow)
@@ -578,7 +581,7 @@ def test_nothing_is_removed_before_a_write(pods: Pods) -> None:
 
 
 def test_a_renewal_whose_answer_is_lost_loses_no_lock(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
     write, lost = ObjectPath.write_bytes, threading.Event()
 
     def unanswered(self: ObjectPath, content: bytes, *, only_if: str | None = None) -> str:
@@ -589,18 +592,18 @@ def test_a_renewal_whose_answer_is_lost_loses_no_lock(pods: Pods, monkeypatch: p
         return tag
 
     monkeypatch.setattr(ObjectPath, "write_bytes", unanswered)
-    lock = pods["run"]._lock
-    with lock.held():
+    held = pods["run"]._lock
+    with held.held():
         assert lost.wait(20)
-        until(lambda: lock._lost.is_set() or lock._beats > 3)
-        lock.confirm()
+        until(lambda: held._lost.is_set() or held._beats > 3)
+        held.confirm()
     assert not pods["other"].is_followed()
 
 
 FOLLOW = """
 import sys
 from pathlib import Path
-from sereno.adapters.lookup_objects import LookupObjects
+from sereno.adapters.lookup_objects.store import LookupObjects
 from sereno.places import ObjectPath
 from sereno.snapshots import SnapshotStore
 home, table, model, place = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], ObjectPath.of(sys.argv[4])
@@ -620,9 +623,9 @@ LookupObjects(home, model, place, table).follow(SnapshotStore(table, model).stat
     ],
 )
 def test_killed_anywhere(point: str, then: int, pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup_objects, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(lookup_objects, "LOCK_SECONDS", 1.0)
-    monkeypatch.setattr(lookup_objects, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.1)
     for _ in range(2):
         pods.publish()
     pod = pods["pod"]

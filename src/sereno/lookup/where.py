@@ -15,7 +15,7 @@ import msgspec
 from sereno.places import SCHEMES, ObjectPath, Place, place_of
 
 if TYPE_CHECKING:
-    from sereno.adapters.lookup_objects import LookupObjects
+    from sereno.adapters.lookup_objects.store import LookupObjects
     from sereno.adapters.lookup_redis.store import LookupRedis
     from sereno.config import Settings
     from sereno.interfaces import LookupStore
@@ -94,7 +94,7 @@ def redis_of(where: Where, home: Path, model: str) -> LookupRedis:
 
 def objects_of(where: Where, home: Path, model: str) -> LookupObjects:
     """The lookups of a model in an object store. Raises SettingsError, and MissingExtraError."""
-    from sereno.adapters.lookup_objects import LookupObjects
+    from sereno.adapters.lookup_objects.store import LookupObjects
 
     return LookupObjects(home, model, ObjectPath.of(where.address))
 

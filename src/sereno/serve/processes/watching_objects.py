@@ -13,7 +13,7 @@ from sereno.lookup.where import Where
 from sereno.serve.processes.watching_far import FarWatch
 
 if TYPE_CHECKING:
-    from sereno.adapters.lookup_objects import LookupObjects
+    from sereno.adapters.lookup_objects.store import LookupObjects
 
 LOOK_SECONDS = 2.0  # between two looks at what is served: one small request
 TABLE_SECONDS = 20.0  # and at the table, which whoever publishes follows by himself
