@@ -149,6 +149,7 @@ def test_what_is_written_and_said(project: Project) -> None:
     assert said.startswith(f"Wrote {project.folder}/deploy/bank.service\n")
     assert "Read them, then as root:\n" in said
     assert "systemctl enable --now bank.service" in said
+    assert "\nTimeoutStopSec=55\n" in (project.folder / "deploy" / "bank.service").read_text()
     done = project.json("deploy", "server", "--user", "daemon", "--to", "elsewhere", "--timers")
     names = ["bank-api.service", "bank-run-total.service", "bank-run-total.timer"]
     assert done == {"written": [f"{project.folder}/elsewhere/{name}" for name in names]}

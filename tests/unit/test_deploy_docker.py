@@ -163,7 +163,7 @@ def test_a_base_of_ones_own_is_taken(image: Image) -> None:
     own = f"registry.bank:5000/base/python:3.11@{DIGEST}"
     text = replace(image, base=own).files(image.project)["Dockerfile"]
     assert f"\nARG BASE={own}\n" in text
-    steps = "\n".join(next_steps(replace(image, base=own), image.project, stop_seconds=25))
+    steps = "\n".join(next_steps(replace(image, base=own), image.project, stop_seconds=55))
     assert "NOTE" not in steps
     assert "--stop-timeout 55 " in steps
     assert "NOTE: python:3.11-slim-bookworm is another image every few weeks" in "\n".join(
@@ -199,6 +199,7 @@ def test_the_command_lets_in_what_the_models_are_made_of(project: Path, capsys: 
     code, out, _ = deploy(project, capsys)
     assert code == 0
     assert out.startswith(f"Wrote {project}/Dockerfile\nWrote {project}/.dockerignore\n")
+    assert "--stop-timeout 55 " in out  # 25 to drain, and what else a server and `up` may take
     assert [str(file) for file in images.let_in(project)] == [
         "beside.py",
         "m.py",

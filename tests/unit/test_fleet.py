@@ -136,7 +136,7 @@ def run(
         cluster,
         spec(version),
         replicas,
-        drain_seconds=1,
+        seconds_to_end=1,
         announce=announce,
         note=notes if notes is not None else Notes(),
         settle_seconds=0,
@@ -193,7 +193,7 @@ def test_where_none_is_ready_those_that_are_not_ready_either_will_do() -> None:
         cluster,
         other,
         2,
-        drain_seconds=1,
+        seconds_to_end=1,
         announce=lambda said: os.kill(os.getpid(), signal.SIGUSR1),
         note=Notes(),
         settle_seconds=0,
@@ -221,7 +221,7 @@ def test_it_begins_with_fewer_and_takes_others_in_as_nodes_come() -> None:
         cluster,
         spec("1"),
         3,
-        drain_seconds=1,
+        seconds_to_end=1,
         announce=announce,
         note=notes,
         settle_seconds=0,
@@ -248,7 +248,7 @@ def test_one_more_that_does_not_get_ready_is_tried_again_later() -> None:
         cluster,
         spec("1"),
         3,
-        drain_seconds=1,
+        seconds_to_end=1,
         announce=lambda said: cluster.nodes.append("c"),
         note=notes,
         settle_seconds=0,
@@ -282,7 +282,7 @@ def test_each_reads_its_files_again() -> None:
     def announce(said: Sequence[Status]) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
 
-    Fleet(cluster, spec("1"), 2, drain_seconds=1, announce=announce, note=notes, settle_seconds=0).run()
+    Fleet(cluster, spec("1"), 2, seconds_to_end=1, announce=announce, note=notes, settle_seconds=0).run()
     assert cluster.told[2:] == ["reload a", "reload b"]
 
 
@@ -301,7 +301,7 @@ def test_one_that_is_not_ready_after_it_ends_a_reload_and_the_next_reload_is_hee
     def announce(said: Sequence[Status]) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
 
-    Fleet(cluster, spec("1"), 2, drain_seconds=1, announce=announce, note=notes, settle_seconds=0).run()
+    Fleet(cluster, spec("1"), 2, seconds_to_end=1, announce=announce, note=notes, settle_seconds=0).run()
     assert cluster.told[2:] == ["reload a", "reload a", "reload b"]
     assert "server 1 is not ready after its reload: unready. 1 other servers were not told to read them." in notes
 

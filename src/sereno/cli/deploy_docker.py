@@ -30,12 +30,12 @@ def add(environments: Commands) -> None:
 
 def _docker(options: argparse.Namespace) -> int:
     from sereno.deploy.docker import next_steps
+    from sereno.deploy.stopping import stop_seconds
 
     settings, project = deploying.project_of(options)
     image, models = _image(options, settings, project)
     folder = image.project if options.to is None else options.to.absolute()
-    stop_seconds = max(settings.serve.drain_seconds, settings.up.stop_seconds)
-    said = [*_warnings(image, settings, models), *next_steps(image, folder, stop_seconds=stop_seconds)]
+    said = [*_warnings(image, settings, models), *next_steps(image, folder, stop_seconds=stop_seconds(settings))]
     return deploying.wrote(options, image.files(folder), folder, said)
 
 

@@ -79,6 +79,7 @@ def _cluster(options: argparse.Namespace) -> int:
 
 def _server_of(options: argparse.Namespace, settings: Settings, project: Path) -> Server:
     from sereno.deploy.server import Server
+    from sereno.deploy.stopping import stop_seconds
 
     return Server(
         project=project,
@@ -86,7 +87,7 @@ def _server_of(options: argparse.Namespace, settings: Settings, project: Path) -
         name=options.name or project.name.lower(),
         user=options.user or "sereno",
         memory=options.memory or "80%",
-        stop_seconds=max(settings.serve.drain_seconds, settings.up.stop_seconds) + 30,
+        stop_seconds=stop_seconds(settings),
     )
 
 

@@ -17,7 +17,6 @@ from sereno.exceptions import SettingsError
 UID = 10001  # of the user within; above those that hosts give to people and services
 HOME = "/var/lib/sereno"  # within, for a volume
 WHEELS = "wheels"  # a folder of the project, for packages that no index has
-GRACE_SECONDS = 30  # beyond what the server itself takes to end
 NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 BASE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]*(?:@sha256:[0-9a-f]{64})?")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(?:=[A-Za-z0-9.+:~-]+)?")
@@ -144,7 +143,7 @@ def with_targets(project: Path, places: Iterable[Path]) -> Iterator[Path]:
             yield project / target.relative_to(project.resolve())
 
 
-def next_steps(image: Image, folder: Path, *, stop_seconds: float) -> Iterator[str]:
+def next_steps(image: Image, folder: Path, *, stop_seconds: int) -> Iterator[str]:
     """What an operator does with them."""
     name, project = image.name, shlex.quote(str(image.project))
     where = "" if folder == image.project else f"--file {shlex.quote(str(folder / 'Dockerfile'))} "
@@ -152,8 +151,7 @@ def next_steps(image: Image, folder: Path, *, stop_seconds: float) -> Iterator[s
     yield "Read them, then:"
     yield f"  docker build --tag {name} {where}{project}"
     yield f"  {run} \\"
-    grace = f"--stop-timeout {round(stop_seconds) + GRACE_SECONDS}"
-    yield f"    {grace} --publish {image.port}:{image.port} --volume /etc/sereno/secrets:/run/secrets:ro \\"
+    yield f"    --stop-timeout {stop_seconds} --publish {image.port}:{image.port} --volume /etc/sereno/secrets:/run/secrets:ro \\"
     yield f"    --env SERENO_SERVE__TLS_TERMINATED_UPSTREAM=true {name}   # the API; its keys: /etc/sereno/secrets/api_keys"
     yield f"  {run} {name} run MODEL"
     if "@sha256:" not in image.base:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shlex
@@ -28,7 +27,7 @@ class Server:
     name: str  # of the units
     user: str
     memory: str = "80%"  # MemoryMax of each service
-    stop_seconds: float = 60.0  # what a service is given to end
+    stop_seconds: int = 60  # what a service is given to end
     python: Path = Path(sys.executable)
 
     def __post_init__(self) -> None:
@@ -79,7 +78,7 @@ class Server:
             project=escaped(self.project),
             project_quoted=escaped(self.project),  # the one setting that takes the rest of its line as it stands
             python=quoted(self.python).replace("$", "$$"),  # a command line, in which $ begins a variable
-            stop_seconds=str(math.ceil(self.stop_seconds)),
+            stop_seconds=str(self.stop_seconds),
             memory=self.memory,
             hardening=hardening,
             **more,

@@ -15,6 +15,7 @@ from sereno.config import find_home
 from sereno.exceptions import SettingsError
 from sereno.operate.up.children import Child, Children
 from sereno.serve.options import Options
+from sereno.serve.processes.ending import AFTER_DRAIN_SECONDS
 from sereno.serve.processes.sockets import refuse_openness
 from sereno.settings import FILE_NAME, Settings
 from sereno.shared import file_system, is_network
@@ -80,7 +81,14 @@ def up(
         takes_any = not settings.serve.port and settings.serve.unix is None
         again = _same_port if takes_any else lambda _: []
         children.append(
-            Child(API, command, lambda now: now.serve.drain_seconds, reads_changes=True, may_fail=True, again=again)
+            Child(
+                API,
+                command,
+                lambda now: now.serve.drain_seconds + AFTER_DRAIN_SECONDS,
+                reads_changes=True,
+                may_fail=True,
+                again=again,
+            )
         )
     if schedule:
         api_workers = (workers or settings.workers or 1) if api else 0

@@ -19,6 +19,7 @@ from sereno.serve.command import note
 from sereno.serve.on_ray.fleet import Fleet
 from sereno.serve.on_ray.replica import OWN, Spec, Status
 from sereno.serve.options import Options
+from sereno.serve.processes.ending import AFTER_DRAIN_SECONDS
 from sereno.serve.processes.sockets import refuse_openness
 from sereno.settings import Settings
 
@@ -63,7 +64,8 @@ def serve_on_ray(
             **_variables(os.environ),
             version=__version__,
         )
-        fleet = Fleet(servers, spec, replicas, drain_seconds=settings.serve.drain_seconds, announce=announce, note=note)
+        seconds_to_end = settings.serve.drain_seconds + AFTER_DRAIN_SECONDS
+        fleet = Fleet(servers, spec, replicas, seconds_to_end=seconds_to_end, announce=announce, note=note)
         if servers.address is not None:
             threading.Thread(target=watch_head, args=[servers.address, is_over, note], daemon=True).start()
         return fleet.run()

@@ -74,14 +74,14 @@ class Fleet:
         spec: Spec,
         replicas: int,
         *,
-        drain_seconds: float,
+        seconds_to_end: float,  # that a server takes at most
         announce: Callable[[Sequence[Status]], None],
         note: Callable[[str], None],
         settle_seconds: float = SETTLE_SECONDS,
         fewer_seconds: float = FEWER_SECONDS,
     ) -> None:
         self._cluster, self._spec, self._replicas = cluster, spec, replicas
-        self._drain_seconds = drain_seconds
+        self._seconds_to_end = seconds_to_end
         self._announce, self._note = announce, note
         self._settle_seconds, self._fewer_seconds = settle_seconds, fewer_seconds
         self._is_announced = self._is_ending = self._is_over = False
@@ -247,12 +247,12 @@ class Fleet:
     def _stop(self, name: Name) -> Course:
         """Have one drain and go."""
         self._cluster.stop(name)
-        deadline = time.monotonic() + self._drain_seconds + GRACE
+        deadline = time.monotonic() + self._seconds_to_end + GRACE
         while not self._is_ended(name) and time.monotonic() < deadline:
             said = self._cluster.status(name)
             if said is not None and said.state == "failed":
                 break
-            if said is None and time.monotonic() > deadline - self._drain_seconds:
+            if said is None and time.monotonic() > deadline - self._seconds_to_end:
                 break  # it does not answer: nothing of it is in anybody's service
             yield
         if self._is_ending and time.monotonic() >= deadline:

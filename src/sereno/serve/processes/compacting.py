@@ -6,16 +6,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from sereno.serve.processes.control import Served
-from sereno.serve.processes.ending import Ending
+from sereno.serve.processes.ending import COMPACTOR_SECONDS, Ending
 
 MODULE = "sereno.answers.compactor"
 QUICK = 60.0  # it failed if it ends within so many seconds
 LONGEST_PAUSE = 300.0
-SECONDS_TO_END = 10.0  # it finishes what it is at, then it is killed; the next one goes on where it was
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Compacting:
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._compactors: dict[str, _Compactor] = {}  # by home
-        self._ending = Ending(SECONDS_TO_END)
+        self._ending = Ending(COMPACTOR_SECONDS)
 
     def serve(self, models: Iterable[Served]) -> None:
         """Look after the answers of these models, from now on."""
@@ -75,6 +74,12 @@ class Compacting:
         pause = min(LONGEST_PAUSE, 2.0 ** min(10, compactor.failures))
         compactor.due = now + pause
         self._note(f"the compactor of the answers in {home} {how}. It starts again in {pause:g} s; no answer is lost.")
+
+    @property
+    def pids(self) -> Iterator[int]:
+        """Of the processes whose end was not seen yet."""
+        yield from (one.process.pid for one in self._compactors.values() if one.process is not None)
+        yield from self._ending.pids
 
     def stop(self) -> None:
         """Have them end."""

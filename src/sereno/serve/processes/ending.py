@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
+
+COMPACTOR_SECONDS = 10.0  # a compactor finishes what it is at; then it is killed, and the next one goes on where it was
+BUILDER_SECONDS = 5.0  # the same of a builder
+AFTER_DRAIN_SECONDS = COMPACTOR_SECONDS + BUILDER_SECONDS  # what a server may take beyond `serve.drain_seconds`
 
 
 class Ending:
@@ -23,6 +28,11 @@ class Ending:
         if process is not None and process.poll() is None:
             process.terminate()
             self._processes.append(process)
+
+    @property
+    def pids(self) -> Iterator[int]:
+        """Of those whose end was not seen yet."""
+        return (process.pid for process in self._processes if process.returncode is None)
 
     def wait(self) -> None:
         """Until they have ended."""

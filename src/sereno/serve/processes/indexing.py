@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sereno.lookup.pointer import Work, is_behind, lock_path, lookup_folder, read_pointer, work
 from sereno.lookup.where import VARIABLES, Where
-from sereno.serve.processes.ending import Ending
+from sereno.serve.processes.ending import BUILDER_SECONDS, Ending
 from sereno.serve.processes.watching_far import FarWatch
 from sereno.serve.processes.watching_objects import ObjectWatch
 from sereno.storage import is_held
@@ -22,7 +22,6 @@ MODULE = "sereno.lookup.builder"
 GRACE = 0.4  # seconds that whoever published to a folder is given to begin it
 LONGEST_PAUSE = 600.0  # between two tries of the same: where a part is damaged, each reads all parts
 SETTLED = 60.0  # seconds after which an index that was built is taken to be sound
-SECONDS_TO_END = 5.0  # then it is killed; the next one goes on where it was
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Indexing:
         self._note = note
         self._failed = failed  # is told the model: an index could not be built, or was found missing or damaged
         self._followed: dict[tuple[str, str], _Followed] = {}  # by home and model
-        self._ending = Ending(SECONDS_TO_END)
+        self._ending = Ending(BUILDER_SECONDS)
 
     def serve(self, models: Iterable[tuple[str, str, Where | None]]) -> None:
         """Look after these (home, model, where its lookups are) from now on, and after no others."""
@@ -152,6 +151,12 @@ class Indexing:
             self._note(
                 f"the builder of the lookups of {one.model} {how}. What is served stays; the next try is in {pause:g} s."
             )
+
+    @property
+    def pids(self) -> Iterator[int]:
+        """Of the processes whose end was not seen yet."""
+        yield from (one.process.pid for one in self._followed.values() if one.process is not None)
+        yield from self._ending.pids
 
     def stop(self) -> None:
         """Have the builders end."""
