@@ -33,75 +33,76 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["sync", "async"])
-def predict(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`predict(rows, **arguments of the client)`, by either client."""
-
-    def sync(rows: Any, **arguments: Any) -> Any:
-        with sereno.Client(**arguments) as client:
-            return client.predict(rows)
-
-    def by_async(rows: Any, **arguments: Any) -> Any:
-        async def ask() -> Any:
-            async with sereno.AsyncClient(**arguments) as client:
-                return await client.predict(rows)
-
-        return asyncio.run(ask())
-
-    return sync if request.param == "sync" else by_async
+def by_client(rows: Any, **arguments: Any) -> Any:
+    with sereno.Client(**arguments) as client:
+        return client.predict(rows)
 
 
-@pytest.fixture(params=["sync", "async"])
-def look_up(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`look_up("lookup", key, **arguments of the client)`, by either client."""
+def by_async_client(rows: Any, **arguments: Any) -> Any:
+    async def ask() -> Any:
+        async with sereno.AsyncClient(**arguments) as client:
+            return await client.predict(rows)
 
-    def sync(how: str, what: Any, **arguments: Any) -> Any:
-        with sereno.Client(**arguments) as client:
-            return getattr(client, how)(what)
-
-    def by_async(how: str, what: Any, **arguments: Any) -> Any:
-        async def ask() -> Any:
-            async with sereno.AsyncClient(**arguments) as client:
-                return await getattr(client, how)(what)
-
-        return asyncio.run(ask())
-
-    return sync if request.param == "sync" else by_async
+    return asyncio.run(ask())
 
 
-def test_several_models_and_keys(folder: Path, predict: Callable[..., Any]) -> None:
+PREDICT = (by_client, by_async_client)  # a server takes seconds to come and go, so that both ask the same one
+
+
+def look_up_by_client(how: str, what: Any, **arguments: Any) -> Any:
+    with sereno.Client(**arguments) as client:
+        return getattr(client, how)(what)
+
+
+def look_up_by_async_client(how: str, what: Any, **arguments: Any) -> Any:
+    async def ask() -> Any:
+        async with sereno.AsyncClient(**arguments) as client:
+            return await getattr(client, how)(what)
+
+    return asyncio.run(ask())
+
+
+LOOK_UP = (look_up_by_client, look_up_by_async_client)
+
+
+def test_several_models_and_keys(folder: Path) -> None:
     key = new_key()
     with Server(folder, "plain.py", "everything.py", SERENO_SECRET_API_KEYS=key.line) as server:
-        assert predict(ROW, address=server.url, model="plain", key=key.key) == ANSWER
-        with pytest.raises(ServerError, match=r"401: An API key is missing.* Give the client a `key=`\.") as caught:
-            predict(ROW, address=server.url, model="plain")
-        assert caught.value.status == 401
-        with pytest.raises(ServerError, match="404: There is nothing under this path"):
-            predict(ROW, address=server.url, key=key.key)  # which of the two?
-        with pytest.raises(InvalidRowsError) as invalid:
-            predict([ROW, ROW | {"age": 7, "plan": None}], address=server.url, model="plain", key=key.key)
-        assert [(m.row, m.column, m.expected) for m in invalid.value.mistakes] == [
-            (1, "age", "must be at least 18"),
-            (1, "plan", "is missing (null)"),
-        ]
+        for predict in PREDICT:
+            assert predict(ROW, address=server.url, model="plain", key=key.key) == ANSWER
+            with pytest.raises(ServerError, match=r"401: An API key is missing.* Give the client a `key=`\.") as caught:
+                predict(ROW, address=server.url, model="plain")
+            assert caught.value.status == 401
+            with pytest.raises(ServerError, match="404: There is nothing under this path"):
+                predict(ROW, address=server.url, key=key.key)  # which of the two?
+            with pytest.raises(InvalidRowsError) as invalid:
+                predict([ROW, ROW | {"age": 7, "plan": None}], address=server.url, model="plain", key=key.key)
+            assert [(m.row, m.column, m.expected) for m in invalid.value.mistakes] == [
+                (1, "age", "must be at least 18"),
+                (1, "plan", "is missing (null)"),
+            ]
 
 
-def test_tls(folder: Path, predict: Callable[..., Any]) -> None:
+def test_tls(folder: Path) -> None:
     made = (
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out cert.pem -days 2 "
         "-subj /CN=ours -addext subjectAltName=IP:127.0.0.1"
     )
     subprocess.run(["openssl", *made.split()], cwd=folder, check=True, capture_output=True)
     with Server(folder, "plain.py", "--tls-certificate", "cert.pem", "--tls-key", "key.pem") as server:
-        assert predict(ROW, address=server.url, certificate=folder / "cert.pem") == ANSWER
-        with pytest.raises(ServerError, match=r"its certificate is not accepted .* `certificate=` names the authority"):
-            predict(ROW, address=server.url)
+        for predict in PREDICT:
+            assert predict(ROW, address=server.url, certificate=folder / "cert.pem") == ANSWER
+            with pytest.raises(
+                ServerError, match=r"its certificate is not accepted .* `certificate=` names the authority"
+            ):
+                predict(ROW, address=server.url)
 
 
-def test_a_unix_socket(folder: Path, predict: Callable[..., Any]) -> None:
+def test_a_unix_socket(folder: Path) -> None:
     path = folder / "api.sock"
     with Server(folder, "plain.py", "--unix", str(path)):
-        assert predict([ROW, ROW], address=f"unix://{path}") == [ANSWER, ANSWER]
+        for predict in PREDICT:
+            assert predict([ROW, ROW], address=f"unix://{path}") == [ANSWER, ANSWER]
 
 
 def test_nothing_fails_while_the_server_is_replaced(folder: Path) -> None:
@@ -184,6 +185,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.parametrize("look_up", LOOK_UP)
 def test_every_key_is_found(pairs: Server, look_up: Callable[..., Any]) -> None:
     found = [look_up("lookup", key, address=pairs.url) for key in KEYS]
     assert [one.prediction["y"] for one in found] == [1.0, None, *range(2, len(KEYS))]
@@ -195,6 +197,7 @@ def test_every_key_is_found(pairs: Server, look_up: Callable[..., Any]) -> None:
     assert [one and one.prediction for one in many] == [*(one.prediction for one in found), None]
 
 
+@pytest.mark.parametrize("look_up", LOOK_UP)
 def test_keys_that_are_not_there(pairs: Server, look_up: Callable[..., Any]) -> None:
     for key in (("a", date(2026, 5, 1), 0), ("a/b", DAYS[0], 1), ["..", DAYS[0], 5]):
         with pytest.raises(sereno.UnknownKeyError, match="404: There is no prediction under this key") as unknown:
@@ -215,20 +218,24 @@ def test_keys_that_are_not_there(pairs: Server, look_up: Callable[..., Any]) -> 
         look_up("lookup_many", [KEYS[0]] * 1001, address=pairs.url)
 
 
-def test_what_is_stale_or_not_there_yet(folder: Path, look_up: Callable[..., Any]) -> None:
+def test_what_is_stale_or_not_there_yet(folder: Path) -> None:
     with Server(folder, "plain.py", SERENO_MODELS__PLAIN__LOOKUP="off") as server:
-        with pytest.raises(ServerError, match="404: There is nothing under this path") as off:
-            look_up("lookup", 1, address=server.url)
-        assert type(off.value) is ServerError
+        for look_up in LOOK_UP:
+            with pytest.raises(ServerError, match="404: There is nothing under this path") as off:
+                look_up("lookup", 1, address=server.url)
+            assert type(off.value) is ServerError
     stale = {"SERENO_MODELS__PLAIN__MAX_AGE_SECONDS": "3600", "SERENO_MODELS__PLAIN__STALE": "refuse"}
     with Server(folder, "plain.py", **stale) as server:
-        with pytest.raises(UnavailableError, match="503: Nothing is published yet"):
-            look_up("lookup", 1, address=server.url)
+        for look_up in LOOK_UP:
+            with pytest.raises(UnavailableError, match="503: Nothing is published yet"):
+                look_up("lookup", 1, address=server.url)
         publish(folder, "plain.py")
         server.until(lambda: "version" in httpx.get(f"{server.url}/readyz").text, "look up")
-        with pytest.raises(
-            UnavailableError, match="503: What is published is .* seconds old, and may be at most 3,600"
-        ):
-            look_up("lookup", 1, address=server.url)
+        for look_up in LOOK_UP:
+            with pytest.raises(
+                UnavailableError, match="503: What is published is .* seconds old, and may be at most 3,600"
+            ):
+                look_up("lookup", 1, address=server.url)
     with Server(folder, "plain.py", SERENO_MODELS__PLAIN__MAX_AGE_SECONDS="3600") as server:
-        assert look_up("lookup", 1, address=server.url).stale is True
+        for look_up in LOOK_UP:
+            assert look_up("lookup", 1, address=server.url).stale is True
