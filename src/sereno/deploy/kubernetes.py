@@ -17,8 +17,10 @@ from typing import NamedTuple
 from sereno.adapters.executors.spawn import THREAD_VARIABLES
 from sereno.deploy.calendar import Timed
 from sereno.deploy.crons import cron_of, left_out, shortest
+from sereno.deploy.stopping import SPARE_SECONDS
 from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
+from sereno.serve.processes.ending import AFTER_DRAIN_SECONDS
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -31,8 +33,6 @@ CPU = re.compile(r"[1-9]\d*m?|\d+\.\d{1,3}")
 
 HOME = "/var/lib/sereno"  # of a pod, gone with it
 STOP_SECONDS = 10  # between the wish to end a pod and the SIGTERM
-SPARE_SECONDS = 10  # of the time to end, beyond what is known
-AFTER_DRAIN_SECONDS = 15  # in which a server ends what it has beside it: its compactor (10) and its indexer (5)
 LONGEST_CRONJOB = 52  # letters: a Job's name has 11 more
 TRY_SECONDS = 360  # between two tries of a Job, in the end
 PRUNE = "17 4 * * *"
@@ -127,7 +127,7 @@ class Kubernetes:
     @property
     def grace_seconds(self) -> int:
         """What a pod of the API is given to end, from the first wish on."""
-        return STOP_SECONDS + math.ceil(self.drain_seconds) + AFTER_DRAIN_SECONDS + SPARE_SECONDS
+        return STOP_SECONDS + math.ceil(self.drain_seconds + AFTER_DRAIN_SECONDS) + SPARE_SECONDS
 
     @cached_property
     def variables(self) -> dict[str, str]:
