@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import httpx
 import msgspec
 import pytest
 
@@ -69,6 +71,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         if name.startswith("MLFLOW_"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(mlflow_registry, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(mlflow_registry, "LONGEST_WAIT", 0.002)
     with registry_server() as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         for number in ("1", "2"):
@@ -231,14 +234,17 @@ def test_a_version_that_is_not_ready(tmp_path: Path, registry: Registry) -> None
         fetch_artifacts(declared(tmp_path, "models:/scale@champion"), tmp_path)
 
 
-def test_a_server_that_falters_is_asked_again_and_one_that_is_gone_is_told(tmp_path: Path, registry: Registry) -> None:
-    registry.failures = [503, 0, 429, 500]
+def test_a_server_that_falters_is_asked_again_and_one_that_is_gone_is_told(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.failures = [503, 0, 429, 500] * 5  # no count ends it
     fetch_artifacts(declared(tmp_path, "models:/scale@champion"), tmp_path)
     assert registry.failures == []
-    registry.failures = [503] * 50
-    with pytest.raises(StorageError, match=r"does not answer, in 5 tries \(it answers 503\)\. Start it, or mend"):
+    monkeypatch.setattr(mlflow_registry, "DEADLINE", 0.05)
+    registry.failures = [503] * 500
+    with pytest.raises(StorageError, match=r"does not answer \(it answers 503\)\. Start it, or mend"):
         fetch_artifacts(declared(tmp_path, "models:/scale@champion"), tmp_path)
-    assert len(registry.failures) == 45
+    assert len(registry.failures) < 498
     with (
         mock.patch.dict(os.environ, MLFLOW_TRACKING_URI="http://me:hunter2@127.0.0.1:9"),
         pytest.raises(StorageError, match=r"server http://127\.0\.0\.1:9 does not answer") as told,
@@ -247,16 +253,49 @@ def test_a_server_that_falters_is_asked_again_and_one_that_is_gone_is_told(tmp_p
     assert "hunter2" not in str(told.value)
 
 
+def test_a_name_is_resolved_within_one_deadline(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests that takes: each of them may be slow."""
+    now = time.monotonic()
+    clock = mock.Mock(monotonic=lambda: now, sleep=lambda seconds: None)
+    monkeypatch.setattr(mlflow_registry, "time", clock)
+    client = mlflow_registry.Registry.of_environment("models:/scale/1")
+    send = client._http.send
+
+    def slow(*of: Any, **options: Any) -> httpx.Response:
+        nonlocal now
+        now += 25
+        return send(*of, **options)
+
+    monkeypatch.setattr(client._http, "send", slow)
+    began, registry.failures = now, [503, 503, 503, 503]
+    with pytest.raises(StorageError, match="does not answer"):
+        client.resolve("models:/scale@champion")
+    assert now == began + 75
+    registry.failures.clear()
+    registry.asked.clear()
+    assert client.resolve("models:/scale@champion").says == "models:/scale/1"
+
+
 @pytest.mark.parametrize("failures", [[200 - 200, 503], [500, 0]])
-def test_a_download_that_breaks_off_is_begun_again(tmp_path: Path, registry: Registry, failures: list[int]) -> None:
+def test_a_download_that_breaks_off_is_begun_again(
+    tmp_path: Path, registry: Registry, failures: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = mlflow_registry.Registry.of_environment("models:/scale/1")
     version = client.resolve("models:/scale/1/factor.txt")
     registry.failures = failures
     client._download("0/models/m-1/artifacts/factor.txt", tmp_path / "got")
     assert (tmp_path / "got").read_text() == "1"
     assert version.says == "models:/scale/1/factor.txt"
-    registry.failures = [503] * 10
-    with pytest.raises(StorageError, match="in 5 tries"):
+    registry.cuts = mlflow_registry.DOWNLOADS - 1
+    client._download("0/models/m-1/artifacts/factor.txt", tmp_path / "got")
+    assert ((tmp_path / "got").read_text(), registry.cuts) == ("1", 0)
+    registry.cuts = 100
+    with pytest.raises(StorageError, match=r"does not answer \(RemoteProtocolError: .*, 5 times\)"):
+        client._download("0/models/m-1/artifacts/factor.txt", tmp_path / "got")
+    assert registry.cuts == 95
+    registry.cuts, registry.failures = 0, [503] * 500
+    monkeypatch.setattr(mlflow_registry, "DEADLINE", 0.05)
+    with pytest.raises(StorageError, match=r"does not answer \(it answers 503\)"):
         client._download("0/models/m-1/artifacts/factor.txt", tmp_path / "got")
 
 

@@ -6,6 +6,7 @@ MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN. The package `mlflow` is not 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -24,7 +25,9 @@ from sereno.exceptions import ArtifactError, SettingsError, StorageError
 from sereno.settings import redact
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))(?:/(?P<inside>.+))?")
-TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0  # seconds between two, each with jitter
+DEADLINE = 60.0  # seconds after which no try begins to have a name resolved, a folder listed, or a file handed out
+FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0  # seconds between two tries, each with jitter
+DOWNLOADS = 5  # of one file, which may break off at any time, however long it takes
 AGAIN = (408, 429, 500, 502, 503, 504)
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
@@ -41,7 +44,7 @@ class Version:
 
 
 class Registry:
-    """One server. Each request is tried TRIES times; what it answers is told in words."""
+    """One server. What fails and may pass is tried again until DEADLINE; what it answers is told in words."""
 
     def __init__(self, url: str, http: httpx.Client) -> None:
         self._url, self._http = url.rstrip("/"), http
@@ -75,33 +78,34 @@ class Registry:
                 f"{uri!r} names no version. Valid are models:/NAME@ALIAS and models:/NAME/7, either with a /path/in/it; "
                 "stages are not read: MLflow has replaced them by aliases."
             )
+        until = time.monotonic() + DEADLINE
         if parts["alias"]:
-            answer = self._ask("registered-models/alias", uri, name=parts["name"], alias=parts["alias"])
+            answer = self._ask("registered-models/alias", uri, until, name=parts["name"], alias=parts["alias"])
         else:
-            answer = self._ask("model-versions/get", uri, name=parts["name"], version=parts["version"])
+            answer = self._ask("model-versions/get", uri, until, name=parts["name"], version=parts["version"])
         found = answer["model_version"]
         number = str(found["version"])
         if found.get("status", "READY") != "READY":
             raise ArtifactError(
                 f"{uri} is version {number}, which is {found['status']}. Start it again when it is READY."
             )
-        told = self._ask("model-versions/get-download-uri", uri, name=parts["name"], version=number)
+        told = self._ask("model-versions/get-download-uri", uri, until, name=parts["name"], version=number)
         inside = f"/{parts['inside']}" if parts["inside"] else ""
         return Version(
             says=f"models:/{parts['name']}/{number}{inside}",
-            location=self._location(told["artifact_uri"], uri).rstrip("/") + inside,
+            location=self._location(told["artifact_uri"], uri, until).rstrip("/") + inside,
             key=[self._url, parts["name"], number, str(found.get("creation_timestamp", "")), inside],
         )
 
-    def _location(self, uri: str, asked: str) -> str:
+    def _location(self, uri: str, asked: str, until: float) -> str:
         """Where the files lie: what MLflow names by a run or a logged model is looked up."""
         if uri.startswith("runs:/"):
             run, _, inside = uri.removeprefix("runs:/").partition("/")
-            info = self._ask("runs/get", asked, run_id=run)["run"]["info"]
+            info = self._ask("runs/get", asked, until, run_id=run)["run"]["info"]
             return f"{info['artifact_uri'].rstrip('/')}/{inside}"
         if uri.startswith("models:/m-"):
             model, _, inside = uri.removeprefix("models:/").partition("/")
-            info = self._ask(f"logged-models/{quote(model)}", asked)["model"]["info"]
+            info = self._ask(f"logged-models/{quote(model)}", asked, until)["model"]["info"]
             return f"{info['artifact_uri'].rstrip('/')}/{inside}"
         if uri.startswith(f"{self._url}{PROXY}/"):
             return f"mlflow-artifacts:/{unquote(uri.removeprefix(f'{self._url}{PROXY}/'))}"
@@ -132,7 +136,8 @@ class Registry:
             self._download(f"{path}/{inside}".rstrip("/"), file)
 
     def _below(self, path: str, inside: str = "") -> Iterator[str]:
-        answer = self._get(PROXY, path, params={"path": f"{path}/{inside}".rstrip("/")}).json()
+        until = time.monotonic() + DEADLINE
+        answer = self._get(PROXY, path, until, params={"path": f"{path}/{inside}".rstrip("/")}).json()
         for one in answer.get("files", []):
             name = PurePosixPath(one["path"]).name
             if not name or name == "..":
@@ -143,53 +148,54 @@ class Registry:
                 yield f"{inside}{name}"
 
     def _download(self, path: str, file: Path) -> None:
-        url = f"{self._url}{PROXY}/{quote(path)}"
-        for left in range(TRIES - 1, -1, -1):
+        for left in reversed(range(DOWNLOADS)):
+            answer = self._get(f"{PROXY}/{quote(path)}", path, time.monotonic() + DEADLINE, stream=True)
             try:
-                with self._http.stream("GET", url) as answer, file.open("wb") as stream:
-                    if answer.status_code == httpx.codes.OK:
-                        for piece in answer.iter_bytes(PIECE):
-                            stream.write(piece)
-                        stream.flush()
-                        os.fsync(stream.fileno())
-                        return
-                    answer.read()
-                    refused = answer
+                with contextlib.closing(answer), file.open("wb") as stream:
+                    for piece in answer.iter_bytes(PIECE):
+                        stream.write(piece)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                return
             except httpx.HTTPError as error:
-                self._wait(left, path, f"{type(error).__name__}: {error}", error)
-                continue
-            if refused.status_code not in AGAIN:
-                raise self._told(path, refused)
-            self._wait(left, path, f"it answers {refused.status_code}")
+                if not left:
+                    raise self._silent(path, f"{type(error).__name__}: {error}, {DOWNLOADS} times") from error
 
-    def _ask(self, what: str, asked: str, **params: str) -> Any:
+    def _ask(self, what: str, asked: str, until: float, **params: str) -> Any:
         try:
-            return self._get(f"/api/2.0/mlflow/{what}", asked, params=params).json()
+            return self._get(f"/api/2.0/mlflow/{what}", asked, until, params=params).json()
         except ValueError as error:
             raise StorageError(f"{asked} cannot be asked for: {self._shown} is no MLflow server.") from error
 
-    def _get(self, path: str, asked: str, *, params: dict[str, str]) -> httpx.Response:
-        for left in range(TRIES - 1, -1, -1):
+    def _get(
+        self, path: str, asked: str, until: float, *, params: dict[str, str] | None = None, stream: bool = False
+    ) -> httpx.Response:
+        """The answer, whole or as a stream that the caller closes. It is tried again until then."""
+        request = self._http.build_request("GET", self._url + path, params=params)
+        most = FIRST_WAIT
+        while True:
+            cause: BaseException | None = None
             try:
-                answer = self._http.get(self._url + path, params=params)
+                answer = self._http.send(request, stream=stream)
+                if answer.status_code == httpx.codes.OK:
+                    return answer
+                answer.read()
+                if answer.status_code not in AGAIN:
+                    raise self._told(asked, answer)
+                why = f"it answers {answer.status_code}"
             except httpx.HTTPError as error:
-                self._wait(left, asked, f"{type(error).__name__}: {error}", error)
-                continue
-            if answer.status_code == httpx.codes.OK:
-                return answer
-            if answer.status_code not in AGAIN:
-                raise self._told(asked, answer)
-            self._wait(left, asked, f"it answers {answer.status_code}")
-        raise AssertionError
+                why, cause = f"{type(error).__name__}: {error}", error
+            wait = random.uniform(0, most)
+            if time.monotonic() + wait > until:
+                raise self._silent(asked, why) from cause
+            time.sleep(wait)
+            most = min(2 * most, LONGEST_WAIT)
 
-    def _wait(self, left: int, asked: str, why: str, cause: BaseException | None = None) -> None:
-        """Before the next try. Raises StorageError after the last."""
-        if not left:
-            raise StorageError(
-                f"{asked} cannot be asked for: the MLflow server {self._shown} does not answer, in {TRIES} tries ({why}). "
-                "Start it, or mend MLFLOW_TRACKING_URI."
-            ) from cause
-        time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** (TRIES - 1 - left))))
+    def _silent(self, asked: str, why: str) -> StorageError:
+        return StorageError(
+            f"{asked} cannot be asked for: the MLflow server {self._shown} does not answer ({why}). Start it, or mend "
+            "MLFLOW_TRACKING_URI."
+        )
 
     def _told(self, asked: str, answer: httpx.Response) -> Exception:
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
