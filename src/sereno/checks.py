@@ -36,7 +36,7 @@ class Checked:
     """What became of a batch of rows."""
 
     table: pa.Table  # the rows that fit, in canonical types
-    kept: npt.NDArray[np.int64] | None  # their positions in the batch; None: all of them
+    positions: npt.NDArray[np.int64] | None  # of these rows in the batch; None: all of it
     refused: list[tuple[int, str]]  # position and reason of each other row
     # the least and the greatest number of columns, of those where checking found them anyway
     extremes: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -75,14 +75,14 @@ def check_table(
     canonical = pa.Table.from_arrays(arrays, schema=row.arrow_schema(chosen))
     found = [m for m in masks if m is not None]
     if not found:
-        return Checked(table=canonical, kept=None, refused=[], extremes=extremes)
+        return Checked(table=canonical, positions=None, refused=[], extremes=extremes)
     bad_rows = np.logical_or.reduce(found)
     refused = []
     for position in np.flatnonzero(bad_rows).tolist():
         reason = explain(position) if explain else _reason(chosen, originals, masks, position, door)
         refused.append((position, reason))
-    kept = np.flatnonzero(~bad_rows)
-    return Checked(table=canonical.take(pa.array(kept)), kept=kept, refused=refused)
+    fit = np.flatnonzero(~bad_rows)
+    return Checked(table=canonical.take(pa.array(fit)), positions=fit, refused=refused)
 
 
 def _reason(

@@ -70,7 +70,7 @@ def add_page(home: Home, report: Report) -> str:
     """
     try:
         page = report_page(report, baseline=baseline_of(home, report), options=options_of(home.settings))
-        write_place(home.attempts.kept(report) / NAME, page.encode(errors="backslashreplace"))
+        write_place(home.attempts.lasting(report) / NAME, page.encode(errors="backslashreplace"))
     except Exception as error:  # noqa: BLE001 - the run is what counts, and says what became of its page
         return f"Its page {NAME} could not be written ({type(error).__name__}: {error})."
     return ""

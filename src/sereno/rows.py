@@ -151,7 +151,7 @@ class JsonRows:
     def decode(self, texts: Sequence[bytes | str]) -> Checked:
         """Each text is one JSON object; positions in the result are positions in `texts`."""
         rows: list[Row] = []
-        positions: list[int] = []
+        decoded: list[int] = []
         refused: list[tuple[int, str]] = []
         for position, text in enumerate(texts):
             try:
@@ -159,17 +159,17 @@ class JsonRows:
             except Refused as reason:
                 refused.append((position, str(reason)))
             else:
-                positions.append(position)
+                decoded.append(position)
         # the fields of a canonical table may hold nulls until the rules below have been checked
         table = table_of(self.row.columns, rows)
-        checked = check_table(self.row, table, explain=lambda i: self._explain(texts[positions[i]]))
-        if not refused and checked.kept is None:
+        checked = check_table(self.row, table, explain=lambda i: self._explain(texts[decoded[i]]))
+        if not refused and checked.positions is None:
             return checked
-        refused += [(positions[i], reason) for i, reason in checked.refused]
-        kept = np.array(positions, dtype="int64")
+        refused += [(decoded[i], reason) for i, reason in checked.refused]
+        positions = np.array(decoded, dtype="int64")
         return Checked(
             table=checked.table,
-            kept=kept if checked.kept is None else kept[checked.kept],
+            positions=positions if checked.positions is None else positions[checked.positions],
             refused=sorted(refused),
         )
 
@@ -285,7 +285,7 @@ def encode(table: pa.Table) -> list[bytes]:
 def rows_to_table(row: RowType, rows: Sequence[Any]) -> Checked:
     """Python rows (mappings, or instances of the row type) as checked columns."""
     good: list[dict[str, Any]] = []
-    kept: list[int] = []
+    positions: list[int] = []
     refused: list[tuple[int, str]] = []
     for position, value in enumerate(rows):
         try:
@@ -293,6 +293,6 @@ def rows_to_table(row: RowType, rows: Sequence[Any]) -> Checked:
         except Refused as reason:
             refused.append((position, str(reason)))
         else:
-            kept.append(position)
+            positions.append(position)
     table = pa.Table.from_pylist(good, schema=row.arrow_schema())
-    return Checked(table=table, kept=np.array(kept, dtype="int64") if refused else None, refused=refused)
+    return Checked(table=table, positions=np.array(positions, dtype="int64") if refused else None, refused=refused)

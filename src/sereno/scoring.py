@@ -37,7 +37,7 @@ class Scored:
     """What became of a batch of rows that fit the input type."""
 
     table: pa.Table  # keys and outputs, canonical, of the rows that were answered
-    kept: npt.NDArray[np.int64] | None  # their positions in the batch; None: all of them
+    positions: npt.NDArray[np.int64] | None  # of these rows in the batch; None: all of it
     refused: list[tuple[int, str]]  # position and reason of each other row
 
 
@@ -76,10 +76,10 @@ class RowScorer:
             return answers
         scored = self._scorer.score(table_of(self._columns, rows))
         values = zip(*(scored.table.column(name).to_pylist() for name in self._outputs), strict=True)
-        if scored.kept is None:
+        if scored.positions is None:
             return list(values)
         answers = [""] * len(rows)
-        for position, answer in zip(scored.kept.tolist(), values, strict=True):
+        for position, answer in zip(scored.positions.tolist(), values, strict=True):
             answers[position] = answer
         for position, reason in scored.refused:
             answers[position] = reason
@@ -169,23 +169,23 @@ class Scorer:
         predict raises on so many rows that the model, not the rows, must be at fault.
         """
         answers: list[pa.Table] = []
-        kept: list[npt.NDArray[np.int64]] = []
+        found: list[npt.NDArray[np.int64]] = []
         refused: list[tuple[int, str]] = []
         for start, part in self._predict(rows, refused):
             checked = self._check_answer(part, start)
             keys = rows.select(self._key_names).slice(start, part.num_rows)
             positions = np.arange(start, start + part.num_rows)
-            if checked.kept is not None:
-                keys = keys.take(pa.array(checked.kept))
-                positions = positions[checked.kept]
+            if checked.positions is not None:
+                keys = keys.take(pa.array(checked.positions))
+                positions = positions[checked.positions]
             refused += [(start + i, f"output:{reason}") for i, reason in checked.refused]
             columns = [*keys.columns, *checked.table.columns]
             answers.append(pa.Table.from_arrays(columns, schema=self._schema))
-            kept.append(positions)
+            found.append(positions)
         table = pa.concat_tables(answers) if answers else self._schema.empty_table()
         if not refused:
-            return Scored(table=table, kept=None, refused=[])
-        return Scored(table=table, kept=np.concatenate([np.empty(0, "int64"), *kept]), refused=sorted(refused))
+            return Scored(table=table, positions=None, refused=[])
+        return Scored(table=table, positions=np.concatenate([np.empty(0, "int64"), *found]), refused=sorted(refused))
 
     def _check_answer(self, answer: pa.Table, start: int) -> Checked:
         try:
@@ -292,7 +292,7 @@ def score_rows(model: Model, rows: Any) -> Scores:
         scorer = _SCORERS[id(model)] = open_scorer(model, load_settings(model.file or Path.cwd()))
     checked = _checked(model, rows)
     scored = scorer.score(checked.table)
-    positions = np.arange(checked.table.num_rows) if checked.kept is None else checked.kept
+    positions = np.arange(checked.table.num_rows) if checked.positions is None else checked.positions
     refused = [(int(positions[i]), reason) for i, reason in scored.refused]
     columns = [*model.inputs.keys, *model.outputs.columns]
     form = form_of(type(rows)) or "arrow"

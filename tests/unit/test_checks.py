@@ -173,7 +173,7 @@ def test_json_rows_agree_with_the_reference(data: st.DataObject) -> None:
     assert checked.refused == refused
     assert same(checked.table.to_pylist(), expected)
     assert checked.table.schema == row.arrow_schema()
-    assert (list(range(len(rows))) if checked.kept is None else checked.kept.tolist()) == kept
+    assert (list(range(len(rows))) if checked.positions is None else checked.positions.tolist()) == kept
 
 
 @MODERATE
@@ -182,7 +182,7 @@ def test_python_rows_agree_with_the_reference(data: st.DataObject) -> None:
     row = data.draw(row_types())
     rows = data.draw(st.lists(hostile_rows(row, SCALARS), max_size=4))
     checked = rows_to_table(row, rows)
-    positions = set(range(len(rows))) if checked.kept is None else set(checked.kept.tolist())
+    positions = set(range(len(rows))) if checked.positions is None else set(checked.positions.tolist())
     assert positions | {p for p, _ in checked.refused} == set(range(len(rows)))
     assert checked.table.num_rows == len(positions) == len(rows) - len(checked.refused)
     assert check_table(row, checked.table).refused == []
@@ -196,7 +196,7 @@ def test_canonical_rows_are_the_same_again_by_every_way(data: st.DataObject) -> 
     table = pa.Table.from_pylist(rows, schema=row.arrow_schema())
     for checked in (JsonRows(row).decode(encode(table)), rows_to_table(row, rows), check_table(row, table)):
         assert checked.refused == []
-        assert checked.kept is None
+        assert checked.positions is None
         assert same(checked.table.to_pylist(), table.to_pylist())
         assert checked.table.schema == row.arrow_schema()
 
@@ -210,8 +210,8 @@ def test_times_that_python_has_not() -> None:
         }
     )
     checked = check_table(row, table)
-    assert checked.kept is not None
-    assert checked.kept.tolist() == [0, 3]
+    assert checked.positions is not None
+    assert checked.positions.tolist() == [0, 3]
     assert checked.refused == [
         (1, "day: must be a date (YYYY-MM-DD)"),
         (

@@ -29,13 +29,13 @@ USERS_FILES = {"churn.py", "train.py", "credit_scoring.py", "features.py"}
 
 # The product's words (those of later versions, such as drift, come with what they name).
 WORDS = (
-    "age, answer log, arrival, artefact, attempt, backfill, baseline, batch, behind, builder, catch up, challenger, compactor, "
-    "data date, data time, deadline, discard, disposition, drift, due, erase, executor, export, failpoint, fingerprint, "
-    "freshness, gate, hold, home, in service, index, interval, key, late, lease, ledger, lookup, manifest, model, "
-    "model file, notice, part, pause, predict, prediction, profile, PSI, publish, reject, release, repair, report, "
-    "revision, roll back, row type, run, run key, schedule, scheduler, script block, secret, segment, skipped, "
-    "snapshot, source, spool, stale, store, task, token, transition, unknown, up, value, version, waiting, warn, "
-    "withdrawn, worker"
+    "age, answer log, arrangement, arrival, artefact, attempt, backfill, baseline, batch, behind, builder, catch up, "
+    "challenger, compactor, data date, data time, deadline, discard, disposition, drift, due, environment, erase, "
+    "executor, export, failpoint, fingerprint, freshness, gate, hold, home, in service, index, interval, kept, key, "
+    "late, lease, ledger, lookup, manifest, model, model file, notice, part, pause, predict, prediction, profile, "
+    "PSI, publication, publish, reject, release, repair, report, retention, revision, roll back, row type, run, "
+    "run key, schedule, scheduler, script block, secret, segment, skipped, snapshot, source, spool, stale, storage, "
+    "store, table's version, task, token, transition, unknown, up, value, version, waiting, warn, withdrawn, worker"
 )
 
 

@@ -483,8 +483,8 @@ def agrees(scorer: Scorer, rows: Sequence[Row]) -> Any:
         scored = scorer.score(table_of(scorer.model.inputs.columns, rows))
         names = [c.name for c in scorer.model.outputs.columns]
         answers: list[Any] = [""] * len(rows)
-        kept = range(len(rows)) if scored.kept is None else scored.kept.tolist()
-        for i, row in zip(kept, scored.table.select(names).to_pylist(), strict=True):
+        positions = range(len(rows)) if scored.positions is None else scored.positions.tolist()
+        for i, row in zip(positions, scored.table.select(names).to_pylist(), strict=True):
             answers[i] = tuple(row.values())
         for i, reason in scored.refused:
             answers[i] = reason

@@ -86,7 +86,7 @@ def test_rows_in_are_predictions_and_refusals(xs: list[float], predict: Any) -> 
     scored = scorer_of(predict).score(table_of(xs))
     good = [i for i, x in enumerate(xs) if x in (1, 2)]
     assert scored.table.to_pylist() == [{"id": i, "region": f"r{i % 3}", "y": xs[i] * 10, "note": None} for i in good]
-    assert (list(range(len(xs))) if scored.kept is None else scored.kept.tolist()) == good
+    assert (list(range(len(xs))) if scored.positions is None else scored.positions.tolist()) == good
     reasons = {13.0: "predict raised ValueError: unlucky", -1.0: "output:y: must be at least 0.0"}
     assert scored.refused == [(i, reasons[x]) for i, x in enumerate(xs) if x in reasons]
 

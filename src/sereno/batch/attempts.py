@@ -130,12 +130,12 @@ class Attempts:
         """Write the report, without what is kept in a file of its own: every run reads all reports."""
         if len(report.parts) > MOST_PARTS:
             report.parts_file = PARTS
-            write_place(self.kept(report) / PARTS, msgspec.json.encode(report.parts))
+            write_place(self.lasting(report) / PARTS, msgspec.json.encode(report.parts))
         parts = [] if report.parts_file else report.parts
         light = replace(report, inputs_profile={}, parts=parts)
-        write_place(self.kept(report) / REPORT, light.to_json())
+        write_place(self.lasting(report) / REPORT, light.to_json())
 
-    def kept(self, report: Report) -> Place:
+    def lasting(self, report: Report) -> Place:
         """Where its report lies, and what else must last."""
         return self.folder / report.attempt
 
@@ -163,7 +163,7 @@ class Attempts:
     def _parts(self, report: Report) -> list[WrittenPart]:
         if not report.parts_file:
             return report.parts
-        return [self._here(part) for part in _read(self.kept(report) / report.parts_file, list[WrittenPart]) or []]
+        return [self._here(part) for part in _read(self.lasting(report) / report.parts_file, list[WrittenPart]) or []]
 
     def _here(self, part: WrittenPart) -> WrittenPart:
         """A home may have been moved, or restored elsewhere, since a report was written."""
@@ -233,11 +233,11 @@ class Attempts:
 
     def forget(self, report: Report, *, ignore_errors: bool = True) -> None:
         """An attempt leaves no trace: it had nothing to do, or was long ago. Raises OSError, unless ignored, and StorageError."""
-        kept = self.kept(report)
-        for folder in {self.work(report), kept}:
+        lasting = self.lasting(report)
+        for folder in {self.work(report), lasting}:
             if isinstance(folder, ObjectPath):
                 folder.remove_below()
-            elif folder == kept or folder.is_dir():
+            elif folder == lasting or folder.is_dir():
                 shutil.rmtree(folder, ignore_errors=ignore_errors)
 
     def reconcile(self, published: Mapping[str, int], run_key: str) -> None:

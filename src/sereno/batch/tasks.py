@@ -213,8 +213,8 @@ def _all_refused(checked: Checked, by_scoring: list[tuple[int, str]]) -> Iterabl
     """Both kinds of refusals by position in the batch as it was read, in order."""
     if not by_scoring:
         return checked.refused
-    kept = checked.kept
-    later = [(position if kept is None else int(kept[position]), reason) for position, reason in by_scoring]
+    positions = checked.positions
+    later = [(position if positions is None else int(positions[position]), reason) for position, reason in by_scoring]
     return sorted(checked.refused + later)
 
 

@@ -60,9 +60,9 @@ def _through_json(reference: Reference) -> Outcome:
     answers: list[Answer] = [""] * reference.table.num_rows
     for position, reason in checked.refused:
         answers[position] = f"JSON row: {reason}"
-    kept = range(len(answers)) if checked.kept is None else checked.kept.tolist()
+    positions = range(len(answers)) if checked.positions is None else checked.positions.tolist()
     try:
-        for position, answer in zip(kept, reference.score_part(checked.table), strict=True):
+        for position, answer in zip(positions, reference.score_part(checked.table), strict=True):
             answers[position] = answer
     except OutputError as error:
         return Outcome(name=name, kind="json", error=str(error))

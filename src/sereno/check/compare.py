@@ -40,8 +40,8 @@ class Reference:
         """The answer of each row."""
         scored = self.scorer.score(part)
         answers: list[Answer] = [""] * part.num_rows
-        kept = range(part.num_rows) if scored.kept is None else scored.kept.tolist()
-        for position, answer in zip(kept, scored.table.select(self._outputs).to_pylist(), strict=True):
+        positions = range(part.num_rows) if scored.positions is None else scored.positions.tolist()
+        for position, answer in zip(positions, scored.table.select(self._outputs).to_pylist(), strict=True):
             answers[position] = answer
         for position, reason in scored.refused:
             answers[position] = reason

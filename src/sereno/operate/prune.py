@@ -63,10 +63,10 @@ def _of_model(home: Home, ledger: RunLedger, dry_run: bool) -> Iterator[Pruned]:
     yield Pruned(model=home.name, what="files of old snapshots", count=len(files), size=sum(files.values()))
     before = _days_ago(home.chosen.keep_run_days)
     reports = _old_reports(home, before)
-    kept = [home.attempts.kept(report) for report in reports]
+    folders = [home.attempts.lasting(report) for report in reports]
     count = ledger.prune(before, model=home.name, dry_run=dry_run)
     yield Pruned(model=home.name, what="runs in the ledger", count=count, size=0)
-    yield Pruned(model=home.name, what="reports of runs", count=len(reports), size=sum(map(_size, kept)))
+    yield Pruned(model=home.name, what="reports of runs", count=len(reports), size=sum(map(_size, folders)))
     locks = list(_old_locks(home, before))
     yield Pruned(model=home.name, what="locks of runs", count=len(locks), size=0)
     if not dry_run:
