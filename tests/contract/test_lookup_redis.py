@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import ssl
 import subprocess
@@ -17,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from sereno.adapters.lookup_redis import filling, home_id, lock
 from sereno.adapters.lookup_redis import store as redis_store
 from sereno.adapters.lookup_redis.address import Address, cause, told
+from sereno.adapters.lookup_redis.home_id import home_id_path
+from sereno.adapters.lookup_redis.index import RedisIndex
 from sereno.adapters.lookup_redis.link import Link
-from sereno.adapters.lookup_redis.store import LookupRedis, RedisIndex, home_id_path
+from sereno.adapters.lookup_redis.store import LookupRedis
 from sereno.exceptions import BusyError, ExportError, IndexingError, MissingExtraError, SettingsError, StorageError
 from sereno.home import Home
 from sereno.lookup.entries import Entries
@@ -243,7 +247,7 @@ def test_one_fills_and_the_others_wait(tmp_path: Path, server: Valkey, monkeypat
     table.publish()
     server.client.set("test:{scores}:lock", b"another", px=60_000)
     assert store.is_followed()
-    monkeypatch.setattr(redis_store, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with pytest.raises(BusyError, match="perhaps on another host"):
         store.follow(table.state, ALL)
 
@@ -254,25 +258,39 @@ def test_who_stood_still_for_too_long_changes_nothing(
     """Its lock has expired, and is another's now."""
     table, store = filled(tmp_path, server)
     table.publish()
-    really = redis_store.LookupRedis._fill
+    really = redis_store.fill
 
-    def late(self: LookupRedis, *arguments: Any) -> Any:
-        keys = really(self, *arguments)
+    def late(*arguments: Any) -> Any:
+        keys = really(*arguments)
         server.client.set("test:{scores}:lock", b"another")
         return keys
 
-    monkeypatch.setattr(redis_store.LookupRedis, "_fill", late)
+    monkeypatch.setattr(redis_store, "fill", late)
     with pytest.raises(BusyError, match="taken over"):
         store.follow(table.state, ALL)
     assert server.client.get("test:{scores}:lock") == b"another"
     assert opened(store).number == 1
 
 
+def test_a_home_whose_disk_is_full(tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    table = Table(tmp_path)
+    table.publish()
+    monkeypatch.setattr(home_id, "write_atomically", full)
+    with pytest.raises(
+        StorageError, match="could not be made ready .*: the disk is full .*home-id.* The publication stands"
+    ):
+        made(tmp_path, server).follow(table.state, ALL)
+    assert not made(tmp_path, server).is_followed()
+
+
 def test_who_wakes_while_another_fills_changes_nothing(
     tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood still before it wrote its rows: of another version, with the same keys, and as many."""
-    monkeypatch.setattr(redis_store, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.0)
     table, store = filled(tmp_path, server)
     other = made(tmp_path, server)
     stands_still, wakes, really = threading.Event(), threading.Event(), Entries.chunks
@@ -303,7 +321,7 @@ def test_who_wakes_while_another_fills_changes_nothing(
         assert stands_still.wait(20)
     table.publish()
     server.client.delete("test:{scores}:lock")  # it has expired
-    monkeypatch.setattr(redis_store, "failpoint", meanwhile)
+    monkeypatch.setattr(filling, "failpoint", meanwhile)
     assert other.follow(table.state, ALL)
     assert "taken over" in str(caught[0])
     index = opened(other)
@@ -320,9 +338,9 @@ def test_a_lock_that_is_renewed(tmp_path: Path, server: Valkey, monkeypatch: pyt
         places.append(place)
         time.sleep(0.4 if place == "lookup_build" else 0)
 
-    monkeypatch.setattr(redis_store, "failpoint", slowly)
-    monkeypatch.setattr(redis_store, "LOCK_SECONDS", 1.0)
-    monkeypatch.setattr(redis_store, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "failpoint", slowly)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.0)
     assert store.follow(table.state, ALL)
     assert places.count("lookup_build") >= 3
     assert opened(store).rows == 200_000

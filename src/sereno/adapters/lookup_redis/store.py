@@ -9,43 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from sereno.adapters.lookup_redis.address import READ_SECONDS, WRITE_SECONDS, Address, cause, require_redis, told
+from sereno.adapters.lookup_redis.address import READ_SECONDS, WRITE_SECONDS, Address, require_redis, told
 from sereno.adapters.lookup_redis.catalogue import MARKER, Catalogue, Held, Names, read_catalogue
-from sereno.exceptions import BusyError, IndexingError, StorageError
+from sereno.adapters.lookup_redis.filling import fill, mark_whole
+from sereno.adapters.lookup_redis.home_id import HomeId
+from sereno.adapters.lookup_redis.index import RedisIndex
+from sereno.adapters.lookup_redis.lock import Lock
+from sereno.exceptions import IndexingError, StorageError
 from sereno.failpoints import failpoint
 from sereno.interfaces import Seen
 from sereno.lookup.following import Following, described, name_of
 from sereno.lookup.pointer import Pointer, Work, has_moved_on, work_of
-from sereno.object_path import ConditionError, ObjectPath
 from sereno.places import Place
 from sereno.storage import told as told_of_disk
-from sereno.storage import write_atomically
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from sereno.adapters.lookup_redis.link import Link
-    from sereno.lookup.keys import KeyCodec
     from sereno.snapshots import Snapshot, State
 
 LOG = logging.getLogger("sereno.lookup")
 
-PATIENCE = 300.0  # seconds that one who builds an index may keep the next one waiting
-LOCK_SECONDS = 6.0  # without a sign of life, somebody else may follow
-RENEW_SECONDS = 1.5
-BUILDING_SECONDS = 60  # for which what was begun stays
 LEFT_SECONDS = 60  # for which what was served until now stays, for whoever has not changed over
-AT_ONCE = 500  # fields of one command: for so long, others wait
 LOOK_SECONDS = 15.0  # between two looks at a table in an object store, which many workers share
 STAYS = "The publication stands, and lookups answer as before. Mend that; whoever publishes or serves next fills it."
 
@@ -60,12 +54,12 @@ class LookupRedis(Following):
         require_redis()
         super().__init__(home, model, root)
         self._root: Place = root or home
-        self._id = ""  # of the home, once it is known
+        self._home_id = HomeId(self._root)
         self._moved_on: tuple[Pointer | None, bool, float] | None = None  # as it was last seen, and when that was
         self.address = Address.parse(address)
         self._names = Names(prefix, model)
         self._reading, self._writing = self.address.client(READ_SECONDS), self.address.client(WRITE_SECONDS)
-        self._lock = _Lock(self._writing, self._names.lock)
+        self._lock = Lock(self._writing, self._names.lock)
         self._newest = (
             0,
             0,
@@ -83,7 +77,7 @@ class LookupRedis(Following):
         A state that is older than what was followed already changes nothing. Indexes of snapshots that are not in service
         are left to the next who follows once `most` were built, and as soon as the table has moved on.
         """
-        if state.version < 0 and not self._known_id():
+        if state.version < 0 and not self._home_id.known():
             return False  # neither table nor anything else of a home: it is not on this host
         with self._told_of_writing(), self._lock.held(self.model):
             self._check_room()
@@ -114,7 +108,7 @@ class LookupRedis(Following):
 
     def _own(self) -> Catalogue:
         """The catalogue, or a new one. Raises IndexingError where it is that of another home."""
-        catalogue, home = self._catalogue(self._writing), self._home_id()
+        catalogue, home = self._catalogue(self._writing), self._home_id.made()
         if catalogue is None:
             return Catalogue(home=home)
         if catalogue.home != home:
@@ -124,35 +118,6 @@ class LookupRedis(Following):
                 f"the place of the other, remove the key {self._names.catalogue!r} there first (DEL)."
             )
         return catalogue
-
-    def _home_id(self) -> str:
-        """What tells this home from all others, wherever it is mounted."""
-        path = home_id_path(self._root)
-        found = self._known_id()
-        if not found and isinstance(path, ObjectPath):
-            with contextlib.suppress(ConditionError):  # the first one stays
-                path.write_bytes(secrets.token_hex(16).encode(), only_if="")
-            return self._known_id()
-        if not found:
-            assert isinstance(path, Path)
-            found = secrets.token_hex(16)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                hidden = path.with_name(f".{path.name}.{found}.tmp")
-                write_atomically(hidden, found.encode())
-                with contextlib.suppress(FileExistsError):
-                    os.link(hidden, path)  # the first one stays
-                hidden.unlink()
-            except OSError as error:
-                raise StorageError(f"{path} cannot be written: {error.strerror}. {STAYS}") from error
-            found = self._known_id()
-        return found
-
-    def _known_id(self) -> str:
-        """What `_home_id` says; empty: it has none yet. One in an object store is asked for until it is known."""
-        if not self._id or isinstance(self._root, Path):
-            self._id = read_home_id(self._root)
-        return self._id
 
     def _commit(self, catalogue: Catalogue | None, *commands: tuple[Any, ...]) -> None:
         """Replace the catalogue, with what else belongs to it, in one step."""
@@ -222,59 +187,23 @@ class LookupRedis(Following):
     def _scratch(self) -> Path:
         return self.home / ".sereno" / "lookup-scratch" / self.model
 
-    @property
-    def _building(self) -> str:
-        return self._names.building(self._lock.who)
-
     def _build(self, snapshot: Snapshot, look: Callable[[], None] = lambda: None) -> Held:
-        name = name_of(snapshot)
-        keys = self._fill(snapshot, look)
-        held = Held(**described(snapshot, keys))
-        building, key = self._building, self._names.index(name, held)
-        with self._writing.pipeline(transaction=False) as pipe:
-            pipe.hset(building, cast("str", MARKER), held.build)
-            pipe.expire(building, BUILDING_SECONDS)
-            pipe.hlen(building)
-            fields = pipe.execute()[-1]
-        if fields != snapshot.rows + 1:
-            raise self._sick(snapshot, f"has {snapshot.rows:,} rows, of which {fields - 1:,} arrived")
-        failpoint("lookup_built")
-        catalogue = self._own()
-        catalogue = msgspec.structs.replace(catalogue, indexes={**catalogue.indexes, name: held})
-        self._commit(catalogue, ("RENAME", building, key), ("PERSIST", key))
-        LOG.info("lookups of %s: version %d is indexed (%d rows).", self.model, snapshot.number, snapshot.rows)
-        return held
-
-    def _fill(self, snapshot: Snapshot, look: Callable[[], None]) -> KeyCodec:
-        """Write all entries. Returns what its keys are."""
-        from sereno.lookup.entries import Entries
-
         def alive() -> None:
             self._lock.renew()
             look()
 
-        entries = Entries(snapshot, alive)
-        building, scratch = self._building, self._scratch / self._lock.who
-        self._writing.unlink(building)  # of the index that it built before, if that failed
-        try:
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            for keys, predictions in entries.chunks(scratch):
-                for start in range(0, len(keys), AT_ONCE * 10):
-                    with self._writing.pipeline(transaction=False) as pipe:
-                        for at in range(start, min(start + AT_ONCE * 10, len(keys)), AT_ONCE):
-                            some = zip(keys[at : at + AT_ONCE], predictions[at : at + AT_ONCE], strict=True)
-                            cast("Any", pipe).execute_command(
-                                "HSET", building, *(part for pair in some for part in pair)
-                            )
-                        pipe.expire(building, BUILDING_SECONDS)
-                        pipe.execute()
-                    alive()
-                failpoint("lookup_build")
-        except BaseException:
-            with contextlib.suppress(Exception):  # else it expires
-                self._writing.unlink(building)
-            raise
-        return entries.keys
+        name, building = name_of(snapshot), self._names.building(self._lock.who)
+        keys = fill(self._writing, building, snapshot, self._scratch / self._lock.who, alive)
+        held = Held(**described(snapshot, keys))
+        arrived = mark_whole(self._writing, building, held.build)
+        if arrived != snapshot.rows:
+            raise self._sick(snapshot, f"has {snapshot.rows:,} rows, of which {arrived:,} arrived")
+        failpoint("lookup_built")
+        catalogue, key = self._own(), self._names.index(name, held)
+        catalogue = msgspec.structs.replace(catalogue, indexes={**catalogue.indexes, name: held})
+        self._commit(catalogue, ("RENAME", building, key), ("PERSIST", key))
+        LOG.info("lookups of %s: version %d is indexed (%d rows).", self.model, snapshot.number, snapshot.rows)
+        return held
 
     # Reading
 
@@ -305,7 +234,7 @@ class LookupRedis(Following):
 
     def _is_of_here(self, catalogue: Catalogue) -> bool:
         try:
-            return catalogue.home == self._known_id()
+            return catalogue.home == self._home_id.known()
         except StorageError:  # of an object store: no answer is to depend on it
             return True
 
@@ -429,123 +358,6 @@ class LookupRedis(Following):
         link, self._link = self._link, None
         if link is not None:
             link.release()
-
-
-class RedisIndex:
-    """An index that is served. Each answer is of it, whole, or there is none."""
-
-    def __init__(self, store: LookupRedis, key: str, held: Held, mark: object) -> None:
-        self.number, self.data_date, self.data_time, self.rows = held.number, held.data_date, held.data_time, held.rows
-        self.keys = held.codec
-        self.mark = mark
-        self.is_gone = False
-        self._store, self._key, self._marker = store, key.encode(), held.build.encode()
-
-    def get(self, key: bytes) -> bytes | None:
-        return self.get_many([key])[0]
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        store = self._store
-        with store._told_of_reading():
-            found = cast("Any", store._reading).execute_command("HMGET", self._key, MARKER, *keys)
-        answer = self._checked(found)
-        if isinstance(answer, StorageError):
-            raise answer
-        return answer
-
-    def ask(self, keys: Sequence[bytes], then: Callable[[list[bytes | None] | StorageError], None]) -> None:
-        self._store.link.ask((b"HMGET", self._key, MARKER, *keys), lambda reply: then(self._checked(reply)))
-
-    def _checked(self, reply: Any) -> list[bytes | None] | StorageError:
-        """The predictions in a reply to MARKER and keys."""
-        if type(reply) is list and reply[0] == self._marker:
-            del reply[0]
-            return cast("list[bytes | None]", reply)
-        if isinstance(reply, StorageError):
-            return reply
-        what = f"Version {self.number} of the lookups of {self._store.model!r} in {self._store.address.shown}"
-        if type(reply) is list:
-            self.is_gone = True
-            return StorageError(f"{what} is no longer there. It has no answers until it was filled again.")
-        return StorageError(f"{what} cannot be read: {cause(str(reply))}.")
-
-    def close(self) -> None:
-        """There is nothing to let go of: the store has the connection."""
-
-
-class _Lock:
-    """Who follows the table. It expires, so that whoever dies keeps nobody from it."""
-
-    def __init__(self, client: Redis, name: str) -> None:
-        self._client, self._name = client, name
-        self.who = ""  # another name each time that it is taken
-        self._renewed = 0.0
-
-    @contextlib.contextmanager
-    def held(self, model: str) -> Iterator[None]:
-        """Raises BusyError once it has waited for too long."""
-        self.who = secrets.token_hex(8)
-        deadline = time.monotonic() + PATIENCE
-        while not self._client.set(self._name, self.who, nx=True, px=int(LOCK_SECONDS * 1000)):
-            if time.monotonic() > deadline:
-                raise BusyError(
-                    f"Another process, perhaps on another host, is filling the lookups of {model!r}. Start this again when "
-                    "it is done."
-                )
-            time.sleep(0.05)
-        self._renewed = time.monotonic()
-        try:
-            yield
-        finally:
-            with contextlib.suppress(Exception), self._client.pipeline(transaction=True) as pipe:  # else it expires
-                self.watch(pipe)
-                pipe.multi()
-                pipe.delete(self._name)
-                pipe.execute()
-
-    def renew(self) -> None:
-        """Called all the time. Raises BusyError where somebody else has it."""
-        if time.monotonic() - self._renewed < RENEW_SECONDS:
-            return
-        with self._client.pipeline(transaction=True) as pipe:
-            self.watch(pipe)
-            pipe.multi()
-            pipe.pexpire(self._name, int(LOCK_SECONDS * 1000))
-            self.commit(pipe)
-        self._renewed = time.monotonic()
-
-    def watch(self, pipe: Any) -> None:
-        """Begin a transaction that happens only while this is ours. Raises BusyError."""
-        pipe.watch(self._name)
-        if pipe.get(self._name) != self.who.encode():
-            raise _taken_over()
-
-    def commit(self, pipe: Any) -> None:
-        """Raises BusyError where it did not happen."""
-        from redis.exceptions import WatchError
-
-        try:
-            pipe.execute()
-        except WatchError:
-            raise _taken_over() from None
-
-
-def _taken_over() -> BusyError:
-    return BusyError(
-        "Another process has taken over the lookups, because this one gave no sign of life for too long. It goes on."
-    )
-
-
-def home_id_path(home: Place) -> Place:
-    return home / ".sereno" / "home-id"
-
-
-def read_home_id(home: Place) -> str:
-    """Empty where it has none: nothing was ever put into a shared store from there, or it is not on this host."""
-    try:
-        return home_id_path(home).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _mark_of(catalogue: Catalogue | None) -> object:
