@@ -71,7 +71,7 @@ def nights(project: Project) -> Project:
     project.rows(NEXT_DAY, 300)
     assert project.run(NEXT_DAY, code=3)["state"] == "held"
     project.table(THIRD_DAY, {"id": [1]})
-    project.run(THIRD_DAY, code=1)
+    project.run(THIRD_DAY, code=4)
     project.rows(LAST_DAY, 300)
     project.run(LAST_DAY, code=3)
     project.sereno("discard", LAST_DAY)
@@ -319,7 +319,7 @@ def test_a_ledger_that_was_removed(nights: Project) -> None:
     assert told(nights) == again
     # and they go on from there
     nights.sereno("release", NEXT_DAY)
-    assert nights.run(THIRD_DAY, code=1)["error"] == "InputError"
+    assert nights.run(THIRD_DAY, code=4)["error"] == "InputError"
     assert {label: e.state for label, e in entries(nights).items()} == {
         DAY: "published",
         NEXT_DAY: "published",

@@ -120,7 +120,7 @@ def test_rows_that_a_function_reads_decide_too(project: Project) -> None:
 
 def test_an_older_date(project: Project) -> None:
     project.run(NEXT_DAY)
-    said = project.run(DAY, code=1)
+    said = project.run(DAY, code=4)
     assert said == {
         "error": "OlderDataError",
         "says": f"Data date {DAY} is older than {NEXT_DAY}, which is in service (version 1). Nothing was scored. "

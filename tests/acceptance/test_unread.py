@@ -72,7 +72,7 @@ def test_people_are_told_once_and_health_says_so_until_it_is_mended(
             one.wait(lambda: kinds(folder) == ["failed", "recovered", "failed"])
             assert [what for what, _ in health(capsys)] == ["file"]
             one.end()
-        assert subprocess.run([sys.executable, "-m", "sereno", "run", "scores"], capture_output=True).returncode == 1
+        assert subprocess.run([sys.executable, "-m", "sereno", "run", "scores"], capture_output=True).returncode == 4
         model.write_text(whole)
         assert "file" not in [what for what, _ in health(capsys)]
         assert kinds(folder) == ["failed", "recovered", "failed"]

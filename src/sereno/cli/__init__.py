@@ -17,10 +17,19 @@ from typing import TYPE_CHECKING
 
 from sereno import __version__
 from sereno.cli import batch, compare, config, deploy, health, ledger, operate, published, runs, schedule, serving
-from sereno.cli.commands import FAILED, USAGE, Commands
+from sereno.cli.commands import FAILED, LASTING, USAGE, Commands
 from sereno.cli.owner import refuse_root
 from sereno.cli.printing import write
-from sereno.exceptions import SerenoError, SettingsError
+from sereno.exceptions import (
+    DataError,
+    ModelFileError,
+    NotFoundError,
+    OlderDataError,
+    OutputError,
+    SerenoError,
+    SettingsError,
+    SourceError,
+)
 from sereno.lines import whole_lines
 
 if TYPE_CHECKING:
@@ -37,7 +46,12 @@ Puts a trained model into production: one plain Python file, scored by night, pu
   sereno serve churn.py                 predictions over HTTP
   sereno up                             all of it, for months: runs by their schedules, and the API
 """
-AFTER = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by a gate. `sereno COMMAND --help` tells more."
+AFTER = """\
+Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 3 held by a gate, 4 a run failed of what another try would meet again.
+`sereno COMMAND --help` tells more."""
+# What a run fails of that stays as it is until somebody mends the model or the data. A source may come later, and what code of
+# the model raises may be of a service that it asks.
+STAYS = (ModelFileError, OutputError, DataError, NotFoundError, OlderDataError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +103,7 @@ def _run(options: argparse.Namespace, model: Model | None) -> int:
         cause = error.__cause__
         if cause is not None and not isinstance(cause, SerenoError | OSError):
             print("  (-v shows the traceback)", file=sys.stderr)
-        return USAGE if isinstance(error, SettingsError) else FAILED
+        return code_of(error, options.named)
     except SystemExit as end:
         if end.code:
             raise
@@ -102,6 +116,14 @@ def _run(options: argparse.Namespace, model: Model | None) -> int:
     except KeyboardInterrupt:
         print("sereno: interrupted; finished tasks are kept, the next run goes on where this one was.", file=sys.stderr)
         return 130
+
+
+def code_of(error: SerenoError, command: str) -> int:
+    """The exit code. That of a run tells whoever starts runs whether to start another one."""
+    if isinstance(error, SettingsError):
+        return USAGE
+    stays = isinstance(error, STAYS) and not isinstance(error, SourceError)
+    return LASTING if stays and command == "run" else FAILED
 
 
 @contextlib.contextmanager

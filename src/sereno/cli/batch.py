@@ -40,7 +40,8 @@ def add(commands: Commands) -> None:
         "run",
         _run_batch,
         "one batch run: read, score, check, publish, export",
-        "A run that was killed goes on where it was. Exit code 3: held by a gate; what was in service stays.",
+        "A run that was killed goes on where it was. Exit code 3: held by a gate; what was in service stays. Exit code 4: failed "
+        "of what another try would meet again.",
     )
     commands.takes_file(one)
     one.add_argument("--date", metavar="D", help="data date (2026-05-01, or 2026-05-01T13:00 of an hourly schedule)")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-DONE, FAILED, USAGE, HELD = 0, 1, 2, 3
+DONE, FAILED, USAGE, HELD, LASTING = 0, 1, 2, 3, 4
 SETTING = "setting:"  # an option whose destination begins so sets the setting of that name
 
 
