@@ -306,7 +306,7 @@ class SnapshotStore:
                 if other := self._published_meanwhile(state, publication, known, force):
                     return other
                 self._refuse_older(state, publication, force)
-                self.refuse_other_kind(state, publication.disposition, publication.schema)
+                self._refuse_other_disposition(state, publication.disposition)
                 try:
                     return self._commit_publication(state, publication, confirm)
                 except BusyError:
@@ -352,17 +352,21 @@ class SnapshotStore:
             yield
 
     def refuse_other_kind(self, state: State, disposition: str, schema: pa.Schema) -> None:
-        """Raise PublishError where a publication could not become part of the table that is there."""
+        """Raise PublishError where a publication could not become part of the table that is there. The commit would, too:
+        better to know before hours of scoring."""
         from sereno.adapters import delta
 
+        self._refuse_other_disposition(state, disposition)
+        if disposition == "partition":
+            delta.grown(self.folder, state.version, schema)
+
+    def _refuse_other_disposition(self, state: State, disposition: str) -> None:
         for snapshot in state.served:
             if snapshot.disposition != disposition:
                 raise PublishError(
                     f"Table {self.folder} was made with disposition = {snapshot.disposition!r}; the settings say "
                     f"{disposition!r}. Set it back, or move the table away to start a new one."
                 )
-        if disposition == "partition":
-            delta.grown(self.folder, state.version, schema)
 
     def _commit_publication(self, state: State, publication: Publication, confirm: Callable[[], None]) -> Snapshot:
         from sereno.adapters import delta

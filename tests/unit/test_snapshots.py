@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,23 @@ def test_what_nobody_knows_is_told_so(store: SnapshotStore, monkeypatch: pytest.
     )
     assert store.publish(wanted, force=False).number == 1
     assert store.version() == 0
+
+
+def test_a_publication_opens_its_table_once(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an object store that may take a hundred requests."""
+    published(store, 1, disposition="partition")
+    opened, versions = delta.opened, []
+
+    def counted(table: Any, version: int) -> Any:
+        versions.append(version)
+        return opened(table, version)
+
+    monkeypatch.setattr(delta, "opened", counted)
+    published(store, 2, disposition="partition")
+    assert versions == [0]
+    other = publication(store, 3, 3, "partition")
+    with pytest.raises(PublishError, match=r"Column 'y' of table .* is long, and the model now gives string"):
+        store.publish(replace(other, schema=pa.schema({"id": pa.int64(), "y": pa.string()})), force=False)
 
 
 # What cleaning spares

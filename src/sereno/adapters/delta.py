@@ -297,7 +297,6 @@ def commit(
     Returns the new version, which is not flushed to the disk yet. Raises BusyError if the table has moved on, StorageError
     (of an object store NotTakenError, where it may be tried again), and PublishError as `grown` does.
     """
-    columns = grown(table, expected, schema) if partition else _nullable(schema)
     actions = [
         AddAction(
             path=f.path,
@@ -317,7 +316,7 @@ def commit(
             table.mkdir(parents=True, exist_ok=True)
             create_table_with_add_actions(
                 str(table),
-                columns,
+                _nullable(schema),
                 actions,
                 mode="error",
                 partition_by=by,
@@ -326,10 +325,11 @@ def commit(
                 commit_properties=properties,
             )
         else:
-            opened(table, expected).create_write_transaction(
+            there = opened(table, expected)  # which may read a hundred commits: once
+            there.create_write_transaction(
                 [*actions],
                 mode="overwrite",
-                schema=columns,
+                schema=_grown(table, there, schema) if partition else _nullable(schema),
                 partition_by=by or None,
                 partition_filters=[(partition, "=", partition_value)] if partition else None,
                 commit_properties=properties,
@@ -359,15 +359,17 @@ def grown(table: Place, version: int, schema: pa.Schema) -> Schema:
 
     Raises PublishError where a column has another type, because no reader could read both.
     """
+    return _nullable(schema) if version < 0 else _grown(table, opened(table, version), schema)
+
+
+def _grown(table: Place, there: DeltaTable, schema: pa.Schema) -> Schema:
     new = _nullable(schema)
-    if version < 0:
-        return new
-    columns = {column.name: column for column in opened(table, version).schema().fields}
+    columns = {column.name: column for column in there.schema().fields}
     for column in new.fields:
-        there = columns.setdefault(column.name, column)
-        if there.type != column.type:
+        known = columns.setdefault(column.name, column)
+        if known.type != column.type:
             raise PublishError(
-                f"Column {column.name!r} of table {table} is {_words(there)}, and the model now gives {_words(column)}. Its "
+                f"Column {column.name!r} of table {table} is {_words(known)}, and the model now gives {_words(column)}. Its "
                 "dates lie in one table: give the output another name, or move the table away to start a new one."
             )
     return Schema(list(columns.values()))
