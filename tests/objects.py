@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -86,7 +87,8 @@ class S3Server:
         while time.monotonic() < deadline and self.process is not None and self.process.poll() is None:
             try:
                 name = self.make_bucket()
-                with self.reached():  # it takes writes some time after it answers
+                soon = mock.patch.object(objects, "DEADLINE", timedelta(seconds=1))
+                with self.reached(), soon:  # it takes writes some time after it answers
                     objects.put(f"s3://{name}", "ready", "ready", b"yes", None)
                 return
             except Exception:  # noqa: BLE001 - not yet
