@@ -59,6 +59,12 @@ def command(text: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", text]
 
 
+@pytest.fixture(autouse=True)
+def no_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the container has in which the tests run."""
+    monkeypatch.setattr(module, "cores_of_quota", lambda: None)
+
+
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """What runs write, instead of our stderr."""
@@ -161,11 +167,31 @@ def test_it_gets_as_many_cores_as_are_said(log: Callable[[], str]) -> None:
 
 def test_it_leaves_the_api_a_core_for_each_of_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 2, 4, 5})
-    assert cores_of_runs(None) is None  # no API beside it
-    assert cores_of_runs(None, api_workers=1) == [4, 5, 7]
-    assert cores_of_runs(None, api_workers=3) == [7]
-    assert cores_of_runs(None, api_workers=4) == [7]  # at least one, whatever the API would have
-    assert cores_of_runs(2, api_workers=3) == [5, 7]  # what was set is what it gets
+    assert cores_of_runs(None) == (None, None)  # no API beside it
+    assert cores_of_runs(None, api_workers=1) == ([4, 5, 7], None)
+    assert cores_of_runs(None, api_workers=3) == ([7], None)
+    assert cores_of_runs(None, api_workers=4) == ([7], None)  # at least one, whatever the API would have
+    assert cores_of_runs(2, api_workers=3) == ([5, 7], None)  # what was set is what it gets
+
+
+def test_of_a_containers_quota_it_has_a_share_and_of_the_machine_any_core(
+    monkeypatch: pytest.MonkeyPatch, log: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(module, "cores_of_quota", lambda: 3)
+    assert cores_of_runs(None) == (None, None)
+    assert cores_of_runs(None, api_workers=1) == (None, 2)
+    assert cores_of_runs(None, api_workers=4) == (None, 1)
+    assert cores_of_runs(2, api_workers=3) == (None, 2)
+    assert cores_of_runs(8) == (None, 3)
+    ours, shown = (
+        sorted(os.sched_getaffinity(0)),
+        "import os, sys; print(sys.argv[5:], os.sched_getaffinity(0), file=sys.stderr)",
+    )
+    for workers, said in ((None, 2), (1, 1), (8, 2)):
+        runs = Runs(UpSettings(run_cores=2), command=command(shown), workers=workers)
+        runs.start(entry(), Scheduled("churn.py"))
+        end(runs)
+        assert log().splitlines()[-1] == f"churn 2026-05-01: ['--json', '--workers', '{said}'] {set(ours)}"
 
 
 def test_it_gets_as_much_memory_as_is_said(log: Callable[[], str]) -> None:

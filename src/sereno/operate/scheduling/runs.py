@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sereno.adapters.executors.quota import cores_of_quota
 from sereno.exceptions import WorkerError
 from sereno.ledger import Entry
 from sereno.operate.scheduling.deciding import WHO, Scheduled, took_too_long
@@ -74,17 +75,24 @@ class Runs:
     """Starts runs, and hears of their end. For one thread, which lives as long as its process: runs are tied to it."""
 
     def __init__(
-        self, limits: UpSettings, options: Sequence[str] = (), *, command: Sequence[str] = (), api_workers: int = 0
+        self,
+        limits: UpSettings,
+        options: Sequence[str] = (),
+        *,
+        command: Sequence[str] = (),
+        api_workers: int = 0,
+        workers: int | None = None,
     ) -> None:
         """`options`: those of `sereno run` that all of them get; `command`: in place of `sereno run` (for tests).
 
         `api_workers`: processes of an API beside the runs, each of which keeps a core free of them as far as there are enough.
+        `workers`: the setting.
         """
         warnings = [f"-W{option}" for option in sys.warnoptions]
         self.limits = limits  # of those that start from now on
         self._command = [*(command or (sys.executable, "-P", *warnings, "-m", "sereno", "run"))]
         self._options = [*options]
-        self._api_workers = api_workers
+        self._api_workers, self.workers = api_workers, workers
         self._runs: list[_Run] = []
 
     @property
@@ -103,7 +111,9 @@ class Runs:
         # --json: the report itself is kept with the attempt; of it the log gets a line
         # --span, not --date: should the schedule have changed, a date may be another interval by now
         asked = ["--span", span(entry.run_key, entry.data_time), "--once=ever"]
-        command = [*self._command, str(scheduled.file), *asked, "--json", *self._options]
+        cores, most = cores_of_runs(scheduled.run_cores or self.limits.run_cores, self._api_workers)
+        workers = [] if most is None else ["--workers", str(min(most, self.workers or most))]
+        command = [*self._command, str(scheduled.file), *asked, "--json", *workers, *self._options]
         prefix = f"{entry.model} {label}: "
         ours, theirs = os.pipe()
         printed = os.memfd_create(label)
@@ -112,7 +122,7 @@ class Runs:
                 tied(
                     command,
                     nice=self.limits.run_nice,
-                    cores=cores_of_runs(scheduled.run_cores or self.limits.run_cores, self._api_workers),
+                    cores=cores,
                     memory_bytes=scheduled.run_memory_bytes or self.limits.run_memory_bytes,
                     dies_first=True,
                 ),
@@ -175,17 +185,20 @@ class Runs:
         return any(not run.has_ended() for run in self._runs)
 
 
-def cores_of_runs(count: int | None, api_workers: int = 0) -> list[int] | None:
-    """The numbers of the cores that a run may use: the last ones of those that this process may; None: all of them.
+def cores_of_runs(count: int | None, api_workers: int = 0) -> tuple[list[int] | None, int | None]:
+    """The cores that a run may use. Their numbers, the last ones of those that this process may; None: all of them. And, in a
+    container that has a quota of cores' time, no numbers but how many: which ones are free there, nobody here knows, and other
+    containers of the machine would be told the same last ones.
 
     Without a count it is those that an API beside it leaves, at least one. To give way is not enough: on shared cores, callers
     of the API waited four to five times as long at p99 whatever the priority, on a core of its own not longer at all
     (`benchmarks/results/operate-api-*`).
     """
     if count is None and not api_workers:
-        return None
-    ours = sorted(os.sched_getaffinity(0))
-    return ours[-(count or max(1, len(ours) - api_workers)) :]
+        return None, None
+    ours, quota = sorted(os.sched_getaffinity(0)), cores_of_quota()
+    count = min(count or max(1, (quota or len(ours)) - api_workers), quota or len(ours))
+    return (None, count) if quota is not None else (ours[-count:], None)
 
 
 def report_in(printed: bytes) -> dict[str, Any]:
