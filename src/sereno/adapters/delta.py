@@ -91,7 +91,7 @@ def options(table: Place) -> dict[str, str] | None:
     return settings_of(f"{table.scheme}://{table.bucket}") | BOUNDS
 
 
-def opened(table: Place, version: int) -> DeltaTable:
+def opened(table: Place, version: int, then: str = GOES_ON) -> DeltaTable:
     """The table as it was at a version. In an object store, what breaks off is tried again, which delta-rs does not always do.
 
     Raises what delta-rs raises; of an object store StorageError.
@@ -103,7 +103,7 @@ def opened(table: Place, version: int) -> DeltaTable:
             return DeltaTable(str(table), version=version, storage_options=options(table))
         except (DeltaError, OSError) as error:
             if not left:
-                raise StorageError(f"Table {table} cannot be read: {_said_of_store(error)} {GOES_ON}") from error
+                raise StorageError(f"Table {table} cannot be read: {_said_of_store(error)} {then}") from error
         time.sleep(random.uniform(0, TRY_SECONDS))
     raise AssertionError  # the last try returns or raises
 
