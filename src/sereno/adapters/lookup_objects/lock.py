@@ -28,7 +28,7 @@ class Lock:
         self._path, self._model = path, model
         self._tag, self._who, self._beats = "", "", 0
         self._renewed = 0.0
-        self._lost = threading.Event()
+        self._writing, self._lost = threading.Lock(), threading.Event()
         self._seen: tuple[str, float] = ("", 0.0)  # somebody else's tag, and since when it has been that
 
     @contextlib.contextmanager
@@ -45,7 +45,7 @@ class Lock:
             time.sleep(ASK_SECONDS)
         self._lost.clear()
         ended = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(ended,), daemon=True)
+        thread = threading.Thread(target=self._go_on, args=(ended,), daemon=True)
         thread.start()
         try:
             yield
@@ -57,8 +57,10 @@ class Lock:
                     self._write(is_free=True)
 
     def confirm(self) -> None:
-        """Raises BusyError where somebody else may have it: above all where this process stood still."""
-        if self._lost.is_set() or time.monotonic() - self._renewed > LOCK_SECONDS:
+        """Raises BusyError where somebody else has it; who stood still, or had no answer for long, asks. Raises StorageError."""
+        if time.monotonic() - self._renewed > LOCK_SECONDS:
+            self._renew()
+        if self._lost.is_set():
             raise taken_over(self._model)
 
     def is_held(self) -> bool:
@@ -110,17 +112,17 @@ class Lock:
                 return tag
         return ""
 
-    def _renew(self, ended: threading.Event) -> None:
-        while not ended.wait(RENEW_SECONDS):
+    def _renew(self) -> None:
+        with self._writing:
             try:
                 self._write()
             except ConditionError:
                 self._lost.set()
-                return
-            except StorageError:
-                if time.monotonic() - self._renewed > LOCK_SECONDS:
-                    self._lost.set()
-                    return
+
+    def _go_on(self, ended: threading.Event) -> None:
+        while not ended.wait(RENEW_SECONDS) and not self._lost.is_set():
+            with contextlib.suppress(StorageError):  # nobody else is answered, either
+                self._renew()
 
 
 def taken_over(model: str) -> BusyError:
@@ -133,6 +135,6 @@ def taken_over(model: str) -> BusyError:
 def _field(content: bytes, name: str) -> str:
     """Of a lock; empty, too, where it is damaged."""
     try:
-        return str(json.loads(content)[name])
+        return str(json.loads(content)[name] or "")
     except (ValueError, KeyError, TypeError):
         return ""
