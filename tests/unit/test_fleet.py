@@ -329,12 +329,16 @@ def test_what_may_hold_a_password_is_not_sent_and_another_value_is_seen() -> Non
         "SERENO_MODELS__CHURN__EXPORTS": "postgresql://u:secret@db/o",
         "SERENO_MODELS__CHURN__NOTIFY_FILE": "/run/secrets/notify",
         "SERENO_SECRET_API_KEYS": "secret",
+        "SERENO_VALUES__SHOP_TOKEN": "secret",
+        "SERENO_VALUES__SHOP": "postgresql://u:secret@db/o",
+        "SERENO_VALUES__AUTHOR": "me",
         "SERENO_SERVE__PORT": "8001",
         "PATH": "/bin",
     }
     found = command._variables(environ)
-    assert found["variables"] == {"SERENO_SERVE__PORT": "8001"}
-    assert found["own"].keys() == {"SERENO_LEDGER", "SERENO_LOOKUP_STORE"}
+    assert found["variables"] == {"SERENO_SERVE__PORT": "8001", "SERENO_VALUES__AUTHOR": "me"}
+    values = {"SERENO_VALUES__SHOP_TOKEN", "SERENO_VALUES__SHOP"}
+    assert found["own"].keys() == {"SERENO_LEDGER", "SERENO_LOOKUP_STORE", *values}
     assert "secret" not in str(found)
     assert found["own"] != command._variables(environ | {"SERENO_LEDGER": "postgresql://u:other@db/o"})["own"]
     assert spec("1").digest != msgspec.structs.replace(spec("1"), own=found["own"]).digest

@@ -121,13 +121,15 @@ def test_secrets_are_the_nodes_own_and_rays_token_is_not_handed_on(
     monkeypatch.setenv("SERENO_SECRET_API_KEYS", "sha256:" + "0" * 64)
     monkeypatch.setenv("SERENO_LOOKUP_STORE", "redis://127.0.0.1:1")
     monkeypatch.setenv("SERENO_SERVE__PORT", "1")
+    monkeypatch.setenv("SERENO_VALUES__TOKEN", "t0")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    with started(spec(folder)) as (replica, _):
+    with started(msgspec.structs.replace(spec(folder), own={"SERENO_VALUES__TOKEN": "a hash"})) as (replica, _):
         now = wait_for(replica, lambda now: now.state == "ready")
         assert httpx.post(f"{now.url}/predict", json={"id": 1, "x": 1.5}).status_code == 401
         variables = Path(f"/proc/{now.pid}/environ").read_bytes()
         assert b"RAY_" not in variables
         assert b"SERENO_LOOKUP_STORE=redis://127.0.0.1:1\0" in variables
+        assert b"SERENO_VALUES__TOKEN=t0\0" in variables
         assert b"SERENO_SERVE__PORT" not in variables
 
 

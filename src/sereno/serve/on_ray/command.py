@@ -21,7 +21,7 @@ from sereno.serve.on_ray.replica import OWN, Spec, Status
 from sereno.serve.options import Options
 from sereno.serve.processes.ending import AFTER_DRAIN_SECONDS
 from sereno.serve.processes.sockets import refuse_openness
-from sereno.settings import Settings
+from sereno.settings import Settings, is_secret_name, redact
 
 HEAD_SECONDS = 3.0  # between two looks at Ray's head, and that it may take
 
@@ -126,15 +126,21 @@ def _arguments(options: Options, settings: Settings, *, watch: bool, verbose: bo
 
 def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The settings among them. Secrets are not sent, nor what may hold one: each node has its own."""
-    left_out = ("SERENO_SECRET_", "SERENO_SERVE__HOST", *OWN)
+    own = [
+        one for one in environ if one in OWN or (one.startswith("SERENO_VALUES__") and _is_secret(one, environ[one]))
+    ]
+    left_out = ("SERENO_SECRET_", "SERENO_SERVE__HOST", *OWN, *own)
     no_server_s = tuple(f"{name}{end}" for name in ("NOTIFY", "__DATABASE", "__EXPORTS") for end in ("", "_FILE"))
     sent = {
         name: value
         for name, value in environ.items()
         if name.startswith("SERENO_") and not name.startswith(left_out) and not name.endswith(no_server_s)
     }
-    own = {name: hashlib.sha256(environ[name].encode()).hexdigest()[:8] for name in OWN if name in environ}
-    return {"variables": sent, "own": own}
+    return {"variables": sent, "own": {name: hashlib.sha256(environ[name].encode()).hexdigest()[:8] for name in own}}
+
+
+def _is_secret(name: str, text: str) -> bool:
+    return is_secret_name(name) or redact(text) != text
 
 
 def _data(said: Sequence[Status], address: str | None) -> str:

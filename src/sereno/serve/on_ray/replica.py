@@ -179,7 +179,11 @@ class Replica:
                 f"{missing[0]} is set where the command was started, but not where Ray was on host {self._status.host}. It may "
                 "hold a password, and is not sent: set it on every node."
             )
-        own = ("SERENO_SECRET_", *OWN)  # secrets are each node's own, and Ray's token is none of the server's affair
+        own = (
+            "SERENO_SECRET_",
+            *OWN,
+            *spec.own,
+        )  # secrets are each node's own, and Ray's token is none of the server's affair
         environment = {
             name: value
             for name, value in os.environ.items()
