@@ -17,12 +17,15 @@ import kubernetes_validate.utils
 import yaml
 
 from sereno.cli import parser_of
+from sereno.cli.commands import HELD, LASTING, USAGE
 from sereno.config import load_settings
 from sereno.exceptions import SettingsError
 from sereno.serve.guard import FREE
+from sereno.serve.processes.ending import BUILDER_SECONDS, COMPACTOR_SECONDS
 
 VERSIONS = ("1.30", "1.37")  # the oldest that has all that is asked for, and the newest whose schemas are there
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+AUTOSCALER = "cluster-autoscaler.kubernetes.io"
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 Object = dict[str, Any]
 
@@ -144,7 +147,6 @@ def selectors(manifests: Manifests) -> Iterator[str]:
     for what, selector in (
         ("Deployment", own),
         ("Service", manifests.one("Service")["spec"]["selector"]),
-        ("PodDisruptionBudget", manifests.one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"]),
         *(
             ("topologySpreadConstraints", one["labelSelector"]["matchLabels"])
             for one in deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
@@ -153,6 +155,13 @@ def selectors(manifests: Manifests) -> Iterator[str]:
         found = [where for where, template in manifests.templates() if selects(selector, template)]
         if found != wanted:
             yield f"{what} selects {found}"
+    kept = [f"Deployment {one['metadata']['name']}" for one in manifests.of("PodDisruptionBudget")]
+    if sorted(kept) != sorted(where for where, _ in manifests.templates() if where.startswith("Deployment")):
+        yield f"there are PodDisruptionBudgets for {kept}"
+    for where, budget in zip(kept, manifests.of("PodDisruptionBudget"), strict=True):
+        selector = budget["spec"]["selector"]["matchLabels"]
+        if [other for other, template in manifests.templates() if selects(selector, template)] != [where]:
+            yield f"PodDisruptionBudget of {where} selects others"
     target = manifests.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
     if target != {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment["metadata"]["name"]}:
         yield f"HorizontalPodAutoscaler scales {target}"
@@ -227,9 +236,9 @@ def jobs(manifests: Manifests) -> Iterator[str]:
         rules = job.get("podFailurePolicy", {}).get("rules", [])
         ended = [rule["onExitCodes"] for rule in rules if rule["action"] == "FailJob"]
         if [(one["containerName"], one["operator"], one["values"]) for one in ended] != [
-            (pod["containers"][0]["name"], "In", [2, 3])
+            (pod["containers"][0]["name"], "In", [USAGE, HELD, LASTING])
         ]:
-            yield f"{where}: podFailurePolicy does not end with exit codes 2 and 3 of its container"
+            yield f"{where}: podFailurePolicy does not end with exit codes 2, 3 and 4 of its container"
         if not any(rule["action"] == "Ignore" for rule in rules):
             yield f"{where}: a pod that is moved counts as a try"
 
@@ -237,7 +246,7 @@ def jobs(manifests: Manifests) -> Iterator[str]:
 def resources(manifests: Manifests) -> Iterator[str]:
     for where, _, container in manifests.pods():
         asked, most = container["resources"].get("requests", {}), container["resources"].get("limits", {})
-        for name in ("cpu", "memory"):
+        for name in ("cpu", "memory", "ephemeral-storage"):
             if name not in asked:
                 yield f"{where}: nothing is asked for of {name}"
         if "memory" not in most:
@@ -245,8 +254,16 @@ def resources(manifests: Manifests) -> Iterator[str]:
         for name in asked.keys() & most.keys():
             if amount(asked[name]) > amount(most[name]):
                 yield f"{where}: asks for more {name} than its limit"
+        cpu = amount(asked.get("cpu", 0))
+        if container["args"][0] == "up":
+            up = _settings(manifests, container).up
+            if most.get("cpu") != asked.get("cpu"):
+                yield f"{where}: without a limit of CPU its runs are bound to the last cores of the node"
+            if up.run_cores is None or max(1, cpu) < up.run_cores:
+                yield f"{where}: a run has {up.run_cores} cores of {cpu:g}"
+            continue
         workers = int(manifests.environment(container).get("SERENO_WORKERS", 0))
-        if workers != max(1, int(amount(asked.get("cpu", 0)))):
+        if workers != max(1, int(cpu)):
             yield f"{where}: {workers} workers on {asked.get('cpu')} CPUs"
 
 
@@ -272,8 +289,11 @@ def probes(manifests: Manifests) -> Iterator[str]:
     if not 300 <= patience < deployment["spec"]["progressDeadlineSeconds"]:
         yield f"startupProbe waits {patience} s, progressDeadlineSeconds is {deployment['spec']['progressDeadlineSeconds']}"
     hangs = manifests.predict_seconds
-    if _patience(container["livenessProbe"]) <= hangs:
-        yield f"livenessProbe ends a server after {_patience(container['livenessProbe'])} s that ends a worker after {hangs:g}"
+    if _patience(container["livenessProbe"]) <= hangs + patience:
+        yield (
+            f"livenessProbe ends a server after {_patience(container['livenessProbe'])} s that ends a worker after {hangs:g} s, "
+            f"and whose next one may load for {patience} s"
+        )
     if _patience(container["readinessProbe"]) > 10:
         yield "readinessProbe is slow"
 
@@ -304,9 +324,9 @@ def grace(manifests: Manifests) -> Iterator[str]:
         yield f"preStop waits {stop} s: callers come that have not heard"
     if "SERENO_SERVE__DRAIN_SECONDS" not in manifests.environment(container):
         yield "drain_seconds may be another in the image's sereno.toml"
-    beside = 15  # the compactor and the indexer
+    beside = COMPACTOR_SECONDS + BUILDER_SECONDS
     if spec["terminationGracePeriodSeconds"] < stop + drain + beside + 5:
-        yield f"terminationGracePeriodSeconds {spec['terminationGracePeriodSeconds']} < {stop} + {drain} + {beside} + 5"
+        yield f"terminationGracePeriodSeconds {spec['terminationGracePeriodSeconds']} < {stop} + {drain:g} + {beside:g} + 5"
 
 
 def references(manifests: Manifests) -> Iterator[str]:
@@ -319,6 +339,7 @@ def references(manifests: Manifests) -> Iterator[str]:
                     named.add((kind, source[field]["name"]))
                     if source[field].get("optional"):
                         yield f"{where}: without its {kind} it would start all the same"
+        named |= {("Secret", one["secret"]["secretName"]) for one in spec["volumes"] if "secret" in one}
         if {kind for kind, _ in named} != {"ServiceAccount", "ConfigMap", "Secret"}:
             yield f"{where} names {named}"
         for kind, name in sorted(named - there, key=str):
@@ -335,6 +356,8 @@ def network(manifests: Manifests) -> Iterator[str]:
         for protocol, port, what in (
             ("UDP", 53, "DNS"),
             ("TCP", 53, "DNS"),
+            ("UDP", 5353, "DNS of OpenShift"),
+            ("TCP", 5353, "DNS of OpenShift"),
             ("TCP", 443, "the bucket"),
             ("TCP", 5432, "the ledger"),
         ):
@@ -412,6 +435,18 @@ def scratch(manifests: Manifests) -> Iterator[str]:
                 yield f"{where}: {place} may fill the node"
 
 
+def evictions(manifests: Manifests) -> Iterator[str]:
+    """That an autoscaler takes no node away under a run, and any under what may go."""
+    for where, template in manifests.templates():
+        said = template["metadata"].get("annotations", {})
+        volumes = ",".join(one["name"] for one in template["spec"]["volumes"] if "emptyDir" in one)
+        if template["spec"]["containers"][0]["name"] == "run":
+            if (said.get(f"{AUTOSCALER}/safe-to-evict"), said.get("karpenter.sh/do-not-disrupt")) != ("false", "true"):
+                yield f"{where}: its node may be taken away under a run"
+        elif said.get(f"{AUTOSCALER}/safe-to-evict-local-volumes") != volumes:
+            yield f"{where}: {volumes} keep its node"
+
+
 def replicas(manifests: Manifests) -> Iterator[str]:
     deployment, scaler = manifests.api["spec"], manifests.one("HorizontalPodAutoscaler")["spec"]
     if "replicas" in deployment:
@@ -421,8 +456,9 @@ def replicas(manifests: Manifests) -> Iterator[str]:
     rolling = deployment["strategy"].get("rollingUpdate", {})
     if rolling.get("maxUnavailable") != 0 or not rolling.get("maxSurge"):
         yield "a new version takes pods away before there are others"
-    if not manifests.one("PodDisruptionBudget")["spec"].get("maxUnavailable"):
-        yield "PodDisruptionBudget: no node could ever be emptied"
+    for budget in manifests.of("PodDisruptionBudget"):
+        if not budget["spec"].get("maxUnavailable"):
+            yield "PodDisruptionBudget: no node could ever be emptied"
     (container,) = deployment["template"]["spec"]["containers"]
     for metric in scaler["metrics"]:
         if metric["resource"]["name"] not in container["resources"].get("requests", {}):
@@ -466,7 +502,7 @@ def commands(manifests: Manifests) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Manifests], Iterator[str]], ...] = (
     *(schemas, names, kustomized, selectors, ports, crons, jobs, resources, probes, grace, references, network),
-    *(service_links, security, scratch, replicas, variables, commands),
+    *(service_links, security, scratch, evictions, replicas, variables, commands),
 )
 
 

@@ -38,8 +38,16 @@ class Pod:
     """
 
     def __init__(
-        self, manifests: Manifests, where: str, project: Path, folder: Path, secrets: Mapping[str, str], **more: str
+        self,
+        manifests: Manifests,
+        where: str,
+        project: Path,
+        folder: Path,
+        secrets: Mapping[str, str],
+        files: Mapping[str, str] = {},
+        **more: str,
     ) -> None:
+        """`secrets`: the variables of the Secret; `files`: the entries of one that is mounted."""
         (found,) = [(spec, container) for name, spec, container in manifests.pods() if name == where]
         self.spec: Object = found[0]
         self.container: Object = found[1]
@@ -49,6 +57,9 @@ class Pod:
         self.places = {mount["mountPath"]: folder / mount["name"] for mount in self.container["volumeMounts"]}
         for place in self.places.values():
             place.mkdir(parents=True)
+        for volume in self.spec["volumes"]:
+            for name, text in files.items() if "secret" in volume else ():
+                (folder / volume["name"] / name).write_text(text)
         variables = {name: text if name in secrets else self._here(text) for name, text in variables.items()}
         self.variables = variables | {"SERENO_SERVE__PORT": str(self.port)} | more
         self.log = folder / "log"

@@ -18,7 +18,7 @@ from sereno.deploy.crons import cron_of, left_out, shortest
 from sereno.deploy.kubernetes import Kubernetes, Nightly, amount, next_steps, warnings
 from sereno.deploy.writing import write
 from sereno.exceptions import SettingsError
-from tests.kubernetes import CHECKS, Cron, Manifests, problems, read
+from tests.kubernetes import CHECKS, Cron, Manifests, commands, problems, read, resources
 from tests.unit.test_deploy_server import SCHEDULES
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -50,8 +50,12 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
         {"cpu": "500m", "memory": "512Mi", "replicas": (1, 1), "port": 9000},
         {"cpu": "2.5", "drain_seconds": 90.5, "predict_seconds": 300.0},
         {"callers": ("ingress-nginx", "shop"), "egress": (443, 5432), "domains": ("scores.bank",)},
-        {"speaks_tls": True, "models": ()},
-        {"has_scheduler": True, "run_stop_seconds": 90.0},
+        {
+            "speaks_tls": True,
+            "models": (),
+            "server_files": {"tls_certificate": Path("a.pem"), "tls_key": Path("a b.key")},
+        },
+        {"has_scheduler": True, "run_stop_seconds": 90.0, "max_runs": 2, "run_cores": 2},
         {"has_scheduler": True, "models": ()},
         {
             "models": tuple(
@@ -122,13 +126,20 @@ MISTAKES: list[tuple[str, Callable[[Manifests], Any], str | int, Any, str]] = [
     ("jobs", of("CronJob", *JOB), "activeDeadlineSeconds", GONE, "activeDeadlineSeconds"),
     ("jobs", of("CronJob", *JOB), "backoffLimit", GONE, "backoffLimit"),
     ("jobs", of("CronJob", *JOB, "template", "spec"), "restartPolicy", "OnFailure", "restartPolicy"),
-    ("jobs", of("CronJob", *JOB, "podFailurePolicy", "rules", 0, "onExitCodes"), "values", [2], "exit codes 2 and 3"),
+    (
+        "jobs",
+        of("CronJob", *JOB, "podFailurePolicy", "rules", 0, "onExitCodes"),
+        "values",
+        [2, 3],
+        "exit codes 2, 3 and 4",
+    ),
     ("jobs", of("CronJob", *RUN), "name", "score", "of its container"),
     ("jobs", of("CronJob", *JOB, "podFailurePolicy", "rules"), 1, GONE, "counts as a try"),
     ("resources", of("Deployment", *API, "resources", "limits"), "memory", "1Gi", "more memory than its limit"),
     ("resources", of("CronJob", *RUN, "resources", "limits"), "cpu", "500m", "more cpu than its limit"),
     ("resources", of("CronJob", *RUN, "resources", "limits"), "memory", GONE, "no limit of memory"),
     ("resources", of("CronJob", *RUN, "resources", "requests"), "memory", GONE, "nothing is asked for"),
+    ("resources", of("CronJob", *RUN, "resources", "requests"), "ephemeral-storage", GONE, "nothing is asked for"),
     ("resources", of("Deployment", *API, "resources", "requests"), "cpu", "3", "1 workers on 3"),
     ("probes", of("Deployment", *API, "livenessProbe", "httpGet"), "path", "/readyz", "asks /readyz"),
     ("probes", of("Deployment", *API, "readinessProbe", "httpGet"), "path", "/metrics", "asks /metrics"),
@@ -141,10 +152,12 @@ MISTAKES: list[tuple[str, Callable[[Manifests], Any], str | int, Any, str]] = [
         "needs headers",
     ),
     ("probes", of("Deployment", *API, "livenessProbe"), "failureThreshold", 3, "ends a worker after 30"),
+    ("probes", of("Deployment", *API, "livenessProbe"), "failureThreshold", 63, "may load for 600"),
     ("probes", of("Deployment", *API, "startupProbe"), "failureThreshold", 3, "startupProbe waits 15 s"),
     ("probes", of("Deployment", "spec"), "progressDeadlineSeconds", 600, "progressDeadlineSeconds is 600"),
     ("probes", of("Deployment", *API, "readinessProbe"), "periodSeconds", 30, "slow"),
     ("grace", of("Deployment", *POD), "terminationGracePeriodSeconds", 35, "35 < 10"),
+    ("grace", of("Deployment", *POD), "terminationGracePeriodSeconds", 54, "54 < 10 + 25 + 15 + 5"),
     ("grace", of("ConfigMap", "data"), "SERENO_SERVE__DRAIN_SECONDS", "60", "< 10"),
     ("grace", of("ConfigMap", "data"), "SERENO_SERVE__DRAIN_SECONDS", GONE, "may be another"),
     ("grace", of("Deployment", *API), "lifecycle", {}, "preStop waits 0"),
@@ -154,6 +167,13 @@ MISTAKES: list[tuple[str, Callable[[Manifests], Any], str | int, Any, str]] = [
     ("references", of("CronJob", *RUN, "envFrom", 1, "secretRef"), "optional", True, "start all the same"),
     ("references", of("CronJob", *RUN, "envFrom"), 0, GONE, "names"),
     ("references", of("Deployment", *POD, "volumes"), 1, GONE, "mounts"),
+    (
+        "references",
+        of("Deployment", *POD, "volumes"),
+        0,
+        {"name": "home", "secret": {"secretName": "keys"}},
+        "Secret keys",
+    ),
     ("network", lambda manifests: manifests.of("NetworkPolicy")[2]["spec"], "egress", [], "cannot reach DNS"),
     (
         "network",
@@ -200,6 +220,14 @@ MISTAKES: list[tuple[str, Callable[[Manifests], Any], str | int, Any, str]] = [
     ("scratch", of("CronJob", *RUN, "volumeMounts", 0), "readOnly", True, "/var/lib/sereno cannot be written"),
     ("scratch", of("Deployment", *POD, "volumes", 0, "emptyDir"), "sizeLimit", GONE, "may fill the node"),
     ("scratch", of("Deployment", *API, "volumeMounts", 1), "mountPath", "/run/secrets", "tokens are mounted"),
+    (
+        "evictions",
+        of("CronJob", *JOB, "template", "metadata", "annotations"),
+        "karpenter.sh/do-not-disrupt",
+        GONE,
+        "under a run",
+    ),
+    ("evictions", of("Deployment", "spec", "template", "metadata"), "annotations", {}, "home,tmp keep its node"),
     ("replicas", of("Deployment", "spec"), "replicas", 2, "would undo"),
     ("replicas", of("HorizontalPodAutoscaler", "spec"), "minReplicas", 11, "minReplicas"),
     ("replicas", of("HorizontalPodAutoscaler", "spec", "metrics", 0, "resource"), "name", "gpu", "a share of gpu"),
@@ -332,12 +360,13 @@ def test_another_configuration_is_another_pod(bank: Manifests, tmp_path: Path) -
 
 
 def _annotations(manifests: Manifests) -> Iterator[str]:
-    yield from manifests.api["spec"]["template"]["metadata"]["annotations"].values()
+    yield manifests.api["spec"]["template"]["metadata"]["annotations"]["sereno/configuration"]
 
 
 def test_what_a_run_may_take_is_what_the_model_says(bank: Manifests) -> None:
     (run,) = [c for where, _, c in bank.pods() if where == "CronJob bank-run-offers"]
-    assert run["resources"]["requests"] == {"cpu": "4", "memory": "5120Mi"}  # four workers, and who publishes
+    # four workers, and who publishes
+    assert run["resources"]["requests"] == {"cpu": "4", "memory": "5120Mi", "ephemeral-storage": "10Gi"}
     assert bank.environment(run)["SERENO_WORKERS"] == "4"
 
 
@@ -345,14 +374,53 @@ def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests, tmp_path: 
     found = manifests_of(replace(BANK, has_scheduler=True, run_stop_seconds=40), tmp_path)
     assert not found.of("CronJob")
     (run,) = [container for where, _, container in found.pods() if where == "Deployment bank-scheduler"]
-    # as much as the largest run
-    assert run["resources"]["requests"] == {"cpu": "4", "memory": "5120Mi"}
+    # as much as the largest run, and the scheduler beside it; a limit of CPU says how many cores there are
+    assert run["resources"]["requests"] == {"cpu": "4", "memory": "5632Mi", "ephemeral-storage": "10Gi"}
+    assert run["resources"]["limits"] == {"cpu": "4", "memory": "5632Mi"}
     assert found.environment(run)["SERENO_UP__STOP_SECONDS"] == "40"
+    assert found.environment(run)["SERENO_UP__RUN_CORES"] == "1"  # of a model that does not say it: --cpu
+    unlimited = copy.deepcopy(found)
+    del unlimited.one("Deployment", "bank-scheduler")["spec"]["template"]["spec"]["containers"][0]["resources"][
+        "limits"
+    ]["cpu"]
+    assert [*resources(unlimited)] == [
+        "Deployment bank-scheduler: without a limit of CPU its runs are bound to the last cores of the node"
+    ]
     mistaken = copy.deepcopy(found)
     mistaken.one("Deployment", "bank-scheduler")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 40
     assert problems(mistaken) == ["grace: Deployment bank-scheduler: runs are killed before they end"]
     both = replace(bank, objects=[*bank.objects, found.one("Deployment", "bank-scheduler")])
-    assert problems(both) == ["commands: Deployment bank-scheduler: somebody else does that, too"]
+    assert problems(both, [commands]) == ["commands: Deployment bank-scheduler: somebody else does that, too"]
+
+
+def test_a_scheduler_has_room_for_as_many_runs_as_go_on_at_once(tmp_path: Path) -> None:
+    several = replace(BANK, has_scheduler=True, max_runs=2, run_cores=2, run_memory_bytes=512 << 20)
+    (run,) = [c for where, _, c in manifests_of(several, tmp_path).pods() if where == "Deployment bank-scheduler"]
+    # four workers of 1 GiB and who publishes, two of 512 MiB and who publishes, and the scheduler
+    assert run["resources"]["requests"]["memory"] == f"{5 * 1024 + 3 * 512 + 512}Mi"
+    assert run["resources"]["limits"]["cpu"] == "6"
+    said = {one["name"]: one.get("value") for one in run["env"]}
+    assert (said["SERENO_UP__MAX_RUNS"], said["SERENO_UP__RUN_CORES"]) == ("2", "2")
+
+
+def test_files_that_the_server_alone_reads_come_from_a_secret(tmp_path: Path) -> None:
+    files = {"keys_file": Path("/srv/the keys"), "tls_key": Path("/srv/tls.key")}
+    found = manifests_of(replace(BANK, server_files=files), tmp_path)
+    assert (
+        "  kubectl create secret generic bank-server --from-file=keys_file='/srv/the keys' --from-file=tls_key=/srv/tls.key"
+        in found.told
+    )
+    for where, spec, container in found.pods():
+        volumes = [one["secret"] for one in spec["volumes"] if "secret" in one]
+        environment = found.environment(container)
+        if where == "Deployment bank":
+            assert volumes == [{"secretName": "bank-server"}]
+            (mount,) = [one for one in container["volumeMounts"] if one["name"] == "files"]
+            assert mount["readOnly"]
+            assert environment["SERENO_SERVE__TLS_KEY"] == f"{mount['mountPath']}/tls_key"
+            assert environment["SERENO_SERVE__KEYS_FILE"] == f"{mount['mountPath']}/keys_file"
+        else:
+            assert volumes == []
 
 
 @pytest.mark.parametrize(

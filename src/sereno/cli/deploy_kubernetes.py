@@ -12,8 +12,10 @@ from sereno.cli.commands import Commands
 from sereno.exceptions import SettingsError
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.deploy.kubernetes import Kubernetes, Nightly
+    from sereno.settings import Settings
+
+SERVER_FILES = ("keys_file", "tls_certificate", "tls_key")  # settings of [serve] that name files for the server alone
 
 
 def add(environments: Commands) -> None:
@@ -45,7 +47,7 @@ def _kubernetes(options: argparse.Namespace) -> int:
         has_storage=_is_object_store(settings),
         executor=settings.executor,
         has_ledger=_is_in_image(settings, "ledger"),
-        knows_keys=any(_is_in_image(settings, f"serve.{name}") for name in ("no_auth", "keys_file")),
+        knows_keys=settings.serve.keys_file is not None or _is_in_image(settings, "serve.no_auth"),
         now=datetime.now(UTC),
     )
     return deploying.wrote(options, kubernetes.files(), folder, [*said, *next_steps(kubernetes, folder)])
@@ -77,6 +79,10 @@ def _of(options: argparse.Namespace, settings: Settings, project: Path) -> Kuber
         predict_seconds=max((model.predict_timeout_seconds for model in settings.models.values()), default=30.0),
         has_scheduler=options.scheduler,
         run_stop_seconds=settings.up.stop_seconds,
+        max_runs=settings.up.max_runs,
+        run_cores=settings.up.run_cores,
+        run_memory_bytes=settings.up.run_memory_bytes,
+        server_files={name: file for name in SERVER_FILES if (file := getattr(settings.serve, name)) is not None},
         **{name: value for name, value in given.items() if value is not None},
     )
 

@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,11 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "M
 CPU = re.compile(r"[1-9]\d*m?|\d+\.\d{1,3}")
 
 HOME = "/var/lib/sereno"  # of a pod, gone with it
+FILES = "/etc/sereno"  # where a pod of the API finds what it alone may read
+LOAD_SECONDS = 600  # that a worker may take until it has loaded the models
 STOP_SECONDS = 10  # between the wish to end a pod and the SIGTERM
 LONGEST_CRONJOB = 52  # letters: a Job's name has 11 more
+SCHEDULERS_BYTES = 512 << 20  # of the processes of `sereno up` beside its runs, one of which reads model files
 TRY_SECONDS = 360  # between two tries of a Job, in the end
 PRUNE = "17 4 * * *"
 
@@ -78,6 +81,10 @@ class Kubernetes:
     predict_seconds: float = 30.0  # after which the server itself ends a worker that hangs
     has_scheduler: bool = False  # pods of `sereno up --no-api`, in place of CronJobs
     run_stop_seconds: float = 20.0  # what runs are given to end when those do
+    max_runs: int = 1  # that go on at once in one of those
+    run_cores: int | None = None  # of a run whose model does not say it
+    run_memory_bytes: int | None = None  # the same, of each of its processes
+    server_files: Mapping[str, Path] = field(default_factory=dict)  # setting of [serve] → a file that no image may have
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -157,17 +164,18 @@ class Kubernetes:
         return filled("kubernetes/configmap.yaml", name=self.name, data="\n".join(lines))
 
     def _deployment(self) -> str:
-        period, failures = 5, 120
+        period = 5
         inside = [self.name, *(f"{self.name}.$(POD_NAMESPACE){end}" for end in ("", ".svc", ".svc.cluster.local"))]
         return filled(
             "kubernetes/deployment.yaml",
             name=self.name,
             image=json.dumps(self.image),
             configuration=json.dumps(_digest(self.variables)),
-            progress_seconds=str(period * failures + 300),
+            progress_seconds=str(LOAD_SECONDS + 300),
             startup_period=str(period),
-            startup_failures=str(failures),
-            liveness_failures=str(max(3, math.ceil((self.predict_seconds + 30) / 10))),
+            startup_failures=str(LOAD_SECONDS // period),
+            # as long as its only worker hangs, and another one loads
+            liveness_failures=str(math.ceil((self.predict_seconds + LOAD_SECONDS + 30) / 10)),
             stop_seconds=str(STOP_SECONDS),
             grace_seconds=str(self.grace_seconds),
             scheme="HTTPS" if self.speaks_tls else "HTTP",
@@ -178,7 +186,22 @@ class Kubernetes:
             memory=json.dumps(self.memory),
             scratch=json.dumps(self.scratch),
             home=HOME,
+            **self._server_files(),
         )
+
+    def _server_files(self) -> dict[str, str]:
+        """What the API's pods have for files of a Secret of their own."""
+        if not self.server_files:
+            return {"file_variables": "", "file_mount": "", "file_volume": ""}
+        variables = (
+            f"            - name: SERENO_SERVE__{name.upper()}\n              value: {FILES}/{name}\n"
+            for name in self.server_files
+        )
+        return {
+            "file_variables": "".join(variables),
+            "file_mount": f"            - name: files\n              mountPath: {FILES}\n              readOnly: true\n",
+            "file_volume": f"        - name: files\n          secret:\n            secretName: {self.name}-server\n",
+        }
 
     def _service(self) -> str:
         return filled(
@@ -218,10 +241,11 @@ class Kubernetes:
             yield "    # All: bucket, ledger, sources. --egress 443,5432 leaves these ports, names, and the platform's credentials."
             yield "    - {}"
             return
-        yield "    # Names."
+        yield "    # Names; 5353 is where OpenShift's server listens behind its Service."
         yield "    - ports:"
-        for protocol in ("UDP", "TCP"):
-            yield f"        - {{port: 53, protocol: {protocol}}}"
+        for number in (53, 5353):
+            for protocol in ("UDP", "TCP"):
+                yield f"        - {{port: {number}, protocol: {protocol}}}"
         yield "    # The platform's credentials, from the node itself."
         yield "    - to:"
         yield "        - ipBlock: {cidr: 169.254.0.0/16}"
@@ -231,9 +255,10 @@ class Kubernetes:
             yield f"        - {{port: {number}, protocol: TCP}}"
 
     def _scheduler(self) -> str:
-        takes = [self._takes(model) for model in self.models]
-        largest = max(takes, key=lambda one: amount(one.memory), default=Takes(cpu=self.cpu, memory=self.memory))
-        cpu = max((one.cpu for one in takes), key=cores_of, default=self.cpu)
+        takes = [self._takes(model) for model in self.models] or [Takes(cpu=self.cpu, memory=self.memory)]
+        # the largest of those that go on at once, each of another model
+        cores = sorted((cores_of(one.cpu) for one in takes), reverse=True)[: self.max_runs]
+        memory = sorted((amount(one.memory) for one in takes), reverse=True)[: self.max_runs]
         return filled(
             "kubernetes/scheduler.yaml",
             name=self.name,
@@ -241,21 +266,22 @@ class Kubernetes:
             configuration=json.dumps(_digest(self.variables)),
             stop_seconds=f"{self.run_stop_seconds:g}",
             grace_seconds=str(math.ceil(self.run_stop_seconds) + SPARE_SECONDS),
-            workers=str(workers_of(cpu)),
-            cpu=json.dumps(cpu),
-            memory=json.dumps(largest.memory),
+            max_runs=str(self.max_runs),
+            run_cores=str(self.run_cores or workers_of(self.cpu)),
+            cpu=json.dumps(f"{sum(cores):g}"),
+            memory=json.dumps(_mebibytes(sum(memory) + SCHEDULERS_BYTES)),
             scratch=json.dumps(self.scratch),
             home=HOME,
         )
 
     def _takes(self, model: Nightly) -> Takes:
         """What a run of a model asks for."""
-        cpu = str(model.cores) if model.cores is not None else self.cpu
-        if model.memory_bytes is None:
+        cores, memory_bytes = model.cores or self.run_cores, model.memory_bytes or self.run_memory_bytes
+        cpu = self.cpu if cores is None else str(cores)
+        if memory_bytes is None:
             return Takes(cpu=cpu, memory=self.memory)
         # of each worker, and of the process that publishes
-        needed = math.ceil(model.memory_bytes * (workers_of(cpu) + 1) / (1 << 20))
-        return Takes(cpu=cpu, memory=f"{needed}Mi")
+        return Takes(cpu=cpu, memory=_mebibytes(memory_bytes * (workers_of(cpu) + 1)))
 
     def cronjobs(self) -> Iterator[tuple[str, str]]:
         """The end of each one's name, and its text; those of models first."""
@@ -297,6 +323,10 @@ class Kubernetes:
             scratch=json.dumps(self.scratch),
             home=HOME,
         )
+
+
+def _mebibytes(count: int) -> str:
+    return f"{math.ceil(count / (1 << 20))}Mi"
 
 
 def tries_in(model: Nightly) -> int:
@@ -370,6 +400,9 @@ def next_steps(kubernetes: Kubernetes, folder: Path) -> Iterator[str]:
     name, there = kubernetes.name, shlex.quote(str(folder))
     yield "Read them, then, in the namespace that they are for:"
     yield f"  kubectl create secret generic {name} --from-env-file={name}.env   # SERENO_LEDGER=…, SERENO_SECRET_API_KEYS=…"
+    if kubernetes.server_files:
+        files = (f"--from-file={setting}={shlex.quote(str(file))}" for setting, file in kubernetes.server_files.items())
+        yield f"  kubectl create secret generic {name}-server {' '.join(files)}   # what the server reads"
     yield f"  kubectl diff -k {there}"
     yield f"  kubectl apply -k {there}"
     yield f"  kubectl rollout status deployment/{name}"

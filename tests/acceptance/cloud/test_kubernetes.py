@@ -179,11 +179,15 @@ def status(pod: Pod, path: str, **headers: str) -> int:
 
 
 def test_a_new_version_takes_over_and_no_caller_notices(project: Project, tmp_path: Path) -> None:
-    manifests = deployed(project, "--memory", "512Mi")
+    # the file is on this machine, and neither in the image nor in the manifests: pods have it from a Secret
+    manifests = deployed(project, "--memory", "512Mi", "--set", f"serve.keys_file={tmp_path / 'keys'}")
+    assert f"create secret generic bank-server --from-file=keys_file={tmp_path / 'keys'} " in manifests.told
+    assert "Callers need a key" not in manifests.told
     host = f"bank.{NAMESPACE}.svc"
 
     def pod(name: str) -> Pod:
-        return Pod(manifests, "Deployment bank", project.folder, tmp_path / name, {"SERENO_SECRET_API_KEYS": KEY.line})
+        folder, files = tmp_path / name, {"keys_file": KEY.line}
+        return Pod(manifests, "Deployment bank", project.folder, folder, {}, files)
 
     with started(pod("old")) as old, started(pod("new")) as new:
         for each in (old, new):
@@ -303,6 +307,11 @@ def test_a_run_that_is_held_is_not_tried_again(project: Project, job: Callable[.
     project.write("sereno.toml", '[models.total]\nfile = "total.py"\nlogs = "off"\n')
     wrong = job()
     assert (wrong.run(), wrong.codes) == ("Failed", [2])
+    project.write("sereno.toml", '[models.total]\nfile = "total.py"\n')
+    project.table("now", {"id": [1]})
+    other = job()
+    assert (other.run(), other.codes) == ("Failed", [4])
+    assert "Column 'x' is missing." in other.logs[-1]
 
 
 @pytest.mark.service
