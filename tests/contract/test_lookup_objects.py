@@ -211,6 +211,24 @@ def test_a_damaged_object_is_refused_and_the_old_copy_stays(
     assert served(other) == 2
 
 
+def test_an_object_that_goes_while_its_table_is_followed(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    pods.publish()
+    look = LookupObjects._begin
+
+    def then_gone(self: LookupObjects) -> None:
+        look(self)
+        pods.objects[0].unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LookupObjects, "_begin", then_gone)
+        with pytest.raises(
+            DamagedError, match="is not there, though .*served.json names it. Lookups answer as before."
+        ):
+            pods["other"].follow(pods.table.state, ALL)
+    assert pods["other"].follow(pods.table.state, ALL)
+    assert served(pods["other"]) == 1
+
+
 CONTENTS = [b"", b"\xff", b"[]", b'{"format":2}', b'{"format":1,"pointer":{"index":"../../x"}}']
 
 

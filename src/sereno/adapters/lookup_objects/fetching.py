@@ -22,6 +22,10 @@ class DamagedError(StorageError):
     """The object of an index is not what `served.json` says."""
 
 
+class _GoneError(DamagedError):
+    """There is no object of an index: it was pruned meanwhile, as another is served by now; or it is lost."""
+
+
 class Fetching:
     """Has a machine's copy be what is served below `folder`. It looks, and writes nothing there."""
 
@@ -57,13 +61,13 @@ class Fetching:
                 return False
             try:
                 return self.fetch(served)
-            except FileNotFoundError as error:  # it was pruned, as another is served by now
+            except _GoneError:
                 if last:
-                    raise DamagedError(f"{error}, though {self.path} names it. {AS_BEFORE}") from error
+                    raise
         raise AssertionError
 
     def fetch(self, served: Served) -> bool:
-        """As `fetch_latest`, of what was read. Raises FileNotFoundError, too, where its object is gone."""
+        """As `fetch_latest`, of what was read."""
         pointer, copy = served.pointer, self.copy
         if pointer is None or not pointer.index:
             return copy.clear()
@@ -92,6 +96,8 @@ class Fetching:
                 if last:
                     raise DamagedError(f"{source} {damage}: it is damaged, and is not used. {AS_BEFORE}")
             self.copy.take(temporary, name, packed)
+        except FileNotFoundError as error:
+            raise _GoneError(f"{error}, though {self.path} names it. {AS_BEFORE}") from error
         finally:
             temporary.unlink(missing_ok=True)
         LOG.info(
