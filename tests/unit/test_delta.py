@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,10 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from sereno import snapshots
-from sereno.adapters import delta
+from sereno.adapters import delta, objects
 from sereno.adapters.delta import AddedFile, checkpoint_files
 from sereno.exceptions import StorageError
+from sereno.places import ObjectPath
 from sereno.snapshots import Part, SnapshotStore
 
 
@@ -139,6 +141,39 @@ def test_parts_whose_commit_was_removed_since(tmp_path: Path) -> None:
     delta.log_file(store.folder, 0).unlink()
     with pytest.raises(StorageError, match="lacks commit 0"):
         len(snapshot.parts)
+
+
+PAINTED = "Kernel error -> Generic S3 error \x1b[31m↳\x1b[0m Server returned non-2xx status code \x1b[31m↳\x1b[0m "
+
+
+@pytest.mark.parametrize(
+    ("said", "times", "opens"),
+    [
+        (f"{PAINTED}500 Internal Server Error", 40, True),
+        ("Generic S3 error \x1b[31m↳\x1b[0m HTTP error \x1b[31m↳\x1b[0m error sending request", 40, True),
+        ("Got invalid list response", delta.TRIES - 1, True),
+        (f"{PAINTED}403 Forbidden", delta.TRIES, False),
+    ],
+)
+def test_a_table_in_a_store_that_fails_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, said: str, times: int, opens: bool
+) -> None:
+    failures = [OSError(said)] * times
+
+    def fail(*_: object, **__: object) -> str:
+        if failures:
+            raise failures.pop()
+        return "the table"
+
+    monkeypatch.setattr(delta, "DeltaTable", fail)
+    monkeypatch.setattr(objects, "LONGEST_WAIT", timedelta(milliseconds=1))
+    table = ObjectPath.of("s3://bank/predictions/total")
+    if opens:
+        assert str(delta.opened(table, 0)) == "the table"
+    else:
+        with pytest.raises(StorageError, match="Table s3://bank/predictions/total cannot be read: .* 403 Forbidden"):
+            delta.opened(table, 0)
+    assert failures == []
 
 
 @pytest.mark.parametrize("content", ["", '{"commitInfo":{"sereno.kind":"publ'])

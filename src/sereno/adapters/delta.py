@@ -8,6 +8,7 @@ flushes the log's file, `checkpoint_files` and the folder afterwards, and begins
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -74,6 +75,7 @@ WHOLE_SECONDS = 1.0  # until a commit's file is taken for damaged, where it is n
 TRIES, TRY_SECONDS = 5, 0.5  # of what an object store did not do; and at most, before another
 KNOWN_SECONDS = 60.0  # for which the log is asked what came of a commit, where it does not answer
 HEAD = 1 << 18  # bytes of a commit that are read for its metadata; the digests of 3,000 parts are among it
+PASSES = re.compile(r"HTTP error|status code (408|409|429|5(?!01)\d\d)")  # no connection, or too much to do
 BOUNDS = {
     "timeout": "30s",
     "connect_timeout": "5s",
@@ -92,20 +94,24 @@ def options(table: Place) -> dict[str, str] | None:
 
 
 def opened(table: Place, version: int, then: str = GOES_ON) -> DeltaTable:
-    """The table as it was at a version. In an object store, what breaks off is tried again, which delta-rs does not always do.
+    """The table as it was at a version. Of an object store that fails it is tried again until the deadline of all that is
+    asked there: delta-rs itself gives up after seconds.
 
     Raises what delta-rs raises; of an object store StorageError.
     """
     if isinstance(table, Path):
         return DeltaTable(str(table), version=version)
-    for left in reversed(range(TRIES)):
+    from sereno.adapters import objects
+
+    tries = objects.Tries()
+    for n in itertools.count(1):
         try:
             return DeltaTable(str(table), version=version, storage_options=options(table))
         except (DeltaError, OSError) as error:
-            if not left:
+            may_pass = n < TRIES or PASSES.search(_plain(error))
+            if not (may_pass and tries.pause(objects.DEADLINE)):
                 raise StorageError(f"Table {table} cannot be read: {_said_of_store(error)} {then}") from error
-        time.sleep(random.uniform(0, TRY_SECONDS))
-    raise AssertionError  # the last try returns or raises
+    raise AssertionError  # it goes on until it returns or raises
 
 
 P = TypeVar("P", Path, ObjectPath)
@@ -408,8 +414,12 @@ def _said_of_store(error: BaseException) -> str:
     for word, meaning, do in HINTS:
         if word in text:
             return f"{meaning}. {do}"
-    plain = re.sub(r"\x1b\[\d+m", "", text).replace("↳", "")  # delta-rs paints the steps of an error
-    return f"{' '.join(plain.split())[:400].rstrip('.')}."
+    return f"{_plain(error)[:400].rstrip('.')}."
+
+
+def _plain(error: BaseException) -> str:
+    """Its text in a line, without the paint that delta-rs gives its steps."""
+    return " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).replace("↳", "").split())
 
 
 def files_of_table(source: str) -> Iterator[tuple[Place, dict[str, str | None]]]:
