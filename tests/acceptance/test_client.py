@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -89,13 +90,16 @@ def test_tls(folder: Path) -> None:
         "-subj /CN=ours -addext subjectAltName=IP:127.0.0.1"
     )
     subprocess.run(["openssl", *made.split()], cwd=folder, check=True, capture_output=True)
-    with Server(folder, "plain.py", "--tls-certificate", "cert.pem", "--tls-key", "key.pem") as server:
+    tls = ("--tls-certificate", "cert.pem", "--tls-key", "key.pem")
+    with Server(folder, "plain.py", *tls, SERENO_SERVE__DRAIN_SECONDS="3600") as server:
         for predict in PREDICT:
             assert predict(ROW, address=server.url, certificate=folder / "cert.pem") == ANSWER
             with pytest.raises(
                 ServerError, match=r"its certificate is not accepted .* `certificate=` names the authority"
             ):
                 predict(ROW, address=server.url)
+        socket.create_connection(("127.0.0.1", server.port)).close()  # as a balancer's probe does
+        assert server.stop() == 0  # no connection keeps it, as none of those came about
 
 
 def test_a_unix_socket(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -179,6 +180,11 @@ class Serving:
     def _is_busy(self) -> bool:
         if self._state.connections or self._state.tasks:
             return True
+        if self._agrees_on_tls():
+            gc.collect()  # nobody is told of one that came to nothing, as a probe of the port is: it is gone, no more
+        return self._agrees_on_tls()
+
+    def _agrees_on_tls(self) -> bool:
         return any(connection.transport is None for connection in self._made)
 
     async def _until_nobody_comes(self, seconds: float) -> None:
