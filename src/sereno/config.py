@@ -14,18 +14,15 @@ from typing import Any
 
 from sereno.settings import (
     FILE_NAME,
-    SETTINGS,
     ColumnSettings,
     GateSettings,
     ModelSettings,
     RaySettings,
     ServeSettings,
-    Setting,
     Settings,
     SparkSettings,
     UpSettings,
     Value,
-    redact,
 )
 from sereno.settings.entries import Entries, Entry, add_text, path_of
 from sereno.settings.files import read_file
@@ -35,25 +32,7 @@ from sereno.settings.table import Key, require
 from sereno.settings.variables import add_variables, as_files_spell, variable_of
 from sereno.typed import options_given
 
-__all__ = [
-    "SETTINGS",
-    "ColumnSettings",
-    "GateSettings",
-    "ModelSettings",
-    "RaySettings",
-    "ServeSettings",
-    "Setting",
-    "Settings",
-    "SparkSettings",
-    "UpSettings",
-    "Value",
-    "find_home",
-    "load_settings",
-    "redact",
-    "secret",
-    "secret_origin",
-    "variable_of",
-]
+__all__ = ["find_home", "load_settings", "secret", "secret_origin", "variable_of"]
 
 
 def find_home(start: Path) -> Path:

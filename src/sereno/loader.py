@@ -25,7 +25,7 @@ from sereno.model import BATCH_NAMES, Model, Parameter, Secret, place
 from sereno.settings import parse_list
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 SCRIPT_BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 

@@ -27,7 +27,7 @@ from sereno.signals import NOT_THE_MODELS
 from sereno.values import plain_value
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 HOPELESS = 50  # rows that raise one after the other, none answered: the fault is the model's, not a row's
 

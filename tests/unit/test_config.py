@@ -10,21 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sereno.config import (
-    SETTINGS,
-    ColumnSettings,
-    GateSettings,
-    ModelSettings,
-    Settings,
-    find_home,
-    load_settings,
-    redact,
-    secret,
-    secret_origin,
-    variable_of,
-)
+from sereno.config import find_home, load_settings, secret, secret_origin, variable_of
 from sereno.exceptions import SettingsError
-from sereno.settings import is_secret_name
+from sereno.settings import SETTINGS, ColumnSettings, GateSettings, ModelSettings, Settings, is_secret_name, redact
 from sereno.typed import options_given
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"

@@ -14,10 +14,11 @@ from sereno.adapters.executors import spark_executor
 from sereno.adapters.executors.local import LocalExecutor
 from sereno.adapters.executors.spark_executor import SparkExecutor
 from sereno.batch.run import run
-from sereno.config import Settings, load_settings
+from sereno.config import load_settings
 from sereno.exceptions import SourceError
 from sereno.loader import load_model
 from sereno.scoring import open_scorer
+from sereno.settings import Settings
 
 MODEL = """\
 from pathlib import Path

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from sereno.config import Settings, Value, load_settings
+from sereno.config import load_settings
 from sereno.exceptions import ArtifactError, ModelFileError, RowTypeError, SettingsError
 from sereno.loader import bind, checked_artifacts, fingerprint, load_model, script_block, script_requirements, siblings
 from sereno.model import Model, Secret
 from sereno.scoring import open_scorer
+from sereno.settings import Settings, Value
 
 GOOD = """
 from typing import TypedDict

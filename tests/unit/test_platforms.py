@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sereno.config import ModelSettings, load_settings
+from sereno.config import load_settings
 from sereno.exceptions import SettingsError
 from sereno.serve.options import Options
 from sereno.serve.platforms import connects_early, for_platform, is_batch, model_files, on_platform, platform_of
+from sereno.settings import ModelSettings
 
 NOWHERE = Path("/nowhere/opt/ml/model")
 

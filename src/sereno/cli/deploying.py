@@ -14,8 +14,8 @@ from sereno.cli.printing import output
 from sereno.exceptions import ModelFileError, SettingsError
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.operate.declared import Declared
+    from sereno.settings import Settings
 
 
 def add_options(one: Any, *, folder: str) -> None:

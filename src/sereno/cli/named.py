@@ -12,10 +12,10 @@ from sereno.cli.commands import SETTING
 from sereno.exceptions import NotFoundError, SettingsError
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.home import Home
     from sereno.model import Model
     from sereno.places import Place
+    from sereno.settings import Settings
 
 
 def settings_of(options: argparse.Namespace, start: Path, model: str | None = None) -> Settings:

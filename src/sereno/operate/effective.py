@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sereno.config import redact, secret_origin, variable_of
+from sereno.config import secret_origin, variable_of
 from sereno.exceptions import SerenoError, SettingsError
 from sereno.operate.declared import loaded
 from sereno.serve.guard import SECRET as API_KEYS
-from sereno.settings import FILE_NAME, SETTINGS, ModelSettings, Settings, is_secret_name
+from sereno.settings import FILE_NAME, SETTINGS, ModelSettings, Settings, is_secret_name, redact
 
 if TYPE_CHECKING:
     from sereno.model import Model

@@ -20,9 +20,10 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sereno.config import Settings, secret, secret_origin
+from sereno.config import secret, secret_origin
 from sereno.exceptions import SettingsError
 from sereno.serve.wire import RequestError
+from sereno.settings import Settings
 
 FREE = frozenset({b"/livez", b"/readyz", b"/ping"})  # for whoever restarts us; they say nothing about a model
 SECRET = "api_keys"  # SERENO_SECRET_API_KEYS, or the file of that name in the secrets folder

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sereno.config import Settings, load_settings
+from sereno.config import load_settings
 from sereno.exceptions import SettingsError
+from sereno.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sereno.config import Settings, find_home
+from sereno.config import find_home
 from sereno.exceptions import ModelFileError, SettingsError
 from sereno.fetching import Fetch
 from sereno.loader import fingerprint, load_model
@@ -31,6 +31,7 @@ from sereno.serve.options import Options
 from sereno.serve.platforms import for_platform
 from sereno.serve.processes.indexing import Indexing
 from sereno.serve.wire import Exchange, RequestError, Route
+from sereno.settings import Settings
 from sereno.status import Statuses
 
 if TYPE_CHECKING:
