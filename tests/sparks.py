@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sereno.config import Settings, SparkSettings
+from sereno.settings import Settings, SparkSettings
 from tests.hosts import Host, Within
 
 PATIENCE = 200.0  # on a machine with much else to do

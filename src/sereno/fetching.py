@@ -27,7 +27,7 @@ from sereno.scoring import arrow_of
 from sereno.values import Refused, admit, plain_value
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 Key = tuple[Any, ...]  # canonical values of the key columns, in declared order
 UNKNOWN = "nothing is known of this key"

@@ -15,7 +15,6 @@ from sereno.adapters.exports import make_export
 from sereno.batch.attempts import Attempts
 from sereno.batch.lease import hold_name
 from sereno.batch.record import but_not_told, tell_rollbacks
-from sereno.config import ModelSettings, Settings
 from sereno.exceptions import (
     ExportError,
     LedgerError,
@@ -29,6 +28,7 @@ from sereno.lookup.pointer import lookup_folder
 from sereno.lookup.where import Where, few, lookup_home, objects_of, redis_of, where_of
 from sereno.places import Place, write_place
 from sereno.predictions import find_reject, find_row
+from sereno.settings import ModelSettings, Settings
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State
 from sereno.status import Status, change_status
 from sereno.storage import exclusive, refresh, told

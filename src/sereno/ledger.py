@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.interfaces import RunLedger
+    from sereno.settings import Settings
 
 RunState = Literal["due", "waiting", "running", "held", "published", "failed", "skipped", "discarded"]
 NoticeKind = Literal["failed", "held", "late", "recovered"]

@@ -20,9 +20,9 @@ from sereno.exceptions import SettingsError, SourceError
 from sereno.places import ObjectPath, Place, is_url, place_of
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.object_path import Object
     from sereno.schedule import Interval
+    from sereno.settings import Settings
 
 OF_THE_INTERVAL = ("data_date", "interval_start", "interval_end")  # they count more than values of the same name
 

@@ -18,11 +18,11 @@ from sereno.adapters.executors.local import Ahead, LocalExecutor
 from sereno.adapters.executors.ray_executor import RayExecutor
 from sereno.adapters.files import Piece
 from sereno.batch.tasks import Job, Task, TaskResult, stored_result
-from sereno.config import Settings
 from sereno.exceptions import OutputError, PredictError, SourceError, WorkerError
 from sereno.interfaces import Executor
 from sereno.loader import fingerprint, load_model
 from sereno.scoring import open_scorer
+from sereno.settings import Settings
 from tests.rays import started_ray
 from tests.sparks import started_spark
 

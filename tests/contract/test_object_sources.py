@@ -19,10 +19,10 @@ from sereno.adapters.files import read_piece
 from sereno.adapters.objects import settings_of
 from sereno.batch import plan as module
 from sereno.batch.plan import Plan, make_plan
-from sereno.config import Settings
 from sereno.exceptions import ChangedError, SettingsError, SourceError, StorageError
 from sereno.operate.arrivals.looking import look
 from sereno.places import ObjectPath
+from sereno.settings import Settings
 from sereno.sources import find_files
 from tests.objects import S3Server
 

@@ -16,10 +16,9 @@ from sereno.adapters.executors.choosing import make_executor
 from sereno.adapters.executors.ray_executor import RayExecutor
 from sereno.adapters.files import Piece
 from sereno.batch.tasks import Job, Task, TaskResult
-from sereno.config import Settings
 from sereno.exceptions import MissingExtraError, SettingsError, WorkerError
 from sereno.loader import fingerprint, load_model
-from sereno.settings import RaySettings
+from sereno.settings import RaySettings, Settings
 from tests.rays import started_ray
 
 MODEL = """

@@ -19,7 +19,6 @@ from annotated_types import Ge
 from hypothesis import given, settings
 
 from sereno import Fetched, Key, Model
-from sereno.config import Settings
 from sereno.fetching import Fetch
 from sereno.lookup.keys import KeyCodec
 from sereno.scoring import Scorer
@@ -31,7 +30,7 @@ from sereno.serve.protocols.infer import Translation
 from sereno.serve.protocols.invocations import Invocations
 from sereno.serve.protocols.vertex import Instances
 from sereno.serve.wire import Exchange, Reply, Request, RequestError, settle
-from sereno.settings import ModelSettings, ServeSettings
+from sereno.settings import ModelSettings, ServeSettings, Settings
 from tests.lives import request_of
 from tests.strategies import JSON_SCALARS
 

@@ -13,11 +13,11 @@ import pytest
 
 from sereno.adapters.ledger import ledger_file, open_at
 from sereno.cli.ledger import state_of
-from sereno.config import Settings
 from sereno.home import Home
 from sereno.ledger import Lease, holder_here, is_here, is_left, lease_name
 from sereno.operate.scheduling.scheduler import LEASE, Scheduler
 from sereno.schedule import Interval
+from sereno.settings import Settings
 
 
 def lease(holder: str) -> Lease:

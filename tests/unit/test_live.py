@@ -17,7 +17,6 @@ import pytest
 from annotated_types import Ge
 
 from sereno import Digits, Fetched, Key, Model
-from sereno.config import Settings
 from sereno.fetching import Fetch
 from sereno.rows import RowDecoder
 from sereno.scoring import Scorer
@@ -25,7 +24,7 @@ from sereno.serve import live as module
 from sereno.serve.live import Live
 from sereno.serve.metrics import Metrics
 from sereno.serve.wire import RequestError
-from sereno.settings import ModelSettings, ServeSettings
+from sereno.settings import ModelSettings, ServeSettings, Settings
 
 
 class Row(TypedDict):

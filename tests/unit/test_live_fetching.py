@@ -19,14 +19,13 @@ import pytest
 from annotated_types import Ge
 
 from sereno import Digits, Fetched, Key, Model
-from sereno.config import Settings
 from sereno.exceptions import ModelFileError, OutputError, SettingsError
 from sereno.fetching import UNKNOWN, Fetch
 from sereno.rows import UNSET
 from sereno.serve.batcher import Waiting
 from sereno.serve.fetching import Fetcher
 from sereno.serve.wire import RequestError, combined
-from sereno.settings import Value
+from sereno.settings import Settings, Value
 from sereno.values import Refused
 
 

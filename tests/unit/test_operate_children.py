@@ -27,7 +27,7 @@ HOST = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from sereno.config import ServeSettings, Settings
+from sereno.settings import ServeSettings, Settings
 from sereno.exceptions import SettingsError
 from sereno.operate.up import children
 from sereno.operate.up.children import Child, Children

@@ -22,9 +22,9 @@ from sereno.batch import plan as module
 from sereno.batch.plan import Plan, make_plan
 from sereno.batch.tasks import Task
 from sereno.checks import check_table
-from sereno.config import Settings, Value
 from sereno.exceptions import InputError, PredictError, SettingsError, SourceError
 from sereno.rows import JsonRows
+from sereno.settings import Settings, Value
 
 
 class Row(TypedDict):

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sereno import Key, Model
-from sereno.config import Settings
 from sereno.exceptions import InputError, OutputError, PredictError
 from sereno.scoring import HOPELESS, Scorer, arrow_of, open_scorer
+from sereno.settings import Settings
 
 
 class Row(TypedDict):

@@ -10,8 +10,8 @@ import pytest
 
 from sereno import Interval
 from sereno.cli.named import from_here
-from sereno.config import Settings, Value
 from sereno.exceptions import SettingsError, SourceError
+from sereno.settings import Settings, Value
 from sereno.sources import (
     _fits,
     base_of,

@@ -29,8 +29,8 @@ from sereno.adapters.executors.spark_start import (
 from sereno.adapters.executors.spawn import cores
 from sereno.adapters.files import Piece
 from sereno.batch.tasks import Task
-from sereno.config import Settings, SparkSettings
 from sereno.exceptions import MissingExtraError, SettingsError
+from sereno.settings import Settings, SparkSettings
 
 
 def settings(workers: int | None = None, **spark: Any) -> Settings:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from sereno.batch.tasks import Job, received_values, sent_values
-from sereno.config import Settings, Value
+from sereno.settings import Settings, Value
 
 
 @pytest.mark.parametrize(

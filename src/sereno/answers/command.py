@@ -19,8 +19,8 @@ from sereno.exceptions import NotFoundError, SettingsError
 from sereno.moments import time_of
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.places import Place
+    from sereno.settings import Settings
 
 LIMIT = 20
 SHOWN = 60  # characters of a value in a line

@@ -10,11 +10,10 @@ from sereno.baseline import Baseline, baseline_from
 from sereno.batch.attempts import Report
 from sereno.batch.gates import Gate, Judged, judge
 from sereno.batch.profile import NUMBERS
-from sereno.config import ModelSettings, Settings
 from sereno.exceptions import SettingsError
 from sereno.home import Home
 from sereno.model import Model
-from sereno.settings import listed, nearest
+from sereno.settings import ModelSettings, Settings, listed, nearest
 from sereno.snapshots import Snapshot, State
 
 

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from sereno.batch.gates import Gate
 from sereno.batch.parts import WrittenPart
 from sereno.batch.profile import ColumnProfile
-from sereno.config import Settings
 from sereno.exceptions import PredictError, SerenoError, SettingsError
 from sereno.frames import Form, to_form
 from sereno.gate import Profile, Warn
 from sereno.loader import bind
 from sereno.model import Model, gate_name, place
 from sereno.places import place_of, readable
+from sereno.settings import Settings
 from sereno.signals import NOT_THE_MODELS
 
 LONGEST = 1_000  # characters of what a gate says

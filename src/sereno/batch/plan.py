@@ -48,7 +48,7 @@ from sereno.sources import fill, fill_path, find_files, is_delta_table, values_f
 from sereno.storage import told
 
 if TYPE_CHECKING:
-    from sereno.config import ModelSettings, Settings
+    from sereno.settings import ModelSettings, Settings
 
 SMALLEST_TASK = 65_536  # rows
 LARGEST_TASK = 1_048_576

@@ -24,7 +24,6 @@ from sereno.batch.profile import StoredProfile, store_profile
 from sereno.batch.publish import failed_gates, publication_of
 from sereno.batch.record import Record, but_not_told, tell_published, withdrawn
 from sereno.batch.tasks import Job, Task, TaskResult, sent_values
-from sereno.config import Settings
 from sereno.exceptions import (
     BusyError,
     ExportError,
@@ -45,6 +44,7 @@ from sereno.model import Model
 from sereno.places import name_below
 from sereno.schedule import Interval, interval_for, interval_of_span, last_interval, next_end
 from sereno.scoring import published_schema
+from sereno.settings import Settings
 from sereno.snapshots import Snapshot, State
 from sereno.storage import told
 

@@ -31,7 +31,7 @@ from sereno.scoring import Scorer
 from sereno.storage import told, write_atomically
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 
 PARTS = "parts"  # in the folder of the work: parts that are on their way to an object store

@@ -27,7 +27,7 @@ from sereno.operate.arrivals.awaited import awaited
 from sereno.scoring import open_scorer
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 __all__ = ["CheckReport", "Difference", "Finding", "Outcome", "check", "render"]
 

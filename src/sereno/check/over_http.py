@@ -24,7 +24,7 @@ from sereno.rows import encode
 from sereno.schema import Column
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 ALONE = 50  # rows that are asked for one after the other, which costs a call of predict each
 FETCHED_ALONE = 8  # and a call of fetch too

@@ -24,7 +24,7 @@ from sereno.settings import DAILY
 from sereno.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
+    from sereno.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from sereno.schedule import interval_for, last_interval
 from sereno.schema import RowType
 
 if TYPE_CHECKING:
-    from sereno.config import ModelSettings, Settings
+    from sereno.settings import ModelSettings, Settings
 
 PLACES = 8  # stretches of the data that a sample is taken from
 STRETCH = 8_192  # rows that are read of each to choose from

@@ -25,10 +25,10 @@ from sereno.fetching import Fetch
 from sereno.scoring import Scorer
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.serve.live import Live
     from sereno.serve.metrics import Metrics
     from sereno.serve.service import Service
+    from sereno.settings import Settings
 
 PATIENCE = 300  # seconds; a check is about what is answered, not about how soon
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)

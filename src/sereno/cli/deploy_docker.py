@@ -12,9 +12,9 @@ from sereno.cli.commands import Commands
 from sereno.exceptions import SettingsError
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.deploy.docker import Image
     from sereno.operate.declared import Declared
+    from sereno.settings import Settings
 
 
 def add(environments: Commands) -> None:

@@ -11,9 +11,9 @@ from sereno.cli.commands import Commands
 from sereno.exceptions import SettingsError
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.deploy.calendar import Timed
     from sereno.deploy.server import Server
+    from sereno.settings import Settings
 
 
 def add(environments: Commands) -> None:

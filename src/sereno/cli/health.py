@@ -14,8 +14,8 @@ from sereno.cli.named import settings_of
 from sereno.cli.printing import output
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.operate.health import Health
+    from sereno.settings import Settings
 
 MOST_SHOWN = 50  # models; of more, those that are not well
 

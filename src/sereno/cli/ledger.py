@@ -20,12 +20,12 @@ from sereno.ledger import RunState
 
 if TYPE_CHECKING:
     from sereno.batch.attempts import Report
-    from sereno.config import Settings
     from sereno.history import Row
     from sereno.home import Home
     from sereno.interfaces import RunLedger
     from sereno.ledger import Entry
     from sereno.operate.repair import Repaired
+    from sereno.settings import Settings
 
 LONGEST = timedelta(days=33)  # interval of a model that is not named
 MOST = 100  # runs of several models that are shown, unless more are asked for

@@ -17,9 +17,9 @@ from sereno.cli.printing import output, write
 from sereno.exceptions import ModelFileError, NotFoundError
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.operate.declared import Declared
     from sereno.operate.scheduling.backfill import Filled
+    from sereno.settings import Settings
 
 _COUNTED = {"published": "published", "nothing": "published before", "held": "held", "failed": "failed"}
 _ADVICE = {

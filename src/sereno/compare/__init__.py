@@ -45,7 +45,7 @@ from sereno.snapshots import Snapshot, schema_of
 from sereno.storage import told
 
 if TYPE_CHECKING:
-    from sereno.config import ModelSettings, Settings
+    from sereno.settings import ModelSettings, Settings
 
 __all__ = ["SERVED", "Comparison", "compare"]
 

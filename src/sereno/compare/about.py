@@ -14,7 +14,7 @@ from sereno.scoring import published_schema
 from sereno.snapshots import Snapshot, State, schema_of
 
 if TYPE_CHECKING:
-    from sereno.config import ModelSettings, Settings
+    from sereno.settings import ModelSettings, Settings
 
 SERVED = "served"
 

@@ -20,7 +20,7 @@ from sereno.model import Model
 from sereno.schedule import Interval
 
 if TYPE_CHECKING:
-    from sereno.config import ModelSettings, Settings
+    from sereno.settings import ModelSettings, Settings
 
 
 class Clock:

@@ -12,8 +12,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sereno import __version__
-from sereno.config import Settings
 from sereno.places import SCHEMES, is_url
+from sereno.settings import Settings
 
 # What an extra of Sereno's brings, by which its absence is seen.
 BROUGHT = {

@@ -17,8 +17,8 @@ from sereno.places import SCHEMES, ObjectPath, Place, place_of
 if TYPE_CHECKING:
     from sereno.adapters.lookup_objects.store import LookupObjects
     from sereno.adapters.lookup_redis.store import LookupRedis
-    from sereno.config import Settings
     from sereno.interfaces import LookupStore
+    from sereno.settings import Settings
     from sereno.snapshots import State
 
 VARIABLES = ("SERENO_LOOKUP_STORE", "SERENO_LOOKUP_PREFIX", "SERENO_LOOKUP_VERSIONS", "SERENO_STORAGE")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sereno.batch.attempts import Report
 from sereno.compare.temporary import leftovers, remove
-from sereno.config import Settings
 from sereno.home import AS_IT_WAS, Home
 from sereno.interfaces import RunLedger
 from sereno.ledger import open_ledger
 from sereno.places import Place
+from sereno.settings import Settings
 from sereno.shared import left_checks
 from sereno.storage import is_held, told
 

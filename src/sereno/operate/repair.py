@@ -27,8 +27,8 @@ from sereno.storage import exclusive, is_held, run_lock
 
 if TYPE_CHECKING:
     from sereno.adapters.ledger.statements import SqlLedger
-    from sereno.config import Settings
     from sereno.places import Place
+    from sereno.settings import Settings
 
 
 @dataclass(kw_only=True)

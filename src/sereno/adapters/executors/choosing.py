@@ -11,8 +11,8 @@ from sereno.interfaces import Executor
 from sereno.scoring import open_scorer
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
     from sereno.model import Model
+    from sereno.settings import Settings
 
 
 def make_executor(model: Model, settings: Settings, ahead: Ahead | None = None) -> Executor:

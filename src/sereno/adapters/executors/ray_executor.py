@@ -42,8 +42,7 @@ from sereno.exceptions import SettingsError, WorkerError
 from sereno.shared import announce, forget, seen
 
 if TYPE_CHECKING:
-    from sereno.config import Settings
-    from sereno.settings import RaySettings
+    from sereno.settings import RaySettings, Settings
 
 ASK_SECONDS = 0.5  # between two questions to a worker that was lost whether it is there again
 LOOK_SECONDS = 2.0  # between two looks at the nodes of a cluster: it may have grown

@@ -33,10 +33,10 @@ from sereno.adapters.executors.leftovers import own_folder
 from sereno.adapters.executors.local import Answer, raise_told
 from sereno.adapters.executors.remote import RemoteWorker, show_printed
 from sereno.batch.tasks import Job, Task, TaskResult
-from sereno.config import Settings
 from sereno.exceptions import MissingExtraError, WorkerError
 from sereno.loader import load_model
 from sereno.model import Model
+from sereno.settings import Settings
 from sereno.shared import announce, forget, seen
 
 try:

@@ -26,8 +26,8 @@ from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
 
 from sereno.adapters.executors.spawn import THREAD_VARIABLES, cores, threads_each
-from sereno.config import Settings
 from sereno.exceptions import SettingsError, WorkerError
+from sereno.settings import Settings
 
 PREFIX = "sereno-spark-"  # of temporary folders
 ON_THIS_MACHINE = re.compile(r"local(?:\[(?P<workers>\d+|\*)(?:,(?P<tries>\d+))?\])?")

@@ -18,11 +18,11 @@ import msgspec
 from sereno.adapters.executors.local import Answer, Request, error_answer, loaded_with
 from sereno.adapters.executors.spawn import threads_each
 from sereno.batch.tasks import Job, received_values, score_task
-from sereno.config import Settings, Value
 from sereno.lines import whole_lines
 from sereno.loader import load_model
 from sereno.model import Fetched, Model
 from sereno.scoring import Scorer, open_scorer
+from sereno.settings import Settings, Value
 
 
 def load_for(job: Job, model: Model) -> Scorer:

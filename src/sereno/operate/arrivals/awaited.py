@@ -18,8 +18,8 @@ from sereno.settings import IS_SQL
 from sereno.sources import base_of, fill_path, joined, values_for, values_of_interval, without_values
 
 if TYPE_CHECKING:
-    from sereno.config import ModelSettings, Settings
     from sereno.model import Model
+    from sereno.settings import ModelSettings, Settings
 
 # What is heeded where a path, a function or nothing is waited for.
 HEEDED = {
