@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,13 +33,21 @@ Object = dict[str, Any]
 
 def read(folder: Path) -> Manifests:
     """The files that `sereno deploy kubernetes` wrote."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    texts = {path.name: path.read_text() for path in (folder / "resources").iterdir()}
+    return parsed({str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.yaml")})
+
+
+def parsed(texts: Mapping[str, str]) -> Manifests:
+    """The same, by their names."""
+    resources = sorted(texts.keys() - {"kustomization.yaml"})
     return Manifests(
-        objects=[one for name in sorted(texts) for one in yaml.safe_load_all(texts[name])],
-        files={f"resources/{name}" for name in texts},
-        kustomization=kustomization,
+        objects=[one for name in resources for one in _objects(texts[name])],
+        files={*resources},
+        kustomization=_objects(texts["kustomization.yaml"])[0],
     )
+
+
+def _objects(text: str) -> list[Object]:
+    return [*yaml.load_all(text, Loader=yaml.CSafeLoader)]
 
 
 @dataclass
@@ -110,10 +119,17 @@ kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.
 def schemas(manifests: Manifests) -> Iterator[str]:
     for one in manifests.objects:
         for version in VERSIONS:
-            try:
-                kubernetes_validate.validate(one, version, strict=True)
-            except kubernetes_validate.ValidationError as error:
-                yield f"{one['kind']}: no object of Kubernetes {version}: {error.message}"
+            if says := _refused(json.dumps(one), version):
+                yield f"{one['kind']}: no object of Kubernetes {version}: {says}"
+
+
+@functools.cache  # most objects are the same, whatever a test changes of others
+def _refused(text: str, version: str) -> str:
+    try:
+        kubernetes_validate.validate(json.loads(text), version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return str(error.message)
+    return ""
 
 
 def names(manifests: Manifests) -> Iterator[str]:
@@ -484,13 +500,16 @@ def variables(manifests: Manifests) -> Iterator[str]:
                     yield f"{where}: is not known as {name}"
 
 
+_parser = functools.cache(parser_of)
+
+
 def commands(manifests: Manifests) -> Iterator[str]:
     for where, _, container in manifests.pods():
         if "command" in container:
             yield f"{where}: starts something else than the image does"
         try:
             with mock.patch("sys.stderr"):
-                options = parser_of().parse_args(container["args"])
+                options = _parser().parse_args(container["args"])
         except SystemExit:
             yield f"{where}: sereno {' '.join(container['args'])} is no command"
             continue

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from zoneinfo import ZoneInfo
 
 import pytest
 from cronsim import CronSim
 
+from sereno.deploy import kubernetes as module
 from sereno.deploy.crons import cron_of, left_out, shortest
 from sereno.deploy.kubernetes import Kubernetes, Nightly, amount, next_steps, warnings
-from sereno.deploy.writing import write
 from sereno.exceptions import SettingsError
-from tests.kubernetes import CHECKS, Cron, Manifests, commands, problems, read, resources
+from tests.kubernetes import CHECKS, Cron, Manifests, commands, parsed, problems, resources
 from tests.unit.test_deploy_server import SCHEDULES
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -29,17 +31,24 @@ MODELS = (
 BANK = Kubernetes(name="bank", image="registry.bank/scores:1.0", models=MODELS)
 
 
-def manifests_of(kubernetes: Kubernetes, folder: Path) -> Manifests:
-    write(kubernetes.files(), folder)
-    found = read(folder)
-    found.told = "\n".join(next_steps(kubernetes, folder))
+@pytest.fixture(autouse=True, scope="module")
+def counted_once() -> Iterator[None]:
+    """Each schedule's times are counted for each object that is written, thousands of them."""
+    counted = functools.cache(lambda schedule, zone: shortest(schedule, zone, NOW))
+    with mock.patch.object(module, "shortest", lambda schedule, zone, _: counted(schedule, zone)):
+        yield
+
+
+def manifests_of(kubernetes: Kubernetes) -> Manifests:
+    found = parsed(kubernetes.files())
+    found.told = "\n".join(next_steps(kubernetes, Path("deploy")))
     found.predict_seconds, found.speaks_tls = kubernetes.predict_seconds, kubernetes.speaks_tls
     return found
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
-    return manifests_of(BANK, tmp_path_factory.mktemp("bank"))
+def bank() -> Manifests:
+    return manifests_of(BANK)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +76,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
     ],
     ids=lambda changes: " ".join(changes) or "as it is",
 )
-def test_what_is_written_is_in_order(tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert problems(manifests_of(replace(BANK, **changes), tmp_path)) == []
+def test_what_is_written_is_in_order(changes: dict[str, Any]) -> None:
+    assert problems(manifests_of(replace(BANK, **changes))) == []
 
 
 # Each check, by a mistake that it must see
@@ -353,10 +362,10 @@ def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:
     assert not any("create job" in step for step in next_steps(replace(BANK, models=()), tmp_path))
 
 
-def test_another_configuration_is_another_pod(bank: Manifests, tmp_path: Path) -> None:
-    other = manifests_of(replace(BANK, env="prod"), tmp_path)
+def test_another_configuration_is_another_pod(bank: Manifests) -> None:
+    other = manifests_of(replace(BANK, env="prod"))
     assert [*_annotations(other)] != [*_annotations(bank)]
-    assert [*_annotations(manifests_of(replace(BANK, cpu="2"), tmp_path / "2"))] == [*_annotations(bank)]
+    assert [*_annotations(manifests_of(replace(BANK, cpu="2")))] == [*_annotations(bank)]
 
 
 def _annotations(manifests: Manifests) -> Iterator[str]:
@@ -370,8 +379,8 @@ def test_what_a_run_may_take_is_what_the_model_says(bank: Manifests) -> None:
     assert bank.environment(run)["SERENO_WORKERS"] == "4"
 
 
-def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests, tmp_path: Path) -> None:
-    found = manifests_of(replace(BANK, has_scheduler=True, run_stop_seconds=40), tmp_path)
+def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests) -> None:
+    found = manifests_of(replace(BANK, has_scheduler=True, run_stop_seconds=40))
     assert not found.of("CronJob")
     (run,) = [container for where, _, container in found.pods() if where == "Deployment bank-scheduler"]
     # as much as the largest run, and the scheduler beside it; a limit of CPU says how many cores there are
@@ -393,9 +402,9 @@ def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests, tmp_path: 
     assert problems(both, [commands]) == ["commands: Deployment bank-scheduler: somebody else does that, too"]
 
 
-def test_a_scheduler_has_room_for_as_many_runs_as_go_on_at_once(tmp_path: Path) -> None:
+def test_a_scheduler_has_room_for_as_many_runs_as_go_on_at_once() -> None:
     several = replace(BANK, has_scheduler=True, max_runs=2, run_cores=2, run_memory_bytes=512 << 20)
-    (run,) = [c for where, _, c in manifests_of(several, tmp_path).pods() if where == "Deployment bank-scheduler"]
+    (run,) = [c for where, _, c in manifests_of(several).pods() if where == "Deployment bank-scheduler"]
     # four workers of 1 GiB and who publishes, two of 512 MiB and who publishes, and the scheduler
     assert run["resources"]["requests"]["memory"] == f"{5 * 1024 + 3 * 512 + 512}Mi"
     assert run["resources"]["limits"]["cpu"] == "6"
@@ -403,9 +412,9 @@ def test_a_scheduler_has_room_for_as_many_runs_as_go_on_at_once(tmp_path: Path) 
     assert (said["SERENO_UP__MAX_RUNS"], said["SERENO_UP__RUN_CORES"]) == ("2", "2")
 
 
-def test_files_that_the_server_alone_reads_come_from_a_secret(tmp_path: Path) -> None:
+def test_files_that_the_server_alone_reads_come_from_a_secret() -> None:
     files = {"keys_file": Path("/srv/the keys"), "tls_key": Path("/srv/tls.key")}
-    found = manifests_of(replace(BANK, server_files=files), tmp_path)
+    found = manifests_of(replace(BANK, server_files=files))
     assert (
         "  kubectl create secret generic bank-server --from-file=keys_file='/srv/the keys' --from-file=tls_key=/srv/tls.key"
         in found.told
