@@ -271,10 +271,10 @@ def resources(manifests: Manifests) -> Iterator[str]:
             if amount(asked[name]) > amount(most[name]):
                 yield f"{where}: asks for more {name} than its limit"
         cpu = amount(asked.get("cpu", 0))
+        if container["name"] == "run" and "cpu" not in most:
+            yield f"{where}: without a limit of CPU a run takes the node's cores for its own"
         if container["args"][0] == "up":
             up = _settings(manifests, container).up
-            if most.get("cpu") != asked.get("cpu"):
-                yield f"{where}: without a limit of CPU its runs are bound to the last cores of the node"
             if up.run_cores is None or max(1, cpu) < up.run_cores:
                 yield f"{where}: a run has {up.run_cores} cores of {cpu:g}"
             continue

@@ -147,6 +147,7 @@ MISTAKES: list[tuple[str, Callable[[Manifests], Any], str | int, Any, str]] = [
     ("resources", of("Deployment", *API, "resources", "limits"), "memory", "1Gi", "more memory than its limit"),
     ("resources", of("CronJob", *RUN, "resources", "limits"), "cpu", "500m", "more cpu than its limit"),
     ("resources", of("CronJob", *RUN, "resources", "limits"), "memory", GONE, "no limit of memory"),
+    ("resources", of("CronJob", *RUN, "resources", "limits"), "cpu", GONE, "takes the node's cores for its own"),
     ("resources", of("CronJob", *RUN, "resources", "requests"), "memory", GONE, "nothing is asked for"),
     ("resources", of("CronJob", *RUN, "resources", "requests"), "ephemeral-storage", GONE, "nothing is asked for"),
     ("resources", of("Deployment", *API, "resources", "requests"), "cpu", "3", "1 workers on 3"),
@@ -388,13 +389,9 @@ def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests) -> None:
     assert run["resources"]["limits"] == {"cpu": "4", "memory": "5632Mi"}
     assert found.environment(run)["SERENO_UP__STOP_SECONDS"] == "40"
     assert found.environment(run)["SERENO_UP__RUN_CORES"] == "1"  # of a model that does not say it: --cpu
-    unlimited = copy.deepcopy(found)
-    del unlimited.one("Deployment", "bank-scheduler")["spec"]["template"]["spec"]["containers"][0]["resources"][
-        "limits"
-    ]["cpu"]
-    assert [*resources(unlimited)] == [
-        "Deployment bank-scheduler: without a limit of CPU its runs are bound to the last cores of the node"
-    ]
+    few = copy.deepcopy(found)
+    few.one("Deployment", "bank-scheduler")["spec"]["template"]["spec"]["containers"][0]["env"][2]["value"] = "5"
+    assert [*resources(few)] == ["Deployment bank-scheduler: a run has 5 cores of 4"]
     mistaken = copy.deepcopy(found)
     mistaken.one("Deployment", "bank-scheduler")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 40
     assert problems(mistaken) == ["grace: Deployment bank-scheduler: runs are killed before they end"]
