@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pyarrow.parquet as pq
@@ -483,6 +485,23 @@ def test_without_days_all_are_kept(tmp_path: Path) -> None:
     keep(tmp_path, [1], when=datetime(2000, 1, 1, tzinfo=UTC))
     assert compactor(tmp_path).compact().dropped_days == 0
     assert seen(tmp_path) == ["r1"]
+
+
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_the_last_pass_is_made_again_while_there_is_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    keep(tmp_path, [1])
+    monkeypatch.setattr(compactor_module, "LAST_SECONDS", seconds)
+    passes: list[Any] = []
+
+    def run(command: list[str]) -> Any:
+        passes.append(command)
+        return subprocess.Popen("false" if len(passes) < 3 else "true")
+
+    monkeypatch.setattr(compactor_module, "subprocess", SimpleNamespace(Popen=run))
+    compactor_module.Watch(tmp_path, {}, 300, 1 << 30).end()
+    assert len(passes) == (3 if seconds else 1)
 
 
 def test_days_that_become_known_later_hold_the_same_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
+from deltalake import CommitProperties, PostCommitHookProperties, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.schema import Schema
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
@@ -29,6 +29,7 @@ from sereno.adapters.delta import (
     checkpoint_files,
     current_version,
     log_file,
+    opened,
     options,
     remove_torn_checkpoints,
     translated,
@@ -82,13 +83,12 @@ class TableState:
 
 def read_state(table: Place) -> TableState | None:
     """The newest version; None if there is no table."""
-    if current_version(table) < 0:
+    version = current_version(table)
+    if version < 0:
         return None
-    try:
-        opened = _opened(table)
-        actions = pa.table(opened.get_add_actions(flatten=True)).to_pylist()
-    except Exception as error:
-        raise StorageError(f"The table {table} cannot be read: {error}.") from error
+    with _reading(table):
+        there = opened(table, version, THEN)
+        actions = pa.table(there.get_add_actions(flatten=True)).to_pylist()
     files = tuple(
         DataFile(
             path=unquote(a["path"]),
@@ -101,7 +101,7 @@ def read_state(table: Place) -> TableState | None:
         )
         for a in actions
     )
-    return TableState(version=opened.version(), schema=_plain(pa.schema(opened.schema().to_arrow())), files=files)
+    return TableState(version=version, schema=_plain(pa.schema(there.schema().to_arrow())), files=files)
 
 
 def commit(
@@ -134,9 +134,11 @@ def commit(
         max_commit_retries=0,
         app_transactions=[Transaction(commit_id.writer, commit_id.number)] if commit_id else None,
     )
+    with _reading(table):
+        there = None if state is None else opened(table, state.version, THEN)
     version = 0 if state is None else state.version + 1
     try:
-        if state is None:
+        if state is None or there is None:
             table.mkdir(parents=True, exist_ok=True)
             create_table_with_add_actions(
                 str(table),
@@ -150,19 +152,18 @@ def commit(
                 post_commithook_properties=NO_CHECKPOINT,
             )
             return
-        opened = _opened(table, state.version)
         new = [field for field in Schema.from_arrow(schema).fields if field.name not in state.schema.names]
         if new:
-            opened.alter.add_columns(
+            there.alter.add_columns(
                 new,
                 commit_properties=CommitProperties(max_commit_retries=0),
                 post_commithook_properties=NO_CHECKPOINT,
             )
             version += 1
-        opened.create_write_transaction(
+        there.create_write_transaction(
             actions,
             mode="append",
-            schema=opened.schema(),
+            schema=there.schema(),
             partition_by=["day"],
             commit_properties=properties,
             post_commithook_properties=NO_CHECKPOINT,
@@ -195,13 +196,11 @@ def _text(when: datetime) -> str:
 
 def has_commit(table: Place, commit_id: CommitId) -> bool:
     """Whether it is the last commit of its writer. Raises StorageError."""
-    if current_version(table) < 0:
+    version = current_version(table)
+    if version < 0:
         return False
-    try:
-        number = _opened(table).transaction_version(commit_id.writer)
-    except Exception as error:
-        raise StorageError(f"The table {table} cannot be read: {error}.") from error
-    return number == commit_id.number
+    with _reading(table):
+        return bool(opened(table, version, THEN).transaction_version(commit_id.writer) == commit_id.number)
 
 
 def flush_log(table: Place, after: int) -> None:
@@ -214,13 +213,14 @@ def flush_log(table: Place, after: int) -> None:
         fsync(table / "_delta_log")
     if newest - _last_checkpoint(table) < CHECKPOINT_EVERY:
         return
+    with _reading(table):
+        there = opened(table, newest, THEN)
     try:
-        opened = _opened(table)
-        opened.create_checkpoint()
+        there.create_checkpoint()
         if isinstance(table, Path):
             for path in (*checkpoint_files(table), table / "_delta_log"):
                 fsync(path)
-        opened.cleanup_metadata()
+        there.cleanup_metadata()
     except OSError:
         raise
     except Exception as error:
@@ -238,8 +238,10 @@ def mend_log(table: Place) -> None:
 
 def vacuum(table: Place, hours: int) -> int:
     """Remove files that no version needs that was current in the last hours; how many."""
+    with _reading(table):
+        there = opened(table, current_version(table), THEN)
     try:
-        gone = _opened(table).vacuum(
+        gone = there.vacuum(
             retention_hours=hours,
             dry_run=False,
             enforce_retention_duration=False,
@@ -268,8 +270,15 @@ def forget_removed(table: ObjectPath) -> None:
         (table / path).unlink(missing_ok=True)
 
 
-def _opened(table: Place, version: int | None = None) -> DeltaTable:
-    return DeltaTable(str(table), version=version, storage_options=options(table))
+@contextlib.contextmanager
+def _reading(table: Place) -> Iterator[None]:
+    """Turn what delta-rs raises into StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        raise StorageError(f"The table {table} cannot be read: {error}.") from error
 
 
 def _last_checkpoint(table: Place) -> int:

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 
 from sereno.adapters import answer_table
 from sereno.adapters.answer_table import CommitId, DataFile, TableState
+from sereno.adapters.delta import NotTakenError
 from sereno.answers.columns import EMPTY, OWN, key_columns, matches_key, place, tables_of
 from sereno.answers.folder import (
     DAMAGE,
@@ -58,10 +59,8 @@ T = TypeVar("T")
 
 COMMIT_BYTES = 512 << 20  # of segments in one commit
 PATIENCE = 300.0  # seconds to wait for another process that works on the table
-RACES, RACE_SECONDS = (
-    10,
-    1.0,
-)  # how often a commit is made again that another pod's was faster than, and the longest pause
+RACES, RACE_SECONDS = 10, 1.0  # how often a commit is tried in an object store, and the longest pause between
+TRIED_AGAIN = (BusyError, NotTakenError)  # another pod was faster; the store does not say why
 FORMAT = 1  # of segments
 
 
@@ -264,12 +263,11 @@ class Compactor:
             (self.segments / PENDING).unlink(missing_ok=True)
         except (OSError, SerenoError) as error:
             parts.abandon()
-            is_refused = isinstance(error, BusyError)
             try:  # what is not committed would fill the disk for nothing
-                if self._recover(may_come=is_sent and not is_refused):
+                if self._recover(may_come=is_sent and not isinstance(error, BusyError)):
                     return parts.rows  # only the store's answer was lost
             except (OSError, SerenoError):  # it is pending still, and the next pass has to begin with it
-                if is_refused:
+                if isinstance(error, TRIED_AGAIN):
                     raise
             raise
         return parts.rows
@@ -298,15 +296,15 @@ class Compactor:
             some = [waiting.pop(0)]
             while waiting and sum(size for _, size in [*some, waiting[0]]) <= COMMIT_BYTES:
                 some.append(waiting.pop(0))
-            self.again_if_busy(functools.partial(self._put, [path for path, _ in some], done, without), done)
+            self.tried(functools.partial(self._put, [path for path, _ in some], done, without), done)
 
-    def again_if_busy(self, work: Callable[[], T], done: Done) -> T:
-        """Do what commits to the table; again where it is in an object store, and another pod was faster."""
+    def tried(self, work: Callable[[], T], done: Done) -> T:
+        """Do what commits to the table; again where it is in an object store, and another try may succeed."""
         erased = done.erased
         for left in reversed(range(RACES)):
             try:
                 return work()
-            except BusyError:
+            except TRIED_AGAIN:
                 if not left or isinstance(self.table, Path):
                     raise
                 done.erased = erased  # what was not committed was not erased

@@ -158,7 +158,7 @@ class Watch:
                 yield folder.name, total_size(finished)
 
     def end(self) -> None:
-        """Put what the workers leave into the tables, once they have left it."""
+        """Put what the workers leave into the tables, once they have left it; again where that fails, while there is time."""
         from sereno.storage import exclusive
 
         never = threading.Event()
@@ -170,8 +170,11 @@ class Watch:
             deadline = time.monotonic() + LAST_SECONDS
             while any(map(open_segments, folders)) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            for model, _ in self._waiting():
-                self._start(model, never)
+            models = [model for model, _ in self._waiting()]
+            while models:
+                for model in models:
+                    self._start(model, never)
+                models = [model for model in models if self._failures.get(model) and time.monotonic() < deadline]
 
     def _start(self, model: str, stop: threading.Event) -> None:
         options = [f"--days={model}={self._days[model]}"] if model in self._days else []

@@ -94,7 +94,7 @@ def erase(compactor: Compactor, key: Sequence[str]) -> Done:
             raise NotFoundError(f"No answer of model {compactor.model!r} is kept.")
         if state is not None:
             check_key(compactor, state.schema, key)
-            while compactor.again_if_busy(lambda: _erase_some(compactor, key, done), done):
+            while compactor.tried(lambda: _erase_some(compactor, key, done), done):
                 pass
             if isinstance(compactor.table, ObjectPath):
                 answer_table.forget_removed(compactor.table)
