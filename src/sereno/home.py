@@ -29,7 +29,7 @@ from sereno.lookup.where import Where, few, lookup_home, objects_of, redis_of, w
 from sereno.places import Place, write_place
 from sereno.predictions import find_reject, find_row
 from sereno.settings import ModelSettings, Settings
-from sereno.snapshots import Keep, Rollback, SnapshotStore, State
+from sereno.snapshots import Keep, Rollback, SnapshotStore, State, clean
 from sereno.status import Status, change_status
 from sereno.storage import exclusive, refresh, told
 
@@ -253,7 +253,7 @@ class Home:
                 refresh(self.attempts.folder)  # an attempt that another host has just begun
             return self.attempts.needed(elsewhere)
 
-        return self.store.clean(needed, self.keep, dry_run=dry_run)
+        return clean(self.store, needed, self.keep, dry_run=dry_run)
 
 
 def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: str = "", who: str = "") -> Rollback:

@@ -12,7 +12,6 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
-from sereno import snapshots
 from sereno.adapters import delta, objects
 from sereno.adapters.delta import AddedFile, checkpoint_files
 from sereno.exceptions import StorageError
@@ -32,7 +31,7 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 def test_checkpoints_are_flushed(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr(snapshots, "fsync", flushed.append)
+    monkeypatch.setattr("sereno.snapshots.store.fsync", flushed.append)
     store.flush(2)
     names = [path.name for path in flushed]
     assert names[:4] == [f"{2:020d}.json", f"{2:020d}.checkpoint.parquet", "_last_checkpoint", "_delta_log"]
@@ -44,13 +43,13 @@ def test_a_torn_checkpoint_is_removed(store: SnapshotStore, content: bytes) -> N
     checkpoint.write_bytes(content)
     with pytest.raises(DeltaError):
         DeltaTable(store.folder)
-    with store._alone():
+    with store.alone():
         assert len(DeltaTable(store.folder).file_uris()) == 3
     assert checkpoint_files(store.folder) == []
 
 
 def test_a_checkpoint_that_is_well_stays(store: SnapshotStore) -> None:
-    with store._alone():
+    with store.alone():
         assert len(checkpoint_files(store.folder)) == 2
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from sereno.adapters import delta
 from sereno.exceptions import BusyError, NotFoundError, PublishError, StorageError
-from sereno.snapshots import Keep, Part, Publication, Snapshot, SnapshotStore, State
+from sereno.snapshots import Keep, Part, Publication, Snapshot, SnapshotStore, State, clean
 
 NOON = datetime(2026, 5, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -229,5 +229,5 @@ def test_nothing_goes_while_the_table_moves_on(store: SnapshotStore, monkeypatch
     few = Keep(snapshots=1, young=timedelta(0))
     with monkeypatch.context() as moving:
         moving.setattr(store, "version", lambda: 2)
-        assert store.clean(lambda: (set(), set()), few) == {}
-    assert [path.parent.name for path in store.clean(lambda: (set(), set()), few)] == ["2026-05-01-000001"]
+        assert clean(store, lambda: (set(), set()), few) == {}
+    assert [path.parent.name for path in clean(store, lambda: (set(), set()), few)] == ["2026-05-01-000001"]
