@@ -260,10 +260,17 @@ def test_three_hundred_schedules(tmp_path: Path, storage: ObjectPath, proxy: Fau
     assert 0 < sum(failed) < 600  # of 1,800 passes
 
 
-def test_a_person_is_erased_and_what_another_pod_writes_stays(tmp_path: Path, storage: ObjectPath) -> None:
+def test_a_person_is_erased_and_what_another_pod_writes_stays(
+    tmp_path: Path, storage: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for pod, start in (("a", 0), ("b", 10)):
         keep(tmp_path / pod, range(start, start + 10))
         Compactor(tmp_path / pod, "shop", storage).compact()
+    log = storage / "answers" / "shop" / "_delta_log"
+    comment = '{"commitInfo": {"timestamp": 0, "of": "somebody\u2028else"}}\n'
+    (log / f"{2:020d}.json").write_bytes(comment.encode())
+    listed = ObjectPath.glob  # another pod cuts the log meanwhile
+    monkeypatch.setattr(ObjectPath, "glob", lambda path, pattern: [*listed(path, pattern), path / "cut.json"])
     begun = storage / "answers" / "shop" / "day=2026-05-01" / "20260501T120000-abcdefab-0.parquet"
     begun.write_bytes(b"not committed yet")
     before = {path for path, _ in storage.below() if path.suffix == ".parquet"}
