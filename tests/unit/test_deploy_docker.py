@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 
 from sereno import __version__
-from sereno.cli import main
+from sereno.cli import deploying, main
 from sereno.config import load_settings
 from sereno.deploy.complete import lacking
 from sereno.deploy.docker import Image, default_base, files_of_artifacts, next_steps, with_targets
@@ -397,6 +397,23 @@ def test_what_a_build_would_stumble_over_is_said(project: Path, capsys: pytest.C
 
 
 # Where it is built
+
+
+@mock.patch.object(deploying, "declared_in", lambda *_: [])  # which is asked by a process of its own
+def test_a_key_of_the_server_is_in_no_image(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = project / "tls" / "server.key"
+    key.parent.mkdir()
+    key.write_text("secret")
+    settings = '[serve]\ntls_certificate = "/etc/tls/server.pem"\ntls_key = "tls/server.key"\n'
+    (project / "sereno.toml").write_text((project / "sereno.toml").read_text() + settings)
+    for included in (key, key.parent):
+        code, _, error = deploy(project, capsys, "--include", str(included))
+        assert code == 2
+        assert f"{key}, which 'serve.tls_key' names, would be in the image" in error
+    _, out, _ = deploy(project, capsys)
+    assert "--volume /etc/tls/server.pem:/etc/tls/server.pem:ro; on Kubernetes" in out
+    assert f"--volume {key}:/app/tls/server.key:ro; on Kubernetes" in out
+    assert "!tls" not in (project / ".dockerignore").read_text()
 
 
 def test_an_image_that_lacks_nothing_passes(project: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,12 @@ def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tu
         raise SettingsError(
             f"There is no {missing}, which the image is to have. Train the model first, or mend its name."
         )
+    for name, file in deploying.server_files(settings).items():
+        if any(file.absolute().is_relative_to(place) for place in places):
+            raise SettingsError(
+                f"{file}, which 'serve.{name}' names, would be in the image, and so with all who may pull it. Leave it out of "
+                "--include, and mount it where the container runs."
+            )
     image = Image(
         project=project,
         name=options.name or project.name.lower(),
@@ -72,6 +79,12 @@ def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Itera
         yield (
             f"WARNING: {image.project / 'sereno.toml'} names no model: the image has packages alone, for a platform that brings the "
             'model. Else write [models.NAME] with file = "NAME.py".'
+        )
+    for name, file in deploying.server_files(settings).items():
+        there = Path("/app", file.relative_to(image.project)) if file.is_relative_to(image.project) else file
+        yield (
+            f"NOTE: {file}, which 'serve.{name}' names, is not in the image, as no secret is. Mount it: --volume "
+            f"{shlex.quote(f'{file}:{there}:ro')}; on Kubernetes, `sereno deploy kubernetes` has a Secret for it."
         )
     extras = extras_for(settings, (text for model in models for text in model.artifacts.values()))
     asked = [one for model in models for one in script_requirements(Path(model.file))]

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from sereno.deploy.kubernetes import Kubernetes, Nightly
     from sereno.settings import Settings
 
-SERVER_FILES = ("keys_file", "tls_certificate", "tls_key")  # settings of [serve] that name files for the server alone
-
 
 def add(environments: Commands) -> None:
     one = environments.command(
@@ -82,7 +80,7 @@ def _of(options: argparse.Namespace, settings: Settings, project: Path) -> Kuber
         max_runs=settings.up.max_runs,
         run_cores=settings.up.run_cores,
         run_memory_bytes=settings.up.run_memory_bytes,
-        server_files={name: file for name in SERVER_FILES if (file := getattr(settings.serve, name)) is not None},
+        server_files=deploying.server_files(settings),
         **{name: value for name, value in given.items() if value is not None},
     )
 

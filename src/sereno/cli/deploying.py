@@ -48,6 +48,12 @@ def env_of(options: argparse.Namespace) -> str | None:
     return options.env or os.environ.get("SERENO_ENV")
 
 
+def server_files(settings: Settings) -> dict[str, Path]:
+    """Setting of [serve] → the file that it names, for the server alone: where it runs it is mounted, and no image has it."""
+    named = ((name, getattr(settings.serve, name)) for name in ("keys_file", "tls_certificate", "tls_key"))
+    return {name: file for name, file in named if file is not None}
+
+
 def files_in(settings: Settings) -> list[Path]:
     """The model files that sereno.toml names."""
     return [model.file for model in settings.models.values() if model.file is not None]
