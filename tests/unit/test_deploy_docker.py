@@ -399,8 +399,10 @@ def test_what_a_build_would_stumble_over_is_said(project: Path, capsys: pytest.C
 # Where it is built
 
 
-@mock.patch.object(deploying, "declared_in", lambda *_: [])  # which is asked by a process of its own
-def test_a_key_of_the_server_is_in_no_image(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_of_the_server_is_in_no_image(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploying, "declared_in", lambda *_: [])  # asked of a process of its own
     key = project / "tls" / "server.key"
     key.parent.mkdir()
     key.write_text("secret")
