@@ -124,6 +124,16 @@ def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def is_reaped(container: Container) -> None:
+    """Whose parent is gone, as of a command that somebody types in the container, is no zombie once it has ended."""
+    within = ["nsenter", f"--target={container.pid}", "--mount", "--pid", "--root"]
+    typed = ["sh", "-c", "sleep 0.3 >/dev/null & echo $!"]
+    orphan = subprocess.run([*within, *typed], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    proc = Path(f"/proc/{container.pid}/root/proc/{orphan}")
+    assert "\nPPid:\t1\n" in (proc / "status").read_text()
+    until(lambda: not proc.exists())
+
+
 def test_the_image_has_the_project_and_nothing_else(project: Project) -> None:
     assert [str(file) for file in image.let_in(project.folder)] == [
         "features/__init__.py",
@@ -147,6 +157,7 @@ def test_it_serves_on_a_root_that_nobody_can_write(builder: Builder, stage: Stag
         assert "CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n" in status
         assert "NoNewPrivs:\t1\n" in status
         assert b'"y":3.0' in ask(port, "/predict", {"x": 1.5})
+        is_reaped(container)
         healthy = container.health()
         assert (healthy.returncode, healthy.stderr) == (0, "")
         container.stop(signal.Signals[stage.stop_signal])
@@ -175,6 +186,7 @@ def test_up_does_both_until_it_is_told_to_end(builder: Builder, stage: Stage, ho
         until_ready(port, container)
         assert container.process.stdout is not None
         assert any("Schedules total." in line for line in container.process.stdout), ended(container)
+        is_reaped(container)
         healthy = container.health()
         assert (healthy.returncode, healthy.stderr) == (0, "")
         container.stop(signal.SIGTERM)

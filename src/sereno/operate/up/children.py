@@ -22,6 +22,7 @@ from sereno.backoff import BackOff
 from sereno.exceptions import SerenoError
 from sereno.operate.tied import adopt_orphans, tied
 from sereno.operate.up.systemd import Systemd
+from sereno.orphans import children_of
 from sereno.serve.processes.watching import Watcher
 from sereno.settings import Settings
 from sereno.signals import OTHER, Signals, has_terminal
@@ -308,7 +309,7 @@ class Children:
         """Processes that became our children when a child of ours had ended."""
         own = {child.pid for child in self._children}
         with contextlib.suppress(OSError):  # a kernel that does not tell
-            return [pid for pid in _children_of(os.getpid()) if pid not in own]
+            return [pid for pid in children_of(os.getpid()) if pid not in own]
         return []
 
     def _on_signals(self) -> None:
@@ -389,17 +390,6 @@ class Children:
                 break
         self._selector.close()
         self._signals.close()
-
-
-def _children_of(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file,
-        ):
-            found += [int(one) for one in file.read().split()]
-    return found
 
 
 def _kill(pid: int) -> None:

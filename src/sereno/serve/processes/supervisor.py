@@ -13,6 +13,7 @@ service, which drains once every worker of the next is ready. Connections that n
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import signal
 import time
@@ -24,6 +25,7 @@ import msgspec
 from sereno import exceptions
 from sereno.backoff import BackOff
 from sereno.exceptions import SerenoError, WorkerError
+from sereno.orphans import reap
 from sereno.serve.options import Options
 from sereno.serve.processes.board import Board, State
 from sereno.serve.processes.compacting import Compacting
@@ -331,6 +333,9 @@ class Supervisor:
             self._is_gone(worker)
         if self._again:
             self._reload()
+        if os.getpid() == 1:  # of a container: what others have started there is its child once they are gone
+            own = {worker.pid for worker in (*self._workers, self._first) if worker is not None}
+            reap(own | {*self._compacting.pids, *self._indexing.pids})
 
     def _is_gone(self, worker: Worker) -> None:
         code = worker.process.returncode
