@@ -38,6 +38,7 @@ from sereno.answers.folder import (
     total_size,
 )
 from sereno.exceptions import BusyError
+from sereno.operate.tied import tied
 
 SEALED_SECONDS = 3  # after workers have sealed their segments by the clock
 LOOK_SECONDS = 2.0
@@ -180,7 +181,8 @@ class Watch:
         options = [f"--days={model}={self._days[model]}"] if model in self._days else []
         options += [f"--storage={self._storage}"] if self._storage else []
         command = [sys.executable, "-P", "-m", "sereno.answers.compactor", str(self._home), "--once", model, *options]
-        with subprocess.Popen(command) as process:
+        # tied: a store that does not answer keeps it for longer than this one is given to end
+        with subprocess.Popen(tied(command)) as process:
             while process.poll() is None:
                 if stop.wait(0.1):
                     process.terminate()  # what it began is finished or undone by the next one
