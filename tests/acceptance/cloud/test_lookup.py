@@ -102,7 +102,8 @@ def test_a_storage_that_is_a_folder(tmp_path: Path) -> None:
 
 def test_a_pod_answers_from_what_another_has_published(s3: S3Server, tmp_path: Path) -> None:
     cloud = Cloud(s3, tmp_path)
-    required = {"SERENO_MODELS__TOTAL__LOOKUP": "required", "SERENO_MODELS__TOTAL__LOG": "off"}  # no answers to be saved
+    # no answers are kept, that would have to be saved while the store is gone
+    required = {"SERENO_MODELS__TOTAL__LOOKUP": "required", "SERENO_MODELS__TOTAL__LOG": "off"}
     first = cloud.publish(2, "--set", "models.total.lookup=required")
     assert first["state"] == "published", first
     serving = cloud.pod("serve")
