@@ -158,7 +158,7 @@ class Home:
     def _follow(self, state: State, succeeded: bool, due_at: datetime | None) -> None:
         if not state.served:
             return
-        self.store.flush(state.version)
+        self.store.flush(state.table_version)
         keep = state.kept(datetime.now(UTC), self.keep)
         followers = self._lookup_followers(state, state.kept(datetime.now(UTC)) & keep)
         followers += [(export.name, partial(export.follow, state.served, keep)) for export in self.exports()]
@@ -197,7 +197,7 @@ class Home:
         if self.settings.ledger is None and isinstance(self.root, Path):
             return False
         self.store.refresh()
-        return self.store.version() > state.version
+        return self.store.table_version() > state.table_version
 
     def succeeded(self, due_at: datetime | None) -> None:
         """A run has ended well; the next one is due then, if that is known. Raises OSError where it cannot be noted."""
@@ -270,7 +270,7 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
             raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
     with told(f"The home {home.path} cannot be used", AS_IT_WAS):
         state = home.store.state()
-        unfinished = home.rolling_back.exists() and home.rolling_back.read_text() == str(state.version)
+        unfinished = home.rolling_back.exists() and home.rolling_back.read_text() == str(state.table_version)
         if unfinished and state.last_rollback:
             before, served = state.last_rollback
             if to in (None, served and served.number) and chosen in (None, before and before.data_date):
@@ -279,7 +279,7 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
                 home.rolling_back.unlink(missing_ok=True)
                 _tell_ledger(home, who)
                 return state.last_rollback
-        write_place(home.rolling_back, str(state.version + 1).encode())
+        write_place(home.rolling_back, str(state.table_version + 1).encode())
         done = home.store.rollback(to=to, day=chosen, why=why, who=who)
         home.follow()
         home.rolling_back.unlink(missing_ok=True)

@@ -187,7 +187,7 @@ class MemoryStore:
         self.indexes: dict[tuple[int, str], MemoryIndex] = {}
 
     def follow(self, state: State, keep: frozenset[int]) -> bool:
-        if self._followed > state.version and self._table.state().version >= self._followed:
+        if self._followed > state.table_version and self._table.state().table_version >= self._followed:
             return False
         before = (self._served, set(self.indexes))
         newest = state.newest
@@ -195,7 +195,7 @@ class MemoryStore:
             self._build(newest)
         failpoint("lookup_swap_before")
         self._served = (newest.number, newest.attempt) if newest is not None else None
-        self._followed = state.version
+        self._followed = state.table_version
         failpoint("lookup_swapped")
         for number in sorted(keep & state.snapshots.keys() - state.withdrawn):
             with contextlib.suppress(IndexingError):
@@ -221,7 +221,7 @@ class MemoryStore:
         return self._served
 
     def is_behind(self) -> bool:
-        return self._table.state().version != self._followed
+        return self._table.state().table_version != self._followed
 
     def was_rolled_back(self, number: int) -> bool:
         return self._served is not None and number > self._served[0]

@@ -85,7 +85,7 @@ def test_a_rollback_whose_parts_go_is_undone(store: SnapshotStore, monkeypatch: 
     after = store.state()
     assert [s.number for s in after.served] == [3]
     assert (before.withdrawn, after.withdrawn) == ({4}, {4})
-    assert after.version == before.version + 2
+    assert after.table_version == before.table_version + 2
     assert pq.read_table(after.served[0].parts[0].path).column("y").to_pylist() == [3]
 
 
@@ -173,7 +173,7 @@ def test_what_nobody_knows_is_told_so(store: SnapshotStore, monkeypatch: pytest.
         "twice."
     )
     assert store.publish(wanted, force=False).number == 1
-    assert store.version() == 0
+    assert store.table_version() == 0
 
 
 def test_a_publication_opens_its_table_once(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +228,6 @@ def test_nothing_goes_while_the_table_moves_on(store: SnapshotStore, monkeypatch
     published(store, 1, 2)
     few = Keep(snapshots=1, young=timedelta(0))
     with monkeypatch.context() as moving:
-        moving.setattr(store, "version", lambda: 2)
+        moving.setattr(store, "table_version", lambda: 2)
         assert clean(store, lambda: (set(), set()), few) == {}
     assert [path.parent.name for path in clean(store, lambda: (set(), set()), few)] == ["2026-05-01-000001"]

@@ -44,7 +44,7 @@ def main(home: Path, model: str) -> int:
             store = SnapshotStore(where.root or home if where is not None else home, model)
             state = store.state()
             if state.served:
-                store.flush(state.version)  # a commit that a power cut could take back is not shown to anybody
+                store.flush(state.table_version)  # a commit that a power cut could take back is not shown to anybody
             if where is None:
                 from sereno.adapters.lookup_folder import LookupFolder
 

@@ -74,7 +74,7 @@ class Following(ABC):
 
     def _follow(self, state: State, keep: frozenset[int], most: int | None) -> bool:
         pointer = self._pointer()
-        if pointer and pointer.table_version > state.version and self._is_current(pointer):
+        if pointer and pointer.table_version > state.table_version and self._is_current(pointer):
             return False
         self._sweep()
         newest = state.newest
@@ -96,8 +96,8 @@ class Following(ABC):
         now = Pointer(
             index=name_of(newest),
             build=manifest.build,
-            table_version=state.version,
-            commit=self._commit_time(state.version) or 0,
+            table_version=state.table_version,
+            commit=self._commit_time(state.table_version) or 0,
             before=[],
         )
         now = self._point(now, others, left_out, was=pointer)
@@ -166,11 +166,11 @@ class Following(ABC):
 
     def _serve_nothing(self, state: State, pointer: Pointer | None) -> bool:
         """There is no table, or one in which nothing of ours was ever published."""
-        if state.version < 0:
+        if state.table_version < 0:
             self._point_at(None)
         else:
-            commit = self._commit_time(state.version) or 0
-            empty = Pointer(index="", build="", table_version=state.version, commit=commit, before=[])
+            commit = self._commit_time(state.table_version) or 0
+            empty = Pointer(index="", build="", table_version=state.table_version, commit=commit, before=[])
             if pointer != empty:
                 self._point_at(empty)
         return pointer is not None and bool(pointer.index)

@@ -59,7 +59,7 @@ def clean(
         }
         if dry_run:
             return gone
-        if store.version() != state.version:
+        if store.table_version() != state.table_version:
             return {}
         remove(gone)
         for folder in {f.parent for f in gone if isinstance(f, Path) and f.parent.name not in BESIDE}:

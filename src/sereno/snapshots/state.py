@@ -29,7 +29,7 @@ class Keep:
 class State:
     """The table as its log tells it."""
 
-    version: int = -1  # of the table; -1: there is none
+    table_version: int = -1  # of its newest commit; -1: there is none
     snapshots: dict[int, Snapshot] = field(default_factory=dict)  # every one ever published, by number
     served: tuple[Snapshot, ...] = ()  # one, or one per data date, oldest first
     withdrawn: frozenset[int] = frozenset()
@@ -121,7 +121,7 @@ def read_state(table: Place, until: datetime | None = None) -> State:
                 withdrawn.pop(target.number, None)
             serve(target, date.fromisoformat(metadata["data_date"]), when)
     return State(
-        version=version,
+        table_version=version,
         snapshots=snapshots,
         served=tuple(served[d] for d in sorted(served)),
         withdrawn=frozenset(withdrawn),

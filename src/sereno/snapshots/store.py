@@ -53,7 +53,7 @@ class SnapshotStore:
         self._lock = None if locks is None else locks / ".sereno" / "locks" / f"{model}.publish"
         self._across = across or (lambda busy, patience: contextlib.nullcontext())
 
-    def version(self) -> int:
+    def table_version(self) -> int:
         """Of the table now, whoever made it; -1: there is none."""
         from sereno.adapters import delta
 
@@ -146,7 +146,7 @@ class SnapshotStore:
 
         self._refuse_other_disposition(state, disposition)
         if disposition == "partition":
-            delta.grown(self.folder, state.version, schema)
+            delta.grown(self.folder, state.table_version, schema)
 
     def _refuse_other_disposition(self, state: State, disposition: str) -> None:
         for snapshot in state.served:
@@ -217,12 +217,12 @@ class SnapshotStore:
         """One commit on top of `state`; the table's version then. `day`: the data date whose partition it replaces."""
         from sereno.adapters import delta
 
-        version = state.version + 1
+        version = state.table_version + 1
         for left in reversed(range(delta.TRIES)):
             try:
                 return delta.commit(
                     self.folder,
-                    expected=state.version,
+                    expected=state.table_version,
                     schema=self._schema(schema, day is not None),
                     files=files,
                     metadata=metadata,

@@ -330,7 +330,7 @@ def test_a_commit_over_a_bad_line(
         with proxy.having(Rule(fault=fault, method=method, pattern=pattern, times=times)):
             assert project.run(NEXT_DAY)["version"] == 2
             assert fault in proxy.injected()
-    assert SnapshotStore(root, "total").version() == 1
+    assert SnapshotStore(root, "total").table_version() == 1
 
 
 @pytest.mark.parametrize("fault", ["denied", "refused"])
@@ -374,7 +374,7 @@ def test_two_machines_publish_one_night_at_once(tmp_path: Path, root: ObjectPath
     assert sorted(report["state"] for report in reports) == ["nothing", "nothing", "published"]
     assert {report["version"] for report in reports} == {1}
     state = SnapshotStore(root, "total").state()
-    assert state.version == 0
+    assert state.table_version == 0
     assert len(sereno.read_predictions("total", home=str(root))) == 100
 
 

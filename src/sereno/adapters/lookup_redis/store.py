@@ -77,7 +77,7 @@ class LookupRedis(Following):
         A state that is older than what was followed already changes nothing. Indexes of snapshots that are not in service
         are left to the next who follows once `most` were built, and as soon as the table has moved on.
         """
-        if state.version < 0 and not self._home_id.known():
+        if state.table_version < 0 and not self._home_id.known():
             return False  # neither table nor anything else of a home: it is not on this host
         with self._told_of_writing(), self._lock.held(self.model):
             self._check_room()
