@@ -183,15 +183,13 @@ def test_of_a_containers_quota_it_has_a_share_and_of_the_machine_any_core(
     assert cores_of_runs(None, api_workers=4) == (None, 1)
     assert cores_of_runs(2, api_workers=3) == (None, 2)
     assert cores_of_runs(8) == (None, 3)
-    ours, shown = (
-        sorted(os.sched_getaffinity(0)),
-        "import os, sys; print(sys.argv[5:], os.sched_getaffinity(0), file=sys.stderr)",
-    )
-    for workers, said in ((None, 2), (1, 1), (8, 2)):
-        runs = Runs(UpSettings(run_cores=2), command=command(shown), workers=workers)
+    shown = "import os, sys; print(sys.argv[6:], os.sched_getaffinity(0), file=sys.stderr)"
+    for workers, executor, said in ((None, "local", 2), (1, "local", 1), (8, "local", 2), (8, "ray", None)):
+        runs = Runs(UpSettings(run_cores=2), command=command(shown), workers=workers, executor=executor)
         runs.start(entry(), Scheduled("churn.py"))
         end(runs)
-        assert log().splitlines()[-1] == f"churn 2026-05-01: ['--json', '--workers', '{said}'] {set(ours)}"
+        given = ["--workers", str(said)] if said is not None else []
+        assert log().splitlines()[-1] == f"churn 2026-05-01: {given} {os.sched_getaffinity(0)}"
 
 
 def test_it_gets_as_much_memory_as_is_said(log: Callable[[], str]) -> None:

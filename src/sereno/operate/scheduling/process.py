@@ -99,8 +99,13 @@ class Process:
         self._unread: dict[str, Unread] = {}  # model → its file, which does not load
         self._unread_is_known = False  # to people, and to `sereno health`
         self._idle: set[str] = set()  # files that are not scheduled, and of which that was said
-        options_of_runs = [*self._given, "--who", WHO]
-        self._runs = Runs(settings.up, options_of_runs, api_workers=api_workers, workers=settings.workers)
+        self._runs = Runs(
+            settings.up,
+            [*self._given, "--who", WHO],
+            api_workers=api_workers,
+            workers=settings.workers,
+            executor=settings.executor,
+        )
         self._teller = Teller(self._ledger, settings)
         self._sending = Sending(settings, self._ledger, _note)
         self._daily = Daily(self._ledger, [*self._command, "prune", "--json", *self._given], _note)
@@ -170,7 +175,7 @@ class Process:
             self._code = 1
             return
         self._settings = self._teller.settings = self._sending.settings = settings
-        self._runs.limits, self._runs.workers = settings.up, settings.workers
+        self._runs.limits, self._runs.workers, self._runs.executor = settings.up, settings.workers, settings.executor
         self._read_models()
 
     def _read_models(self) -> None:

@@ -82,17 +82,18 @@ class Runs:
         command: Sequence[str] = (),
         api_workers: int = 0,
         workers: int | None = None,
+        executor: str = "local",
     ) -> None:
         """`options`: those of `sereno run` that all of them get; `command`: in place of `sereno run` (for tests).
 
         `api_workers`: processes of an API beside the runs, each of which keeps a core free of them as far as there are enough.
-        `workers`: the setting.
+        `workers`, `executor`: the settings.
         """
         warnings = [f"-W{option}" for option in sys.warnoptions]
         self.limits = limits  # of those that start from now on
         self._command = [*(command or (sys.executable, "-P", *warnings, "-m", "sereno", "run"))]
         self._options = [*options]
-        self._api_workers, self.workers = api_workers, workers
+        self._api_workers, self.workers, self.executor = api_workers, workers, executor
         self._runs: list[_Run] = []
 
     @property
@@ -112,7 +113,9 @@ class Runs:
         # --span, not --date: should the schedule have changed, a date may be another interval by now
         asked = ["--span", span(entry.run_key, entry.data_time), "--once=ever"]
         cores, most = cores_of_runs(scheduled.run_cores or self.limits.run_cores, self._api_workers)
-        workers = [] if most is None else ["--workers", str(min(most, self.workers or most))]
+        workers = []
+        if most is not None and self.executor == "local":  # those of a cluster are on other machines
+            workers = ["--workers", str(min(most, self.workers or most))]
         command = [*self._command, str(scheduled.file), *asked, "--json", *workers, *self._options]
         prefix = f"{entry.model} {label}: "
         ours, theirs = os.pipe()
