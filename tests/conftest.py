@@ -1,12 +1,18 @@
 """What holds for all tests."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.objects import S3Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +26,15 @@ def in_the_projects_folder() -> Iterator[None]:
     """A server that a test has in its own process works in its home's folder; the next test starts where all do."""
     yield
     os.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def shared_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, for all tests that do not end it, as it takes seconds to start. Each makes a bucket of its own."""
+    from tests.objects import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", autouse=True)

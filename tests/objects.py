@@ -63,7 +63,7 @@ class S3Server:
             *(str(Path(sys.executable).with_name("weed")), "-logtostderr", "server", f"-dir={self.folder}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}"),
             *(
-                "-volume.max=40",
+                "-volume.max=100",
                 "-master.volumeSizeLimitMB=256",
                 "-master.telemetry=false",
                 "-filer",

@@ -11,7 +11,7 @@ import pytest
 
 from sereno.places import ObjectPath
 from tests.contract.export_targets import Maker, PostgresqlTarget
-from tests.objects import S3Server, s3_server
+from tests.objects import S3Server
 from tests.services import postgresql
 
 
@@ -32,9 +32,8 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def s3_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str]]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server, server.make_bucket()
+def s3_bucket(shared_s3: S3Server) -> tuple[S3Server, str]:
+    return shared_s3, shared_s3.make_bucket()
 
 
 @pytest.fixture

@@ -19,17 +19,16 @@ from sereno.adapters import objects
 from sereno.exceptions import StorageError
 from sereno.object_path import ConditionError, ObjectPath
 from sereno.places import place_of, readable, write_place
-from tests.objects import s3_server
 from tests.stores import Store, azure, google
 
 pytestmark = pytest.mark.service
 
 
 @pytest.fixture(scope="module", params=["s3", "azure", "google"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "s3":
-        with s3_server(tmp_path_factory.mktemp("s3") / "server") as server:
-            yield Store(root=f"s3://{server.make_bucket()}", environment=server.environment)
+        server = request.getfixturevalue("shared_s3")
+        yield Store(root=f"s3://{server.make_bucket()}", environment=server.environment)
     elif request.param == "azure":
         with azure() as found:
             yield found

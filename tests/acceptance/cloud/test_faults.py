@@ -18,7 +18,7 @@ from sereno.exceptions import StorageError
 from sereno.object_path import ConditionError, ObjectPath
 from tests.acceptance.project import DAY, NEXT_DAY, Project
 from tests.faulty_proxy import PASSING, Fault, FaultyProxy, Request, Rule, Schedule, faulty_proxy, rules
-from tests.objects import S3Server, s3_server
+from tests.objects import S3Server
 
 pytestmark = pytest.mark.service
 
@@ -35,9 +35,8 @@ REFUSING: tuple[Fault, ...] = ("500", "503", "slow-down", "reset")  # the store 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3") / "server") as s3:
-        yield s3
+def server(shared_s3: S3Server) -> S3Server:
+    return shared_s3
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.acceptance.pods import NAMESPACE, Callers, Job, Pod, started
 from tests.acceptance.project import Project, faults
 from tests.acceptance.server import PATIENCE
 from tests.kubernetes import Manifests, problems, read
-from tests.objects import s3_server
+from tests.objects import S3Server
 from tests.services import postgresql
 
 ROOT = Path(__file__).parents[3]
@@ -230,11 +230,10 @@ def ledger() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def bucket(shared_s3: S3Server) -> dict[str, str]:
     """The variables of a bucket in a real S3 server."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as s3:
-        s3.make_bucket("bank")
-        yield s3.environment | {"SERENO_STORAGE": "s3://bank/sereno"}
+    shared_s3.make_bucket("bank")
+    return shared_s3.environment | {"SERENO_STORAGE": "s3://bank/sereno"}
 
 
 @pytest.fixture

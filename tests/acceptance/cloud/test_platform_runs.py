@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import yaml
 from sereno.object_path import ObjectPath
 from tests.acceptance.containers import MODEL as SERVED
 from tests.acceptance.containers import Container, as_first_process, free_port, until, values_of
-from tests.objects import S3Server, s3_server
+from tests.objects import S3Server
 
 PAGE = (Path(__file__).parents[3] / "docs" / "deploy_platforms.md").read_text(encoding="utf-8")
 ROWS = 100
@@ -64,9 +63,8 @@ def predict(weight: float, rows: list) -> list:
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+def s3(shared_s3: S3Server) -> S3Server:
+    return shared_s3
 
 
 def image(folder: Path) -> Path:
