@@ -32,15 +32,14 @@ from sereno.snapshots import Publication, SnapshotStore
 from sereno.status import Status, Statuses, change_status, read_status, read_statuses
 from tests.acceptance.project import DAY, NEXT_DAY, PARTS, ROWS, THIRD_DAY, Project
 from tests.faulty_proxy import Fault, Rule, faulty_proxy
-from tests.objects import S3Server, s3_server
+from tests.objects import S3Server
 
 DAYS = (DAY, NEXT_DAY, THIRD_DAY)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as s3:
-        yield s3
+def server(shared_s3: S3Server) -> S3Server:
+    return shared_s3
 
 
 @pytest.fixture
