@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sereno.adapters import delta
+from sereno.config import load_settings
 from sereno.exceptions import BusyError, NotFoundError, PublishError, StorageError
+from sereno.home import Home, rollback
 from sereno.snapshots import Keep, Part, Publication, Snapshot, SnapshotStore, State, clean
 
 NOON = datetime(2026, 5, 10, 12, tzinfo=UTC)
@@ -174,6 +176,30 @@ def test_what_nobody_knows_is_told_so(store: SnapshotStore, monkeypatch: pytest.
     )
     assert store.publish(wanted, force=False).number == 1
     assert store.table_version() == 0
+
+
+def test_a_rollback_of_which_nothing_is_heard_goes_back_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(load_settings(tmp_path, home=tmp_path), "m")
+    published(home.store, 1, 2, 3)
+    commit = delta.commit
+
+    def broken(*_: object, **__: object) -> Any:
+        raise StorageError("The store is silent.")
+
+    with monkeypatch.context() as silence:
+
+        def lost(*arguments: Any, **named: Any) -> int:
+            commit(*arguments, **named)
+            silence.setattr(delta, "read_metadata", broken)
+            return int(broken())
+
+        silence.setattr(delta, "KNOWN_SECONDS", -1.0)
+        silence.setattr(delta, "commit", lost)
+        with pytest.raises(StorageError, match=r"Commit 3 of table .* may have been made, or not"):
+            rollback(home)
+    before, served = rollback(home)
+    assert (before and before.number, served and served.number) == (3, 2)
+    assert [s.number for s in home.store.state().served] == [2]
 
 
 def test_a_publication_opens_its_table_once(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,7 @@ from sereno.presence import remove, together
 from sereno.snapshots.state import Keep
 from sereno.snapshots.store import SnapshotStore
 
-SPARED = timedelta(
-    hours=1
-)  # for which, in an object store, what is no longer kept stays: another host may roll back to it
+SPARED = timedelta(hours=1)  # in an object store: another host may be about to roll back to what is no longer kept
 BESIDE = ("_rejects", "_profiles")  # folders beside the parts, with a file of an attempt each
 ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
 IN_THEM = re.compile(rf"\.?({ATTEMPT.pattern})\.(json|parquet)(\.tmp)?")  # also what is being written
