@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -369,6 +371,35 @@ def test_nights_while_the_store_fails(
     often = tuple(fault for fault in PASSING if fault not in SLOW)
     project = night(tmp_path, folder, server, proxy)
     run_nights(project, folder, proxy, Schedule(seed=seed, faults=often, probability=0.15, in_a_row=2))
+
+
+@pytest.mark.soak  # tests/unit/test_objects.py has the same of one operation, by a clock of its own
+@pytest.mark.parametrize("first", [1, 5, 10, 20, 30])
+def test_a_store_that_is_down_for_twenty_seconds_fails_no_run(
+    tmp_path: Path,
+    folder: ObjectPath,
+    server: S3Server,
+    proxy: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+) -> None:
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=60))
+    monkeypatch.setattr(objects, "FIRST_WAIT", timedelta(milliseconds=100))
+    monkeypatch.setattr(objects, "LONGEST_WAIT", timedelta(seconds=5))
+    project = night(tmp_path, folder, server, proxy)
+    project.sereno("run", "total.py", "--date", DAY)
+    asked, until = itertools.count(1), 0.0
+
+    def down(request: Request) -> Fault | None:
+        nonlocal until
+        if next(asked) == first:
+            until = time.monotonic() + 20
+        return "500" if time.monotonic() < until else None
+
+    with proxy.having(down):
+        project.sereno("run", "total.py", "--date", NEXT_DAY)
+        assert len(proxy.injected()) > 3
+    published_once(project, folder)
 
 
 @pytest.mark.soak
