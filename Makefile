@@ -44,16 +44,22 @@ demo: setup
 shop: setup
 	$(BIN)/python -m examples.recommender.demo --keep $(ARGS)
 
-# Whole, it is two at once, as tests that start processes wait for them half of their time. Those processes are some thousand:
-# where Python may write no bytecode (PYTHONDONTWRITEBYTECODE), each would compile Sereno anew, a fifth of what it costs.
+# Whole, it is three at once, each a third of the time, as tests that start processes wait for them half of it. Those processes
+# are some thousand: where Python may write no bytecode, each would compile Sereno anew, a fifth of what it costs.
+FIRST := tests/acceptance/test_[a-f]*.py tests/parity
+SECOND := tests/acceptance/test_[g-z]*.py tests/unit
+THIRD := tests/acceptance/cluster tests/acceptance/cloud tests/contract
+
 test: setup
 	@$(BIN)/python -m compileall -q src
 ifeq ($(strip $(ARGS)),)
-	@rest=$$(mktemp); \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/contract tests/parity tests/acceptance/cluster tests/acceptance/cloud tests/acceptance/test_faults_quiet.py > $$rest 2>&1 & other=$$!; \
-	trap 'kill $$other; exit 130' INT TERM; \
-	$(BIN)/python -m pytest tests/acceptance --ignore=tests/acceptance/cluster --ignore=tests/acceptance/cloud --ignore=tests/acceptance/test_faults_quiet.py; first=$$?; \
-	wait $$other; second=$$?; cat $$rest; rm -f $$rest; exit $$((first || second))
+	@said=$$(mktemp -d); \
+	$(BIN)/python -m pytest -p no:cacheprovider $(SECOND) > $$said/second 2>&1 & second=$$!; \
+	$(BIN)/python -m pytest -p no:cacheprovider $(THIRD) > $$said/third 2>&1 & third=$$!; \
+	trap 'kill $$second $$third; exit 130' INT TERM; \
+	$(BIN)/python -m pytest $(FIRST); failed=$$?; \
+	wait $$second || failed=1; wait $$third || failed=1; \
+	cat $$said/second $$said/third; rm -rf $$said; exit $$failed
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

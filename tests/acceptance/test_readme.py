@@ -186,6 +186,22 @@ def test_the_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_make_test_leaves_no_test_out() -> None:
+    """Nor does it run one twice: each file is of one of the three that go on at once."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = [
+        words
+        for part in ("FIRST", "SECOND", "THIRD")
+        for words in re.findall(rf"^{part} := (.*)$", makefile, re.MULTILINE)
+    ]
+    assert len(named) == 3
+    run: list[Path] = []
+    for pattern in " ".join(named).split():
+        for path in ROOT.glob(pattern):
+            run += [path] if path.is_file() else path.rglob("test_*.py")
+    assert sorted(run) == sorted((ROOT / "tests").rglob("test_*.py"))
+
+
 def test_the_model_file_is_short() -> None:
     (model,) = [block for block in blocks() if block.file_name == "churn.py"]
     assert len([line for line in model.text.splitlines() if line]) <= 40
