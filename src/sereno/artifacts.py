@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from sereno.exceptions import ArtifactError, SettingsError
+from sereno.exceptions import ArtifactError, ChangedError, SettingsError
 from sereno.model import Fetched, Model
 from sereno.places import ObjectPath, is_url, place_of
 from sereno.storage import told, write_atomically
@@ -45,7 +45,8 @@ def is_elsewhere(declared: str) -> bool:
 def fetch_artifacts(model: Model, home: Path, *, anew: bool = False) -> None:
     """Have every artefact on this machine. Those that this process has are not asked for again, unless `anew`.
 
-    Raises ArtifactError where there is none, or it is not the one that is pinned; StorageError, and MissingExtraError.
+    Raises ArtifactError where there is none, or it is not the one that is pinned; ChangedError where it changes meanwhile;
+    StorageError, and MissingExtraError.
     """
     for name, declared in model.artifacts.items():
         if is_elsewhere(declared) and (anew or name not in model.fetched):
@@ -71,7 +72,7 @@ def _fetched(name: str, declared: str, folder: Path) -> Fetched:
         try:
             origin.fetch(new / origin.name)
         except FileNotFoundError as error:
-            raise ArtifactError(
+            raise ChangedError(
                 f"Artefact {name!r} was removed while it was fetched: {error}. Start it again."
             ) from error
         digest = _closed(new / origin.name)
@@ -159,7 +160,7 @@ def _of_objects(name: str, place: ObjectPath, says: str, key: list[str]) -> Orig
                     raise  # of this machine's disk
                 got = None
             if got is None or (got.size, got.tag) != (size, tag):
-                raise ArtifactError(
+                raise ChangedError(
                     f"Artefact {name!r} ({place}) was written anew while it was fetched. Start it again when it is whole."
                 )
 
@@ -188,8 +189,8 @@ def _of_registry(name: str, text: str) -> Origin:
         version = registry.resolve(text)
     except SettingsError as error:
         raise type(error)(f"Artefact {name!r}: {error}") from None
-    except ArtifactError as error:
-        raise ArtifactError(f"Artefact {name!r}: {error}") from error
+    except (ArtifactError, ChangedError) as error:
+        raise type(error)(f"Artefact {name!r}: {error}") from error
     location = place_of(version.location) if is_url(version.location) else None
     if isinstance(location, ObjectPath):
         return _of_objects(name, location, version.says, version.key)

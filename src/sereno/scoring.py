@@ -253,7 +253,7 @@ def published_schema(model: Model) -> pa.Schema:
 def open_scorer(model: Model, settings: Settings) -> Scorer:
     """Check the artefacts, call `load` with them and with its values, and return the loaded model.
 
-    Artefacts that lie elsewhere are fetched, unless this process has them. Raises ArtifactError, SettingsError,
+    Artefacts that lie elsewhere are fetched, unless this process has them. Raises ArtifactError, ChangedError, SettingsError,
     StorageError, and PredictError where `load` raises.
     """
     from sereno.artifacts import fetch_artifacts

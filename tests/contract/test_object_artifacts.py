@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from sereno.config import load_settings
-from sereno.exceptions import ArtifactError
+from sereno.exceptions import ArtifactError, ChangedError
 from sereno.loader import file_digest, fingerprint
 from sereno.places import ObjectPath
 from sereno.scoring import open_scorer
@@ -77,7 +77,7 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path, storage: ObjectPath) -> 
 
     with (
         mock.patch.object(ObjectPath, "download", anew),
-        pytest.raises(ArtifactError, match="was written anew while it was fetched"),
+        pytest.raises(ChangedError, match="was written anew while it was fetched"),
     ):
         open_scorer(declared(tmp_path, str(place)), load_settings(tmp_path))
 

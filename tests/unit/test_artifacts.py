@@ -25,7 +25,7 @@ from sereno.batch.run import run
 from sereno.batch.tasks import Job
 from sereno.cli import main
 from sereno.config import load_settings
-from sereno.exceptions import ArtifactError, SettingsError, StorageError
+from sereno.exceptions import ArtifactError, ChangedError, SettingsError, StorageError
 from sereno.loader import artifact_paths, file_digest, fingerprint, load_model
 from sereno.model import Model
 from sereno.scoring import open_scorer
@@ -230,7 +230,7 @@ def test_what_is_not_there_is_told(tmp_path: Path, registry: Registry, uri: str,
 
 def test_a_version_that_is_not_ready(tmp_path: Path, registry: Registry) -> None:
     registry.status = "PENDING_REGISTRATION"
-    with pytest.raises(ArtifactError, match="is version 1, which is PENDING_REGISTRATION"):
+    with pytest.raises(ChangedError, match="is version 1, which is PENDING_REGISTRATION"):
         fetch_artifacts(declared(tmp_path, "models:/scale@champion"), tmp_path)
 
 

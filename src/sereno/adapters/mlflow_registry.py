@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
-from sereno.exceptions import ArtifactError, SettingsError, StorageError
+from sereno.exceptions import ArtifactError, ChangedError, SettingsError, StorageError
 from sereno.settings import redact
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))(?:/(?P<inside>.+))?")
@@ -70,7 +70,8 @@ class Registry:
     def resolve(self, uri: str) -> Version:
         """The version that a name means now, and where its files lie.
 
-        Raises ArtifactError where there is none, and StorageError where the server cannot be asked.
+        Raises ArtifactError where there is none, ChangedError where it is not whole yet, and StorageError where the server
+        cannot be asked.
         """
         parts = URI.fullmatch(uri)
         if parts is None or ".." in PurePosixPath(parts["inside"] or "").parts:
@@ -86,7 +87,7 @@ class Registry:
         found = answer["model_version"]
         number = str(found["version"])
         if found.get("status", "READY") != "READY":
-            raise ArtifactError(
+            raise ChangedError(
                 f"{uri} is version {number}, which is {found['status']}. Start it again when it is READY."
             )
         told = self._ask("model-versions/get-download-uri", uri, until, name=parts["name"], version=number)
