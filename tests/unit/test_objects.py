@@ -70,6 +70,10 @@ def test_variables_come_before_the_profile(monkeypatch: pytest.MonkeyPatch) -> N
         ("Received redirect without LOCATION, an incorrectly configured region", "the bucket is in another region"),
         ("<Code>RequestTimeTooSkewed</Code>", "this machine's clock is minutes away"),
         ("status code: 403 Forbidden: ", "these credentials may not do that there"),
+        (
+            "HTTP error: error sending request\n\nDebug source:\n kind: Connect,",
+            "the store is not there, or out of reach",
+        ),
         ("disk on fire\n\nDebug source:\nGeneric", "disk on fire. Mend that"),
     ],
 )
@@ -200,6 +204,14 @@ def test_a_machine_without_an_identity_is_told_soon(clock: Clock, monkeypatch: p
     with pytest.raises(StorageError, match="no credentials were found, and this machine has no identity"):
         PATH.read_range(0, 1)
     assert clock.now <= began + objects.NOBODYS_DEADLINE.total_seconds() + 1
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "HTTP error: error sending request\n\nDebug source:\n kind: Connect, error: InvalidCertificate(…)"
+    monkeypatch.setattr(obstore, "get_range", failing(clock, lambda: GenericError(said)))
+    with pytest.raises(StorageError, match="this machine does not trust the store's certificate"):
+        PATH.read_range(0, 1)
+    assert clock.slept == []
 
 
 # Keys that are renewed while a process runs

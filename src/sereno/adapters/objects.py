@@ -34,6 +34,7 @@ DENIED = ("these credentials may not do that there", "Give them the right to rea
 ELSEWHERE = ("the bucket is in another region", "Set AWS_REGION to the bucket's.")
 NOBODY = ("no credentials were found, and this machine has no identity of its own", "See docs/cloud.md.")
 IDENTITY = ("169.254.169.254", "metadata.google.internal")  # where clouds tell their machines who they are
+UNTRUSTED = "InvalidCertificate"  # a connection that fails, and will again
 HINTS = (  # what a store's answer says → what it means, and what to do
     ("RequestTimeTooSkewed", "this machine's clock is minutes away from the store's", "Set the clock (ntpd, chrony)."),
     ("SignatureDoesNotMatch", "the secret key is wrong", "See AWS_SECRET_ACCESS_KEY, or the profile's."),
@@ -48,6 +49,12 @@ HINTS = (  # what a store's answer says → what it means, and what to do
     ("IllegalLocationConstraint", *ELSEWHERE),
     ("incorrectly configured region", *ELSEWHERE),  # obstore's words for a redirect
     *((word, *NOBODY) for word in IDENTITY),
+    (UNTRUSTED, "this machine does not trust the store's certificate", "Add its authority to the system's."),
+    (
+        "kind: Connect",
+        "the store is not there, or out of reach",
+        "See to the network, or mend AWS_ENDPOINT_URL and the like.",
+    ),
     ("AuthenticationFailed", "the store refuses the credentials", "See AZURE_STORAGE_ACCOUNT_KEY, or the identity's."),
     ("AccessDenied", *DENIED),
     ("SlowDown", "the store asks for fewer requests", "Start it again later."),
@@ -143,13 +150,14 @@ class Tries:
 
     def again(self, error: StorageError) -> bool:
         """Whether what failed may pass and is to be done again now: after a pause, or with keys that are read anew."""
-        text = str(error.__cause__).split("\n\nDebug source:")[0]
-        if not self._renewed and any(word in text for word in RENEWED):
+        said = str(error.__cause__)
+        if not self._renewed and any(word in said for word in RENEWED):
             self._renewed = True
             forget()
             return True
-        deadline = NOBODYS_DEADLINE if any(word in text for word in IDENTITY) else DEADLINE
-        return PASSES.search(text) is not None and self.pause(deadline)
+        if UNTRUSTED in said or not PASSES.search(said.split("\n\nDebug source:")[0]):
+            return False
+        return self.pause(NOBODYS_DEADLINE if any(word in said for word in IDENTITY) else DEADLINE)
 
     def pause(self, deadline: timedelta) -> bool:
         """Wait before another try, the longer the more there were; False: there is no time left."""
