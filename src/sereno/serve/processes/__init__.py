@@ -1,7 +1,8 @@
 """The processes of a server: who holds the sockets, who answers, who works beside them, and what they share.
 
 supervisor.py    the process that was started: sockets, workers, signals
-process.py       one worker, as the supervisor has it
+workers.py       the workers, as the supervisor has them: their slots of the board, who holds which sockets
+process.py       one of them
 worker.py        the process that loads the models and answers
 control.py       what the two say to each other; board.py: the memory that all share
 sockets.py       what is listened on

@@ -27,29 +27,27 @@ from sereno.backoff import BackOff
 from sereno.exceptions import SerenoError, WorkerError
 from sereno.orphans import reap
 from sereno.serve.options import Options
-from sereno.serve.processes.board import Board, State
+from sereno.serve.processes.board import State
 from sereno.serve.processes.compacting import Compacting
 from sereno.serve.processes.control import (
     RESERVE,
-    Accept,
     Belongs,
     Drain,
     Failed,
     Job,
     Ready,
-    Release,
     close_all,
     from_worker,
 )
 from sereno.serve.processes.indexing import Indexing
-from sereno.serve.processes.process import Phase, Worker, start_worker
+from sereno.serve.processes.process import Phase, Worker
 from sereno.serve.processes.sockets import Listening, refuse_openness
 from sereno.serve.processes.watching import Watcher
+from sereno.serve.processes.workers import Workers
 from sereno.settings import Settings
 from sereno.signals import OTHER, Signals, has_terminal
 
 PATIENCE = 0.5  # seconds between two looks at the heartbeats
-BEAT_GRACE = 2.0  # on top of what predict may take; the loop beats several times a second
 LATE = 60.0  # a worker that takes longer to start is worth a word
 ACCEPTING = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}  # seconds; balancers are slower to learn of it than people
 
@@ -76,10 +74,8 @@ class Supervisor:
         self._announce, self._note = announce, note
         self._verbose = verbose
         self._count = len(listening.places) if not listening.is_shared else settings.workers or 1
-        # two generations, two that drain, and workers that hung
-        self._board = Board.create(8 + 8 * self._count)
-        self._workers: list[Worker] = []
-        self._first = first
+        self._workers = Workers(self._count, first)
+        self._board = self._workers.board
         self._generation = self._newest = 1
         self._next: int | None = None  # the generation that starts beside the one in service
         self._next_settings = settings
@@ -124,15 +120,7 @@ class Supervisor:
 
     def _start(self, place: int, generation: int) -> None:
         """Raises WorkerError where there is no room for another process."""
-        taken = {worker.slot for worker in self._workers}
-        slot = next((slot for slot in range(1, self._board.slots) if slot not in taken), None)
-        if slot is None:
-            raise WorkerError(f"No worker can be started: {len(taken)} of them are still ending.")
-        worker, self._first = self._first or start_worker(), None
-        worker.place, worker.generation, worker.slot = place, generation, slot
-        self._workers.append(worker)
-        self._board.set_state(worker.slot, State.STARTING)
-        self._board.set_pid(worker.slot, worker.pid)
+        worker = self._workers.start(place, generation)
         self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._hear(worker))
         options = self._options
         job = Job(
@@ -182,7 +170,7 @@ class Supervisor:
             return
         worker.phase, worker.ready, worker.ready_at = Phase.READY, ready, time.monotonic()
         if worker.generation == self._next:
-            if len(self._of(self._next, Phase.READY)) == self._count:
+            if len(self._workers.of(self._next, Phase.READY)) == self._count:
                 self._switch()
             return
         if worker.generation != self._generation:
@@ -216,29 +204,9 @@ class Supervisor:
         self._indexing.serve((model.lookup_home or model.home, model.name, model.where) for model in looked_up)
 
     def _spread(self) -> None:
-        """Have the sockets of every place looked after: by its own worker, else by another one."""
-        ready = self._of(self._generation, Phase.READY)
-        if not ready or self._ends_at is not None:
-            return
-        own = {worker.place: worker for worker in ready}
-        places = self._listening.places
-        wanted: dict[Worker, set[int]] = {worker: set() for worker in ready}
-        for place in range(len(places)):
-            if self._listening.is_shared:
-                for worker in ready:
-                    wanted[worker].add(place)
-            else:
-                wanted[own.get(place) or ready[place % len(ready)]].add(place)
-        for worker in ready:
-            for place in wanted[worker] - worker.accepts:
-                worker.send(Accept(place), [sock.fileno() for sock in places[place]])
-        for worker in ready:
-            for place in worker.accepts - wanted[worker]:
-                worker.send(Release(place))
-            worker.accepts = wanted[worker]
-
-    def _of(self, generation: int | None, *phases: Phase) -> list[Worker]:
-        return [w for w in self._workers if w.generation == generation and w.phase in phases]
+        """Have every socket looked after by the generation in service."""
+        if self._ends_at is None:
+            self._workers.spread(self._generation, self._listening)
 
     # Reload
 
@@ -270,7 +238,7 @@ class Supervisor:
 
     def _switch(self) -> None:
         """The next generation is the one in service; the old one finishes what it has."""
-        old = self._of(self._generation, Phase.READY, Phase.STARTING)
+        old = self._workers.of(self._generation, Phase.READY, Phase.STARTING)
         assert self._next is not None
         self._generation, self._next = self._next, None
         before, self._settings = self._settings, self._next_settings
@@ -282,7 +250,7 @@ class Supervisor:
                 self._drain(worker)
             else:
                 worker.kill()
-        new = self._of(self._generation, Phase.READY)[0]
+        new = self._workers.of(self._generation, Phase.READY)[0]
         assert new.ready is not None
         models = {model.name: model.fingerprint for model in new.ready.models}
         changed = [f"{name} {print_[:12]}" for name, print_ in models.items() if self._models.get(name) != print_]
@@ -334,8 +302,7 @@ class Supervisor:
         if self._again:
             self._reload()
         if os.getpid() == 1:  # of a container: what others have started there is its child once they are gone
-            own = {worker.pid for worker in (*self._workers, self._first) if worker is not None}
-            reap(own | {*self._compacting.pids, *self._indexing.pids})
+            reap({*self._workers.pids, *self._compacting.pids, *self._indexing.pids})
 
     def _is_gone(self, worker: Worker) -> None:
         code = worker.process.returncode
@@ -351,7 +318,7 @@ class Supervisor:
         if worker.generation == self._next:
             self._refuse(why)
         elif worker.generation == self._generation:
-            if not self._is_announced and not self._of(self._generation, Phase.STARTING):
+            if not self._is_announced and not self._workers.of(self._generation, Phase.STARTING):
                 self._error = _error(worker.failed, why)
                 self._stop()
                 return
@@ -439,13 +406,8 @@ class Supervisor:
         count_failed_index(self._board, model)
 
     def _look_at(self, worker: Worker) -> None:
-        assert worker.ready is not None
-        seconds = worker.ready.hang_seconds
-        if self._board.state(worker.slot) is State.HUNG:
-            why = f"predict has not returned for {seconds:g} s (predict_timeout_seconds)."
-        elif self._board.age(worker.slot) > seconds + BEAT_GRACE:
-            why = f"it has not moved for {seconds + BEAT_GRACE:g} s."
-        else:
+        why = self._workers.why_hung(worker)
+        if not why:
             return
         if worker.generation == self._next:
             self._refuse(f"worker {worker.pid} hangs: {why}")
@@ -502,10 +464,7 @@ class Supervisor:
         if self._watcher is not None:
             self._watcher.stop()
         self._listening.close()
-        if self._first is not None:
-            self._first.end()
-        for worker in self._workers:
-            worker.end()
+        self._workers.end()
         for beside in (self._compacting, self._indexing):
             beside.stop()
             beside.wait()
