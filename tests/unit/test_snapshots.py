@@ -91,6 +91,15 @@ def test_a_rollback_whose_parts_go_is_undone(store: SnapshotStore, monkeypatch: 
     assert pq.read_table(after.served[0].parts[0].path).column("y").to_pylist() == [3]
 
 
+def test_parts_that_go_before_the_commit(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(store, 1, 2)
+    remove = removing(store, 1)
+    monkeypatch.setattr("sereno.snapshots.store.failpoint", lambda name: remove(0))
+    with pytest.raises(NotFoundError, match="Version 1 of model 'm' is no longer kept: its parts were removed"):
+        store.rollback()
+    assert [s.number for s in store.state().served] == [2]
+
+
 def test_a_date_without_a_snapshot_is_empty_again(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
     published(store, 1, 2, 3, disposition="partition")
     assert store.rollback(day=datetime(2026, 5, 2, tzinfo=UTC).date())[1] is None

@@ -316,7 +316,7 @@ def commit(
     ]
     properties = CommitProperties(custom_metadata={PREFIX + k: v for k, v in metadata.items()}, max_commit_retries=0)
     by = [partition] if partition else []
-    moved = f"Table {table} was changed by another process just now. Start the run again: it goes on where it was."
+    moved = f"Table {table} was changed by another process just now. Start this again: a run goes on where it was."
     try:
         if expected < 0:
             table.mkdir(parents=True, exist_ok=True)

@@ -313,7 +313,12 @@ class SnapshotStore:
                 "who": who,
             }
             files = self._files(target) if target else []
-            version = self._commit(state, schema_of(subject), files, metadata, kept_day if by_date else None)
+            try:
+                schema = schema_of(subject)
+            except FileNotFoundError:  # another host has removed it just now
+                self.kept_snapshot(state, subject.number)
+                raise
+            version = self._commit(state, schema, files, metadata, kept_day if by_date else None)
             self.flush(version)
             if target is not None and not self._is_whole(target):
                 self._take_back(state, metadata)
