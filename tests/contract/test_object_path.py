@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 from uuid import uuid4
 
 import httpx
@@ -235,9 +236,10 @@ def test_a_stream_reads_one_object(folder: ObjectPath) -> None:
     path.write_bytes(file.getvalue())
     with readable(path) as stream:
         assert pq.ParquetFile(stream).read_row_group(2).equals(table.slice(100_000, 50_000))
-    with path.open() as stream:
+    with path.open() as stream, mock.patch.object(objects, "get_range", side_effect=objects.get_range) as asked:
         assert stream.read() == file.getvalue()
         assert stream.read() == b""
+    assert asked.call_count == 1
     large = os.urandom(3 << 20)
     path.write_bytes(large)
     with path.open() as stream:
