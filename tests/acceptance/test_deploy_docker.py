@@ -127,10 +127,15 @@ def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
 def is_reaped(container: Container) -> None:
     """Whose parent is gone, as of a command that somebody types in the container, is no zombie once it has ended."""
     within = ["nsenter", f"--target={container.pid}", "--mount", "--pid", "--root"]
-    typed = ["sh", "-c", "sleep 0.3 >/dev/null & echo $!"]
-    orphan = subprocess.run([*within, *typed], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    def typed(line: str) -> str:
+        command = [*within, "sh", "-c", line]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout.strip()
+
+    orphan = typed("sleep 600 >/dev/null & echo $!")
     proc = Path(f"/proc/{container.pid}/root/proc/{orphan}")
     assert "\nPPid:\t1\n" in (proc / "status").read_text()
+    typed(f"kill {orphan}")
     until(lambda: not proc.exists())
 
 
