@@ -16,6 +16,7 @@ from sereno.adapters import delta, objects
 from sereno.adapters.delta import AddedFile, checkpoint_files
 from sereno.exceptions import StorageError
 from sereno.places import ObjectPath
+from sereno.presence import together
 from sereno.snapshots import Part, SnapshotStore
 
 
@@ -111,6 +112,20 @@ def test_memory_of_a_history_does_not_depend_on_its_parts(tmp_path: Path) -> Non
         path=store.folder / "2026-05-01-000014" / "part-00499.parquet", rows=7, size=9, sha256=f"{499:064x}"
     )
     assert state.newest == store.state().newest
+
+
+def test_parts_of_several_snapshots_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SnapshotStore(tmp_path, "m")
+    for number in (1, 2):
+        publish(store, number, parts=number)
+    read, both = delta.read_commit, threading.Barrier(2)
+
+    def waiting(table: Path, version: int) -> delta.Commit:
+        both.wait(10)
+        return read(table, version)
+
+    monkeypatch.setattr(delta, "read_commit", waiting)
+    assert together(lambda snapshot: len(snapshot.parts), list(store.state().snapshots.values())) == [1, 2]
 
 
 def test_metadata_is_found_wherever_a_writer_puts_it(tmp_path: Path) -> None:

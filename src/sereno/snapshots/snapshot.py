@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, overload
 
 from sereno.places import Place, readable
@@ -33,9 +32,17 @@ class LoggedParts(Sequence[Part]):
 
     def __init__(self, table: Place, version: int) -> None:
         self._table, self._version = table, version
+        self._known: tuple[Part, ...] | None = None
 
-    @cached_property
+    @property
     def _parts(self) -> tuple[Part, ...]:
+        if (
+            self._known is None
+        ):  # no cached_property: Python 3.11 has one lock for all of them, and they would be read one by one
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> tuple[Part, ...]:
         from sereno.adapters import delta
 
         commit = delta.read_commit(self._table, self._version)
