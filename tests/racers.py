@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sereno import failpoints, home, snapshots, storage
+from sereno import failpoints, home, storage
 from sereno.adapters import export_folder
 from sereno.adapters.executors.local import LocalExecutor
 from sereno.batch import attempts, lease
@@ -30,6 +30,7 @@ from sereno.config import load_settings
 from sereno.exceptions import SerenoError
 from sereno.loader import load_model
 from sereno.scoring import open_scorer
+from sereno.snapshots import store
 
 MODEL = """
 from pathlib import Path
@@ -101,7 +102,8 @@ def pretend(host: str, **times: float) -> None:
     def here(path: Path) -> Path:
         return path.parent / host / path.name
 
-    for module in (attempts, home, snapshots):
+    for module in (attempts, home, store):
+        assert module.exclusive is real_exclusive
         module.exclusive = lambda path, *rest, **more: real_exclusive(here(path), *rest, **more)  # type: ignore[attr-defined]
     attempts.is_held = lambda path: real_is_held(here(path))  # type: ignore[attr-defined]
     export_folder.fcntl = SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_NB=0)  # type: ignore[attr-defined]
