@@ -11,8 +11,10 @@ import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError
 
 from sereno.adapters import objects
+from sereno.config import Settings
 from sereno.exceptions import SettingsError, StorageError
 from sereno.object_path import ObjectPath
+from sereno.operate.health import look
 
 PROFILES = """
 [default]
@@ -204,6 +206,17 @@ def test_a_machine_without_an_identity_is_told_soon(clock: Clock, monkeypatch: p
     with pytest.raises(StorageError, match="no credentials were found, and this machine has no identity"):
         PATH.read_range(0, 1)
     assert clock.now <= began + objects.NOBODYS_DEADLINE.total_seconds() + 1
+
+
+def test_health_is_told_soon(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obstore, "list", failing(clock, lambda: SLOW))
+    began = clock.now
+    with pytest.raises(StorageError, match=r"s3://bank/\.sereno/status cannot be listed"):
+        look(Settings(home=tmp_path, storage=ObjectPath.of("s3://bank")))
+    assert clock.now <= began + 11
+    with pytest.raises(StorageError):
+        PATH.is_dir()
+    assert clock.now > began + 50  # as ever
 
 
 def test_a_certificate_that_is_not_trusted_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -142,11 +143,25 @@ def _translated(doing: str, place: str, error: BaseException) -> StorageError:
     return StorageError(f"{place} cannot be {doing}: {said[:400]}. Mend that, then start it again.")
 
 
+_deadline: ContextVar[timedelta | None] = ContextVar("deadline", default=None)
+
+
+@contextlib.contextmanager
+def within(deadline: timedelta) -> Iterator[None]:
+    """Meanwhile no try of this thread's begins so long after the first: somebody waits, and had rather know that it fails."""
+    token = _deadline.set(deadline)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
 class Tries:
     """The tries of one operation: what it asks on its way shares them, so that deadlines do not add up."""
 
     def __init__(self) -> None:
         self._began, self._made, self._renewed = time.monotonic(), 0, False
+        self._soonest = _deadline.get() or timedelta.max
 
     def again(self, error: StorageError) -> bool:
         """Whether what failed may pass and is to be done again now: after a pause, or with keys that are read anew."""
@@ -164,7 +179,7 @@ class Tries:
         self._made += 1
         most = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._made - 1, 16))
         wait = random.uniform(0, most.total_seconds())
-        if time.monotonic() + wait > self._began + deadline.total_seconds():
+        if time.monotonic() + wait > self._began + min(deadline, self._soonest).total_seconds():
             return False
         time.sleep(wait)
         return True

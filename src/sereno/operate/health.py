@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from sereno.adapters.objects import within
 from sereno.exceptions import LedgerError, NotFoundError
 from sereno.interfaces import RunLedger
 from sereno.ledger import Entry, Notice, Pause, RunState, open_ledger
@@ -24,6 +25,7 @@ from sereno.typed import options_of, typed
 
 BY_SCHEDULER = "sereno"  # who paused a model, where nobody did
 UNTOLD_FOR = timedelta(hours=1)  # what was not told for so long, nobody tells
+STORE_DEADLINE = timedelta(seconds=10)  # an object store that has not answered by then is what is wrong
 TRACES = 20  # runs that are looked at to find whether a scheduler was here
 MOST_REASON = 200  # characters
 
@@ -93,7 +95,8 @@ def look(
 ) -> Health:
     """How everything is, or one model. Raises NotFoundError for a model that nobody has heard of, and StorageError."""
     now = now or datetime.now(UTC)
-    statuses = read_statuses(settings.root)
+    with within(STORE_DEADLINE):
+        statuses = read_statuses(settings.root)
     try:
         with contextlib.closing(_open(settings)) as ledger:
             known = _Known.of(ledger, settings, statuses, now)
