@@ -147,7 +147,9 @@ class Project:
             stack.enter_context(contextlib.chdir(self.folder))
             stack.callback(self._forget_modules)  # the model file is read anew each time
             stack.enter_context(mock.patch.object(sys, "path", [*sys.path]))
-            stack.enter_context(mock.patch.dict(os.environ, self.variables))
+            # a worker beside this process takes longer to start than all the rest
+            alone = {"SERENO_WORKERS": "1"} if arguments[0] == "run" else {}
+            stack.enter_context(mock.patch.dict(os.environ, alone | self.variables))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(error))
             try:
