@@ -26,14 +26,15 @@ CAMPAIGN = 100_000  # requests: an hour on two cores, nearly all of it spent mak
 TOGETHER = 2
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
     for file in (*MODELS.glob("*.py"), *SETTINGS.iterdir()):
         if file.is_file():
-            shutil.copy(file, tmp_path)
-    publish(tmp_path, "plain.py")
-    publish(tmp_path, "everything.py", "--set", "models.everything.gates.max_null_share=1")
-    return tmp_path
+            shutil.copy(file, folder)
+    publish(folder, "plain.py")
+    publish(folder, "everything.py", "--set", "models.everything.gates.max_null_share=1")
+    return folder
 
 
 def fuzz(server: Server, *options: str, cases: int, seed: int = 1) -> int:
