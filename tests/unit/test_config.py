@@ -344,6 +344,7 @@ def test_values_keep_the_type_that_the_file_gives(project: Path) -> None:
         ("workers = true", "'workers' is True, from {file}. Valid: a whole number, 1 or more."),
         ("workers = '2'", "'workers' is '2', from {file}."),
         ("home = ''", "'home' is '', from {file}. Valid: a path."),
+        ("home = 's3://bank/x'", "'home' is 's3://bank/x', from {file}. Valid: a path. That is a URL: what is read"),
         ("models = 3", "'models' in {file} is 3; it is a table. Write [models]."),
         ("[models]\nchurn = 3", "'models.churn' in {file} is 3; it is a table. Write [models.churn]."),
         ("env = 3", "'env' in {file} is 3; it holds tables. Write [env.prod], say."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ def test_a_store_that_is_slow_for_a_while_fails_nobody(clock: Clock, monkeypatch
         assert clock.now <= began + 20 + objects.LONGEST_WAIT.total_seconds() + 0.01
         assert max(clock.slept) <= 5
         assert len({*clock.slept}) == len(clock.slept)  # with jitter
+
+
+def test_whoever_waits_is_told_once_for_what(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(objects.Tries, "_told_at", -math.inf)
+    monkeypatch.setattr(obstore, "get_range", failing(clock, lambda: SLOW))
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            PATH.read_range(0, 1)
+    (told,) = [one.getMessage() for one in caplog.records][:1]
+    assert told.startswith("s3://bank/a cannot be read: ")
+    assert told.endswith(" It is tried again, for at most 60 s.")
+    assert len(caplog.records) == 2  # one for each minute
 
 
 @pytest.mark.parametrize("seconds", [0.01, 7, 30])

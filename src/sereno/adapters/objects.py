@@ -7,6 +7,8 @@ tried again until a deadline, which all requests of one operation share (`Tries`
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import random
 import re
@@ -16,7 +18,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sereno.adapters.object_credentials import settings_of as settings_of  # whose place others need not know
 from sereno.exceptions import MissingExtraError, StorageError
@@ -25,10 +27,12 @@ CHUNK = 8 << 20  # bytes of a part of a large object, up and down
 AT_ONCE = 4  # parts
 DEADLINE = timedelta(seconds=60)  # after which no try begins; a setting of tests
 NOBODYS_DEADLINE = timedelta(seconds=10)  # likewise, where a platform is to tell who this machine is: there may be none
+UNTOLD = 3.0  # seconds that an operation may fail before anybody is told
 FIRST_WAIT, LONGEST_WAIT = timedelta(milliseconds=100), timedelta(seconds=5)  # between two tries, each with jitter
 TIMEOUT, CONNECT = "30s", "5s"  # of one try
 LISTED_AT_ONCE = 1000
 
+LOG = logging.getLogger("sereno.storage")
 Answer = TypeVar("Answer")
 
 DENIED = ("these credentials may not do that there", "Give them the right to read, write, list and delete.")
@@ -159,6 +163,8 @@ def within(deadline: timedelta) -> Iterator[None]:
 class Tries:
     """The tries of one operation: what it asks on its way shares them, so that deadlines do not add up."""
 
+    _told_at: ClassVar[float] = -math.inf
+
     def __init__(self) -> None:
         self._began, self._made, self._renewed = time.monotonic(), 0, False
         self._soonest = _deadline.get() or timedelta.max
@@ -172,7 +178,18 @@ class Tries:
             return True
         if UNTRUSTED in said or not PASSES.search(said.split("\n\nDebug source:")[0]):
             return False
-        return self.pause(NOBODYS_DEADLINE if any(word in said for word in IDENTITY) else DEADLINE)
+        deadline = NOBODYS_DEADLINE if any(word in said for word in IDENTITY) else DEADLINE
+        if not self.pause(deadline):
+            return False
+        self._tell(error, deadline)
+        return True
+
+    def _tell(self, error: StorageError, deadline: timedelta) -> None:
+        """Whoever waits is told for what: once in a while, as many operations may wait for the same."""
+        now = time.monotonic()
+        if now - self._began > UNTOLD and now - Tries._told_at > deadline.total_seconds():
+            Tries._told_at = now
+            LOG.warning("%s It is tried again, for at most %.0f s.", error, deadline.total_seconds())
 
     def pause(self, deadline: timedelta) -> bool:
         """Wait before another try, the longer the more there were; False: there is no time left."""

@@ -49,7 +49,7 @@ class Commands:
         one.siblings = self._commands.choices
         one.set_defaults(command=function, named=name)
         one.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
-        one.add_argument("--home", type=Path, metavar="DIR", help="where predictions, exports and .sereno lie")
+        one.add_argument("--home", type=folder, metavar="DIR", help="where predictions, exports and .sereno lie")
         one.add_argument("--env", metavar="NAME", help="the [env.NAME] of sereno.toml (or SERENO_ENV)")
         one.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. values.warehouse=/data"
@@ -65,6 +65,17 @@ class Commands:
         if not self.own:
             more = "; the only one there is, if not given" if optional else ""
             one.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=f"the model's name{more}")
+
+
+def folder(text: str) -> Path:
+    if "://" in text:
+        from sereno.settings import redact
+
+        raise argparse.ArgumentTypeError(
+            f"{redact(text)!r} is no folder of this machine. For what lies there, give it as the storage: "
+            f"--set storage={redact(text)}, or SERENO_STORAGE"
+        )
+    return Path(text)
 
 
 def positive(text: str) -> int:

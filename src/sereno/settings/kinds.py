@@ -224,7 +224,15 @@ def _check_place(raw: object) -> str:
     return raw
 
 
-PATH = text("a path")
+def _check_path(raw: object) -> str:
+    if not isinstance(raw, str) or not raw.strip():
+        raise ValueError
+    if "://" in raw:
+        raise ValueError("That is a URL: what is read or written there is named by 'storage', a source or an artefact.")
+    return raw
+
+
+PATH = Kind(name="a path", check=_check_path)
 PLACE = Kind(name='a path or a URL, "s3://…", "gs://…" or "az://…"', check=_check_place)
 SOURCE = text("a path or a query")
 ADDRESS = text("the address of a database")
