@@ -9,9 +9,11 @@ import subprocess
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sereno.cli import main
 from sereno.deploy.cluster import Cluster, warnings
 from sereno.deploy.server import Server
 from sereno.deploy.writing import write
@@ -148,14 +150,26 @@ def test_the_services_choose_the_environment_that_was_chosen(cluster: Cluster) -
 
 
 def test_what_the_settings_lack_is_told(cluster: Cluster) -> None:
-    stores = {"ledger": "postgresql://x", "lookup_store": "redis://x"}
+    stores: dict[str, Any] = {"ledger": "postgresql://x", "lookups_are_shared": True}
     assert [*warnings(cluster, executor="ray", ray_address="node1.bank:6379", **stores)] == []
-    ledger, lookups, executor = warnings(cluster, executor="local", ray_address=None, ledger=None, lookup_store=None)
+    ledger, lookups, executor = warnings(
+        cluster, executor="local", ray_address=None, ledger=None, lookups_are_shared=False
+    )
     assert "The ledger is a file of the home, which several hosts cannot share" in ledger
     assert "SERENO_LOOKUP_STORE, or `lookup_store` in sereno.toml" in lookups
     assert 'executor is "local": runs would stay on the host of the schedule' in executor
     (address,) = warnings(cluster, executor="ray", ray_address="other:6379", **stores)
     assert 'ray.address is other:6379: set it to "node1.bank:6379"' in address
+
+
+@pytest.mark.parametrize(("settings", "warns"), [("", True), ('storage = "s3://bank/sereno"\n', False)])
+def test_lookups_in_a_bucket_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: str, warns: bool
+) -> None:
+    (tmp_path / "sereno.toml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    assert main(["deploy", "cluster", "--hosts", "node1,node2", "--domain", "scores.bank", "--name", "bank"]) == 0
+    assert ("Lookups, where models have them, are kept in the home" in capsys.readouterr().out) is warns
 
 
 def test_a_name_that_is_too_long_for_sockets_is_refused(cluster: Cluster) -> None:

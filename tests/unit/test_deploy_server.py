@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from cronsim import CronSim
 
+from sereno.cli import main
 from sereno.deploy.calendar import Timed, on_calendar
 from sereno.deploy.server import Server, next_steps
 from sereno.deploy.writing import write
@@ -96,6 +97,16 @@ def test_the_model_files_cannot_be_written(server: Server, tmp_path: Path) -> No
     (writes,) = [line for line in unit.splitlines() if line.startswith("ReadWritePaths=")]
     assert writes == f"ReadWritePaths={tmp_path}/predictions {tmp_path}/exports {tmp_path}/answers {tmp_path}/.sereno"
     assert "ProtectSystem=strict" in unit
+
+
+def test_a_folder_of_what_must_last_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sereno.toml").write_text('storage = "/home/lasting"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["deploy", "server", "--name", "bank"]) == 0
+    unit = (tmp_path / "deploy" / "bank.service").read_text()
+    there = " ".join(f"/home/lasting/{name}" for name in ("predictions", "exports", "answers", ".sereno"))
+    assert f"\nReadWritePaths={there} {tmp_path}/.sereno\n" in unit
+    assert "\nProtectHome=read-only\n" in unit
 
 
 def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:

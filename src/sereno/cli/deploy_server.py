@@ -50,6 +50,7 @@ def _server(options: argparse.Namespace) -> int:
 
 def _cluster(options: argparse.Namespace) -> int:
     from sereno.deploy.cluster import Cluster, next_steps, warnings
+    from sereno.lookup.where import where_of
 
     settings, project = deploying.project_of(options)
     if not options.hosts or not options.domain:
@@ -72,7 +73,7 @@ def _cluster(options: argparse.Namespace) -> int:
         executor=settings.executor,
         ray_address=settings.ray.address,
         ledger=settings.ledger,
-        lookup_store=settings.lookup_store,
+        lookups_are_shared=where_of(settings) is not None,
     )
     return deploying.wrote(options, cluster.files(), folder, [*said, *next_steps(folder)])
 
@@ -88,6 +89,7 @@ def _server_of(options: argparse.Namespace, settings: Settings, project: Path) -
         user=options.user or "sereno",
         memory=options.memory or "80%",
         stop_seconds=stop_seconds(settings),
+        storage=settings.storage if isinstance(settings.storage, Path) else None,
     )
 
 

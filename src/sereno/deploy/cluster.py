@@ -224,7 +224,7 @@ class Cluster:
 
 
 def warnings(
-    cluster: Cluster, *, executor: str, ray_address: str | None, ledger: str | None, lookup_store: str | None
+    cluster: Cluster, *, executor: str, ray_address: str | None, ledger: str | None, lookups_are_shared: bool
 ) -> Iterator[str]:
     """What the settings lack for it."""
     if ledger is None:
@@ -232,7 +232,7 @@ def warnings(
             "WARNING: The ledger is a file of the home, which several hosts cannot share. Set SERENO_LEDGER, or `ledger` in sereno.toml, "
             "to the address of a PostgreSQL before the schedule starts on two hosts."
         )
-    if lookup_store is None:
+    if not lookups_are_shared:
         yield (
             "WARNING: Lookups, where models have them, are kept in the home, which every host reads over the network. Set "
             "SERENO_LOOKUP_STORE, or `lookup_store` in sereno.toml, to the address of a Redis or Valkey server."
@@ -245,7 +245,7 @@ def warnings(
 
 
 def _mounts(server: Server) -> str:
-    return " ".join(quoted(place) for place in dict.fromkeys((server.project, server.home)))
+    return " ".join(quoted(place) for place in server.places)
 
 
 def _is_address(host: str) -> bool:

@@ -28,6 +28,7 @@ class Server:
     user: str
     memory: str = "80%"  # MemoryMax of each service
     stop_seconds: int = 60  # what a service is given to end
+    storage: Path | None = None  # the folder of what must last, if it is not the home
     python: Path = Path(sys.executable)
 
     def __post_init__(self) -> None:
@@ -87,12 +88,18 @@ class Server:
     @property
     def written(self) -> list[Path]:
         """What the services may write: not the model files, which are code."""
-        return [self.home / name for name in ("predictions", "exports", "answers", ".sereno")]
+        lasting = [(self.storage or self.home) / name for name in ("predictions", "exports", "answers", ".sereno")]
+        return [*dict.fromkeys([*lasting, self.home / ".sereno"])]
+
+    @property
+    def places(self) -> list[Path]:
+        """Where all of it lies that is the project's."""
+        return [*dict.fromkeys((self.project, self.home, self.storage or self.home))]
 
     @property
     def _protect_home(self) -> str:
         """Nobody's home can be seen, unless what is needed lies there."""
-        places = (self.project, self.home, self.python, Path(sys.base_prefix))
+        places = (*self.places, self.python, Path(sys.base_prefix))
         at_home = any(place.is_relative_to(root) for place in places for root in ("/home", "/root", "/run/user"))
         return "read-only" if at_home else "yes"
 
