@@ -190,6 +190,28 @@ def test_a_table_in_a_store_that_fails_for_a_while(
     assert failures == []
 
 
+def test_a_source_in_a_store_that_fails_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_deltalake(tmp_path, pa.table({"id": [1]}))
+    failures = [OSError(f"{PAINTED}503 Service Unavailable")] * 40
+
+    def fail(*_: object, **__: object) -> DeltaTable:
+        if failures:
+            raise failures.pop()
+        return DeltaTable(tmp_path)
+
+    monkeypatch.setattr(delta, "DeltaTable", fail)
+    monkeypatch.setattr(objects, "LONGEST_WAIT", timedelta(milliseconds=1))
+    (found,) = delta.files_of_table("s3://bank/landing")
+    assert str(found[0]).startswith("s3://bank/landing/part-")
+    assert failures == []
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(0))
+    failures += [OSError(f"{PAINTED}503 Service Unavailable")]
+    with pytest.raises(
+        StorageError, match="The source s3://bank/landing cannot be read: Kernel error -> Generic S3 error"
+    ):
+        next(delta.files_of_table("s3://bank/landing"))
+
+
 @pytest.mark.parametrize("content", ["", '{"commitInfo":{"sereno.kind":"publ'])
 def test_a_commit_that_another_host_writes_is_waited_for(tmp_path: Path, content: str) -> None:
     file = delta.log_file(tmp_path, 0)

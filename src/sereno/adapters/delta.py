@@ -94,11 +94,18 @@ def options(table: Place) -> dict[str, str] | None:
 
 
 def opened(table: Place, version: int, then: str = GOES_ON) -> DeltaTable:
-    """The table as it was at a version. Of an object store that fails it is tried again until the deadline of all that is
-    asked there: delta-rs itself gives up after seconds.
+    """The table as it was at a version. Raises what delta-rs raises; of an object store StorageError."""
+    try:
+        return _opened(table, version)
+    except (DeltaError, OSError) as error:
+        if isinstance(table, Path):
+            raise
+        raise StorageError(f"Table {table} cannot be read: {_said_of_store(error)} {then}") from error
 
-    Raises what delta-rs raises; of an object store StorageError.
-    """
+
+def _opened(table: Place, version: int | None) -> DeltaTable:
+    """Of an object store that fails it is tried again until the deadline of all that is asked there: delta-rs itself gives
+    up after seconds. None: the newest version. Raises what delta-rs raises."""
     if isinstance(table, Path):
         return DeltaTable(str(table), version=version)
     from sereno.adapters import objects
@@ -110,7 +117,7 @@ def opened(table: Place, version: int, then: str = GOES_ON) -> DeltaTable:
         except (DeltaError, OSError) as error:
             may_pass = n < TRIES or PASSES.search(_plain(error))
             if not (may_pass and tries.pause(objects.DEADLINE)):
-                raise StorageError(f"Table {table} cannot be read: {_said_of_store(error)} {then}") from error
+                raise
     raise AssertionError  # it goes on until it returns or raises
 
 
@@ -425,13 +432,15 @@ def _plain(error: BaseException) -> str:
 def files_of_table(source: str) -> Iterator[tuple[Place, dict[str, str | None]]]:
     """The data files of any Delta table, on a disk or in an object store, with their partition columns.
 
-    Raises SourceError, and SettingsError where the store cannot be asked with these credentials.
+    Raises SourceError, SettingsError where the store cannot be asked with these credentials, and StorageError.
     """
     folder = place_of(source)
     try:
-        table = DeltaTable(source, storage_options=options(folder))
+        table = _opened(folder, None)
     except (TableNotFoundError, DeltaError, OSError) as error:
-        raise SourceError(f"{source} cannot be read as a Delta table: {error}.") from error
+        if isinstance(folder, ObjectPath) and PASSES.search(_plain(error)):
+            raise StorageError(f"The source {source} cannot be read: {_said_of_store(error)} {GOES_ON}") from error
+        raise SourceError(f"{source} cannot be read as a Delta table: {_said_of_store(error)}") from error
     features = set(table.protocol().reader_features or [])
     unknown = features & {"deletionVectors", "columnMapping"}
     if unknown:
