@@ -231,6 +231,19 @@ def test_a_commit_that_the_store_takes_at_the_second_try(
     assert (faults, ids(storage)) == ([], ["r0", "r1", "r2"])
 
 
+def test_a_store_that_takes_no_commit_at_all(tmp_path: Path, storage: ObjectPath, proxy: FaultyProxy) -> None:
+    """Not the one of nothing either: what is pending stays so, and the store is told to be the reason."""
+    keep(tmp_path, range(3))
+
+    def decide(request: Request) -> Fault | None:
+        return "reset" if request.method == "PUT" and "_delta_log/0" in request.target else None
+
+    with proxy.having(decide), pytest.raises(StorageError, match="The commit to table .* failed: .* No answer is lost"):
+        Compactor(tmp_path, "shop", storage).compact()
+    assert Compactor(tmp_path, "shop", storage).compact().answers == 3
+    assert ids(storage) == ["r0", "r1", "r2"]
+
+
 def worked(home: Path, storage: ObjectPath, proxy: FaultyProxy, seed: int) -> int:
     """Two pods work while the store fails as the seed says; how many of their passes failed."""
     draw, failed = random.Random(seed), 0

@@ -48,7 +48,7 @@ from sereno.answers.folder import (
 )
 from sereno.answers.parts import Parts, remove_parts
 from sereno.answers.segments import Header, read_header, read_segment
-from sereno.exceptions import BusyError, SerenoError
+from sereno.exceptions import BusyError, SerenoError, StorageError
 from sereno.failpoints import failpoint
 from sereno.places import ObjectPath, Place
 from sereno.storage import age, exclusive, fsync, host_name, told, write_atomically
@@ -266,7 +266,9 @@ class Compactor:
             try:  # what is not committed would fill the disk for nothing
                 if self._recover(may_come=is_sent and not isinstance(error, BusyError)):
                     return parts.rows  # only the store's answer was lost
-            except (OSError, SerenoError):  # it is pending still, and the next pass has to begin with it
+            except NotTakenError as left:  # it is pending still, and the next pass, no other try, has to begin with it
+                raise StorageError(str(left)) from error
+            except (OSError, SerenoError):
                 if isinstance(error, TRIED_AGAIN):
                     raise
             raise
