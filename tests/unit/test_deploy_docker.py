@@ -218,6 +218,14 @@ def test_the_command_lets_in_what_the_models_are_made_of(project: Path, capsys: 
     assert Path("notes.md") in images.let_in(project)
 
 
+def test_a_container_chooses_the_environment_that_was_chosen(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "sereno.toml").write_text("[env.prod]\n")
+    assert "SERENO_ENV" not in deploy(project, capsys)[1]
+    out = deploy(project, capsys, "--env", "prod")[1]
+    assert out.count(" --env SERENO_ENV=prod ") == 2
+    assert out.count("docker run ") == 2
+
+
 def test_an_image_may_have_packages_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "sereno.toml").write_text("")
     code, out, _ = deploy(project, capsys)
@@ -408,13 +416,19 @@ def test_a_key_of_the_server_is_in_no_image(
     key.write_text("secret")
     settings = '[serve]\ntls_certificate = "/etc/tls/server.pem"\ntls_key = "tls/server.key"\n'
     (project / "sereno.toml").write_text((project / "sereno.toml").read_text() + settings)
-    for included in (key, key.parent):
+    (project / "conf").symlink_to("tls")
+    for included in (key, key.parent, project / "conf"):
         code, _, error = deploy(project, capsys, "--include", str(included))
         assert code == 2
         assert f"{key}, which 'serve.tls_key' names, would be in the image" in error
     _, out, _ = deploy(project, capsys)
-    assert "--volume /etc/tls/server.pem:/etc/tls/server.pem:ro; on Kubernetes" in out
-    assert f"--volume {key}:/app/tls/server.key:ro; on Kubernetes" in out
+    mounts = {"tls_certificate": "/etc/tls/server.pem", "tls_key": str(key)}
+    for setting, file in mounts.items():
+        assert f"{file}, which 'serve.{setting}' names, is not in the image" in out
+        there = f"/etc/sereno/{setting}"
+        assert f"\n    --volume {file}:{there}:ro --env SERENO_SERVE__{setting.upper()}={there} \\\n" in out
+    assert "\n    bank   # the API; its keys: " in out
+    assert "TLS_TERMINATED_UPSTREAM" not in out  # it speaks TLS itself
     assert "!tls" not in (project / ".dockerignore").read_text()
 
 

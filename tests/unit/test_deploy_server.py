@@ -117,6 +117,15 @@ def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:
     assert "  systemctl enable --now bank-api.service bank-run-m.timer" in steps
 
 
+def test_the_service_chooses_the_environment_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sereno.toml").write_text("[env.prod]\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["deploy", "server", "--name", "bank", "--env", "prod"]) == 0
+    assert "&& echo SERENO_ENV=prod >> /etc/sereno/bank.env " in capsys.readouterr().out
+
+
 def test_a_dollar_is_doubled_in_commands_alone(tmp_path: Path) -> None:
     place = tmp_path / "a$b"
     unit = Server(project=place, home=place, name="bank", user="sereno", python=place / "python").units()[

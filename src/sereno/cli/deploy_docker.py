@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +35,14 @@ def _docker(options: argparse.Namespace) -> int:
     settings, project = deploying.project_of(options)
     image, models = _image(options, settings, project)
     folder = image.project if options.to is None else options.to.absolute()
-    said = [*_warnings(image, settings, models), *next_steps(image, folder, stop_seconds=stop_seconds(settings))]
-    return deploying.wrote(options, image.files(folder), folder, said)
+    steps = next_steps(
+        image,
+        folder,
+        stop_seconds=stop_seconds(settings),
+        env=deploying.env_of(options),
+        server_files=deploying.server_files(settings),
+    )
+    return deploying.wrote(options, image.files(folder), folder, [*_warnings(image, settings, models), *steps])
 
 
 def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tuple[Image, list[Declared]]:
@@ -53,7 +58,7 @@ def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tu
             f"There is no {missing}, which the image is to have. Train the model first, or mend its name."
         )
     for name, file in deploying.server_files(settings).items():
-        if any(file.absolute().is_relative_to(place) for place in places):
+        if any(file.resolve().is_relative_to(place.resolve()) for place in places):  # a link comes with its target
             raise SettingsError(
                 f"{file}, which 'serve.{name}' names, would be in the image, and so with all who may pull it. Leave it out of "
                 "--include, and mount it where the container runs."
@@ -72,6 +77,7 @@ def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tu
 
 def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Iterator[str]:
     """What a build or a container would stumble over."""
+    from sereno.deploy.docker import UID
     from sereno.deploy.locked import extras_for, locked_in, warnings
     from sereno.loader import script_requirements
 
@@ -81,10 +87,9 @@ def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Itera
             'model. Else write [models.NAME] with file = "NAME.py".'
         )
     for name, file in deploying.server_files(settings).items():
-        there = Path("/app", file.relative_to(image.project)) if file.is_relative_to(image.project) else file
         yield (
-            f"NOTE: {file}, which 'serve.{name}' names, is not in the image, as no secret is. Mount it: --volume "
-            f"{shlex.quote(f'{file}:{there}:ro')}; on Kubernetes, `sereno deploy kubernetes` has a Secret for it."
+            f"NOTE: {file}, which 'serve.{name}' names, is not in the image, as no secret is. It is mounted, as below, and user {UID} "
+            "has to be able to read it; on Kubernetes, `sereno deploy kubernetes` has a Secret for it."
         )
     extras = extras_for(settings, (text for model in models for text in model.artifacts.values()))
     asked = [one for model in models for one in script_requirements(Path(model.file))]

@@ -45,7 +45,7 @@ def _server(options: argparse.Namespace) -> int:
     settings, project = deploying.project_of(options)
     server, folder = _server_of(options, settings, project), deploying.folder_of(options)
     units = server.units_with_timers(_timed(options, settings)) if options.timers else server.units()
-    return deploying.wrote(options, units, folder, next_steps(server, folder, units))
+    return deploying.wrote(options, units, folder, next_steps(server, folder, units, deploying.env_of(options)))
 
 
 def _cluster(options: argparse.Namespace) -> int:

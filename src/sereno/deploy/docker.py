@@ -16,6 +16,7 @@ from sereno.exceptions import SettingsError
 
 UID = 10001  # of the user within; above those that hosts give to people and services
 HOME = "/var/lib/sereno"  # within, for a volume
+FILES = "/etc/sereno"  # within, for what the server alone reads, and no image has
 WHEELS = "wheels"  # a folder of the project, for packages that no index has
 NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 BASE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]*(?:@sha256:[0-9a-f]{64})?")
@@ -143,16 +144,24 @@ def with_targets(project: Path, places: Iterable[Path]) -> Iterator[Path]:
             yield project / target.relative_to(project.resolve())
 
 
-def next_steps(image: Image, folder: Path, *, stop_seconds: int) -> Iterator[str]:
-    """What an operator does with them."""
+def next_steps(
+    image: Image, folder: Path, *, stop_seconds: int, env: str | None = None, server_files: Mapping[str, Path] = {}
+) -> Iterator[str]:
+    """What an operator does with them. `server_files`: setting of [serve] → a file of this machine."""
     name, project = image.name, shlex.quote(str(image.project))
     where = "" if folder == image.project else f"--file {shlex.quote(str(folder / 'Dockerfile'))} "
     run = f"docker run --read-only --tmpfs /tmp --volume {name}:{HOME} --cap-drop ALL --security-opt no-new-privileges"
+    run += f" --env SERENO_ENV={shlex.quote(env)}" if env is not None else ""
     yield "Read them, then:"
     yield f"  docker build --tag {name} {where}{project}"
     yield f"  {run} \\"
     yield f"    --stop-timeout {stop_seconds} --publish {image.port}:{image.port} --volume /etc/sereno/secrets:/run/secrets:ro \\"
-    yield f"    --env SERENO_SERVE__TLS_TERMINATED_UPSTREAM=true {name}   # the API; its keys: /etc/sereno/secrets/api_keys"
+    for setting, file in server_files.items():
+        there = f"{FILES}/{setting}"
+        yield f"    --volume {shlex.quote(f'{file}:{there}:ro')} --env SERENO_SERVE__{setting.upper()}={there} \\"
+    upstream = "" if "tls_certificate" in server_files else "--env SERENO_SERVE__TLS_TERMINATED_UPSTREAM=true "
+    keys = "" if "keys_file" in server_files else "; its keys: /etc/sereno/secrets/api_keys"
+    yield f"    {upstream}{name}   # the API{keys}"
     yield f"  {run} {name} run MODEL"
     if "@sha256:" not in image.base:
         yield f"NOTE: {image.base} is another image every few weeks. --base NAME@sha256:… keeps it the same."

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from sereno.adapters.executors.spawn import THREAD_VARIABLES
 from sereno.deploy.calendar import Timed
 from sereno.deploy.crons import cron_of, left_out, shortest
+from sereno.deploy.docker import FILES
 from sereno.deploy.stopping import SPARE_SECONDS
 from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
@@ -32,7 +33,6 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "M
 CPU = re.compile(r"[1-9]\d*m?|\d+\.\d{1,3}")
 
 HOME = "/var/lib/sereno"  # of a pod, gone with it
-FILES = "/etc/sereno"  # where a pod of the API finds what it alone may read
 LOAD_SECONDS = 600  # that a worker may take until it has loaded the models
 STOP_SECONDS = 10  # between the wish to end a pod and the SIGTERM
 LONGEST_CRONJOB = 52  # letters: a Job's name has 11 more

@@ -104,7 +104,7 @@ class Server:
         return "read-only" if at_home else "yes"
 
 
-def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[str]:
+def next_steps(server: Server, folder: Path, units: Iterable[str], env: str | None = None) -> Iterator[str]:
     """What an operator does with them."""
     places = {server.python, Path(sys.base_prefix)}
     if hidden := next((place for place in places if place.is_relative_to("/root")), None):
@@ -115,7 +115,13 @@ def next_steps(server: Server, folder: Path, units: Iterable[str]) -> Iterator[s
     yield "Read them, then as root:"
     yield f"  id {user} || useradd --system --home-dir {home} --shell /usr/sbin/nologin {user}"
     yield f"  mkdir -p {there} && chown -R {user}: {there}"
-    yield f"  install -d -m 700 /etc/sereno && touch /etc/sereno/{server.name}.env   # secrets, SERENO_ENV"
+    variables = f"/etc/sereno/{server.name}.env"
+    made = (
+        f"touch {variables}   # secrets, SERENO_ENV"
+        if env is None
+        else f"echo SERENO_ENV={shlex.quote(env)} >> {variables}   # secrets, too"
+    )
+    yield f"  install -d -m 700 /etc/sereno && {made}"
     yield f"  install -m 644 {' '.join(shlex.quote(str(folder / name)) for name in units)} /etc/systemd/system/"
     yield "  systemctl daemon-reload"
     yield f"  systemctl enable --now {' '.join(started)}"
