@@ -7,12 +7,14 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sereno.adapters import export_objects, exports, rendering
+from sereno.adapters.export_objects import ObjectExport
 from sereno.exceptions import ExportError
 from sereno.places import ObjectPath
 from tests.contract.export_targets import MODEL, NONE, ROWS, Maker, ObjectTarget, assert_shows
@@ -192,6 +194,27 @@ def test_what_another_pod_is_writing_stays(target: ObjectTarget, maker: Maker) -
     before = names(target)
     assert not target.export.follow([maker.snapshot(3)], frozenset({3}))
     assert names(target) == before
+
+
+def test_what_another_pod_is_writing_stays_where_this_one_writes_for_hours(
+    target: ObjectTarget, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole by then, and in service."""
+    write = ObjectExport._write
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(hours=2)
+
+    def slowly(self: ObjectExport, *arguments: Any) -> str:
+        monkeypatch.setattr(export_objects, "datetime", Later)
+        return write(self, *arguments)
+
+    (target.root / "000002" / "part-00000.jsonl").write_bytes(b"")
+    monkeypatch.setattr(ObjectExport, "_write", slowly)
+    assert target.export.follow([maker.snapshot(3)], frozenset({2, 3}))
+    assert "000002/part-00000.jsonl" in names(target)
 
 
 def test_what_a_crash_left_goes(target: ObjectTarget, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

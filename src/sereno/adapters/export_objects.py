@@ -160,7 +160,7 @@ class ObjectExport:
         """Remove the folders that are no longer kept, and what crashes have left, of those that were there at first."""
         latest, _ = _read(self.root / "latest.json")
         known = max({*keep, *served}) if keep else float("inf")
-        before = datetime.now(UTC) - timedelta(seconds=YOUNG_SECONDS)
+        before = there.listed_at - timedelta(seconds=YOUNG_SECONDS)
         pruned = False
         for name, objects in there.folders.items():
             number = there.number(name)
@@ -184,6 +184,7 @@ class _Folders:
     """What lies below an export: its objects by folder and name, from one listing."""
 
     def __init__(self, root: ObjectPath) -> None:
+        self.listed_at = datetime.now(UTC)  # what is young then may be whole by the time that something is removed
         self.folders: dict[str, dict[str, Object]] = {}
         for path, found in root.below():
             folder, *rest = path.relative_to(root).parts
