@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from tests.objects import S3Server
 
 ROOT = Path(__file__).parents[1]
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell has it for what goes on beside it: whoever is started here, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes is the machine's affair, not the test's
 settings.register_profile("sereno", deadline=None)
