@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as a shell has it for what goes on beside it: whoever is started here, too
+# A shell has what it starts beside itself ignore Ctrl-C; what tests start from there would ignore it, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes is the machine's affair, not the test's
