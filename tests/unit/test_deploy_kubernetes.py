@@ -16,9 +16,11 @@ from zoneinfo import ZoneInfo
 import pytest
 from cronsim import CronSim
 
+from sereno.cli import deploying, main
 from sereno.deploy import kubernetes as module
 from sereno.deploy.crons import cron_of, left_out, shortest
-from sereno.deploy.kubernetes import Kubernetes, Nightly, amount, next_steps, warnings
+from sereno.deploy.kubernetes import Kubernetes, Nightly, amount, leftovers, next_steps, warnings
+from sereno.deploy.writing import write
 from sereno.exceptions import SettingsError
 from tests.kubernetes import CHECKS, Cron, Manifests, commands, parsed, problems, resources
 from tests.unit.test_deploy_server import SCHEDULES
@@ -361,6 +363,26 @@ def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:
     assert f"  kubectl apply -k '{tmp_path}/a b'" in steps
     assert any("create job --from=cronjob/bank-run-credit-scoring " in step for step in steps)
     assert not any("create job" in step for step in next_steps(replace(BANK, models=()), tmp_path))
+
+
+def test_what_is_left_over_in_the_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = BANK.files()
+    write(texts, tmp_path)
+    assert [*leftovers(texts, tmp_path)] == []
+    files = [tmp_path / "resources" / f"cronjob-{part}.yaml" for part in ("credit-scoring", "offers", "prune")]
+    assert [*leftovers(replace(BANK, has_scheduler=True).files(), tmp_path)] == [
+        f"WARNING: {file} is left over from before. It goes, with what it made: kubectl delete -f {file} && rm {file}"
+        for file in files
+    ]
+    monkeypatch.setattr(deploying, "declared_in", lambda *_: [])  # asked of a process of its own
+    (tmp_path / "sereno.toml").write_text('[models.m]\nfile = "m.py"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["deploy", "kubernetes", "--image", "scores:1", "--name", "bank", "--to", "."]) == 0
+    said = capsys.readouterr().out
+    assert f"{files[0]} is left over" in said
+    assert f"{files[2]} is left over" not in said
 
 
 def test_another_configuration_is_another_pod(bank: Manifests) -> None:

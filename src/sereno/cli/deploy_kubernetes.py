@@ -35,7 +35,7 @@ def add(environments: Commands) -> None:
 def _kubernetes(options: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
-    from sereno.deploy.kubernetes import next_steps, warnings
+    from sereno.deploy.kubernetes import leftovers, next_steps, warnings
 
     settings, project = deploying.project_of(options)
     kubernetes = _of(options, settings, project)
@@ -48,7 +48,9 @@ def _kubernetes(options: argparse.Namespace) -> int:
         knows_keys=settings.serve.keys_file is not None or _is_in_image(settings, "serve.no_auth"),
         now=datetime.now(UTC),
     )
-    return deploying.wrote(options, kubernetes.files(), folder, [*said, *next_steps(kubernetes, folder)])
+    texts = kubernetes.files()
+    told = [*said, *leftovers(texts, folder), *next_steps(kubernetes, folder)]
+    return deploying.wrote(options, texts, folder, told)
 
 
 def _of(options: argparse.Namespace, settings: Settings, project: Path) -> Kubernetes:

@@ -395,6 +395,14 @@ def _about(model: Nightly, now: datetime) -> Iterator[str]:
         )
 
 
+def leftovers(texts: Mapping[str, str], folder: Path) -> Iterator[str]:
+    """What of an earlier time lies among the files: `kubectl apply -f` would take it for theirs."""
+    for file in sorted((folder / "resources").glob("*.yaml")):
+        if f"resources/{file.name}" not in texts:
+            gone = shlex.quote(str(file))
+            yield f"WARNING: {file} is left over from before. It goes, with what it made: kubectl delete -f {gone} && rm {gone}"
+
+
 def next_steps(kubernetes: Kubernetes, folder: Path) -> Iterator[str]:
     """What an operator does with them."""
     name, there = kubernetes.name, shlex.quote(str(folder))
