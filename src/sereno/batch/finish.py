@@ -28,7 +28,7 @@ from sereno.batch.parts import (
 from sereno.batch.profile import Profile, merged
 from sereno.batch.profiling import ProfileBuilder
 from sereno.batch.tasks import PARTS, Task, TaskResult, row_as_json, stored_result
-from sereno.exceptions import DataError, DuplicateKeysError, RunError, SourceError
+from sereno.exceptions import DataError, DuplicateKeysError, PredictError, RunError, SourceError
 from sereno.loader import file_digest
 from sereno.model import Model
 from sereno.places import Place, place_of, readable
@@ -80,7 +80,7 @@ def finish(
     """One result of all tasks, in the order of the source. Their results may be light: their files have the profiles.
 
     Raises SourceError where there are no rows, DuplicateKeysError (policy "fail"), DataError where no row could be
-    scored, and RunError should a row be lost.
+    scored (PredictError where predict raised), and RunError should a row be lost.
     """
     rows_in = sum(r.rows_in for r in results)
     if not rows_in:
@@ -103,7 +103,8 @@ def finish(
         )
     if not answered:
         first = max(reasons, key=lambda r: reasons[r], default="")
-        raise DataError(
+        raised = any(reason.startswith("predict raised ") for reason in reasons)  # of what another try may not meet
+        raise (PredictError if raised else DataError)(
             f"None of the {rows_in:,} rows could be scored; the most frequent reason is “{first}”. Nothing was published. "
             "See whether the source is the right one, or the row type asks too much."
         )
