@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from sereno.object_path import Object, ObjectPath
@@ -17,11 +18,14 @@ U = TypeVar("U")
 
 
 def together(do: Callable[[T], U], some: Sequence[T]) -> list[U]:
-    """What `do` gives for each, in their order; several at once, as each waits for a store. Raises what it raises."""
+    """What `do` gives for each, in their order; several at once, as each waits for a store. Raises what it raises.
+
+    A deadline of who asks (`objects.within`) is theirs, too.
+    """
     if not some:
         return []
     with ThreadPoolExecutor(min(AT_ONCE, len(some))) as threads:
-        return list(threads.map(do, some))
+        return list(threads.map(lambda context, one: context.run(do, one), [copy_context() for _ in some], some))
 
 
 def sizes(files: Iterable[Place]) -> dict[Place, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sereno.config import Settings
 from sereno.exceptions import SettingsError, StorageError
 from sereno.object_path import ObjectPath
 from sereno.operate.health import look
+from sereno.presence import together
 
 PROFILES = """
 [default]
@@ -232,6 +234,14 @@ def test_health_is_told_soon(clock: Clock, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(StorageError):
         PATH.is_dir()
     assert clock.now > began + 50  # as ever
+
+
+def test_so_is_who_reads_several_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obstore, "get_range", failing(clock, lambda: SLOW))
+    began = clock.now
+    with objects.within(timedelta(seconds=10)), pytest.raises(StorageError):
+        together(lambda path: path.read_range(0, 1), [PATH])
+    assert clock.now <= began + 11
 
 
 def test_a_certificate_that_is_not_trusted_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,8 @@ _deadline: ContextVar[timedelta | None] = ContextVar("deadline", default=None)
 
 @contextlib.contextmanager
 def within(deadline: timedelta) -> Iterator[None]:
-    """Meanwhile no try of this thread's begins so long after the first: somebody waits, and had rather know that it fails."""
+    """Meanwhile no try of this thread's, nor of those it starts by `together`, begins so long after the first: somebody waits,
+    and had rather know that it fails."""
     token = _deadline.set(deadline)
     try:
         yield
