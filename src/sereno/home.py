@@ -280,7 +280,7 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
                 _tell_ledger(home, who)
                 return state.last_rollback
         write_place(home.rolling_back, str(state.table_version + 1).encode())
-        done = home.store.rollback(to=to, day=chosen, why=why, who=who)
+        done = home.store.rollback(to=to, day=chosen, why=why, who=who, keep=home.keep)
         home.follow()
         home.rolling_back.unlink(missing_ok=True)
         _tell_ledger(home, who)

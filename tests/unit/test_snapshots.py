@@ -16,6 +16,7 @@ from sereno.adapters import delta
 from sereno.config import load_settings
 from sereno.exceptions import BusyError, NotFoundError, PublishError, StorageError
 from sereno.home import Home, rollback
+from sereno.places import ObjectPath
 from sereno.snapshots import Keep, Part, Publication, Snapshot, SnapshotStore, State, clean
 
 NOON = datetime(2026, 5, 10, 12, tzinfo=UTC)
@@ -135,6 +136,24 @@ def test_a_rollback_that_cannot_be_undone(store: SnapshotStore, monkeypatch: pyt
         r"could not be undone: The store is gone\. Then run data date 2026-05-01 again, or roll back to a version that is kept\.",
     ):
         store.rollback(to=1)
+
+
+def test_no_rollback_leads_to_what_another_host_may_be_removing(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(store, 1, 2)
+    few, later = Keep(snapshots=1, young=timedelta(0)), datetime.now(UTC) + HOUR * 0.75
+    store.spared = HOUR  # as in an object store
+    assert {1, 2} == store.state().kept(later, few, store.spared)  # which cleaning leaves for longer
+    with monkeypatch.context() as clock:
+        clock.setattr("sereno.snapshots.store._now", lambda: later)
+        with pytest.raises(
+            NotFoundError, match="^Version 1 of model 'm' is no longer kept: its parts may go at any moment, see keep_"
+        ):
+            store.rollback(keep=few)
+        assert store.table_version() == 1
+    assert store.rollback(keep=few)[1] is not None
+    assert SnapshotStore(ObjectPath.of("s3://bank"), "m").spared == HOUR
 
 
 # A commit of which nothing is heard

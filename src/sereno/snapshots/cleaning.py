@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sereno.places import ObjectPath, Place
@@ -13,7 +13,6 @@ from sereno.presence import remove, together
 from sereno.snapshots.state import Keep
 from sereno.snapshots.store import SnapshotStore
 
-SPARED = timedelta(hours=1)  # in an object store: another host may be about to roll back to what is no longer kept
 BESIDE = ("_rejects", "_profiles")  # folders beside the parts, with a file of an attempt each
 ATTEMPT = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{4})?-[0-9a-f]{6}")
 IN_THEM = re.compile(rf"\.?({ATTEMPT.pattern})\.(json|parquet)(\.tmp)?")  # also what is being written
@@ -42,8 +41,7 @@ def clean(
         there = _written(store.folder)
         attempts, files = needed()
         state, now = store.state(), datetime.now(UTC)
-        spared = SPARED if isinstance(store.folder, ObjectPath) else timedelta(0)
-        numbers = state.kept(now, keep, spared)
+        numbers = state.kept(now, keep, store.spared)
         kept = [state.snapshots[n] for n in numbers]
         together(lambda s: len(s.parts), kept)  # which reads their commits
         files |= {p.path for s in kept for p in s.parts}

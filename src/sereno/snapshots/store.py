@@ -9,7 +9,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from sereno.failpoints import failpoint
 from sereno.places import ObjectPath, Place, name_below
 from sereno.presence import sizes
 from sereno.snapshots.snapshot import PARTITION, Publication, Snapshot, schema_of
-from sereno.snapshots.state import Rollback, State, listed, logged_snapshot, numbers_in, read_state
+from sereno.snapshots.state import Keep, Rollback, State, listed, logged_snapshot, numbers_in, read_state
 from sereno.storage import exclusive, fsync, refresh, told
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds to wait for another process that publishes to the table, which takes it well under one
 RACES = 20  # that may be lost to others who commit to a table in an object store, one after the other
 RACE_SECONDS = 0.5  # at most, before another try
+SPARED = timedelta(hours=1)  # for which cleaning leaves what is no longer kept, in an object store
 OWN = ("kind", "attempt", "at", "who")  # by which a commit is known to be one's own
 
 # what BusyError says (`{pid}`), and how long to wait → a context in which no other host works on the table
@@ -52,6 +53,7 @@ class SnapshotStore:
         locks = home if isinstance(root, ObjectPath) else root
         self._lock = None if locks is None else locks / ".sereno" / "locks" / f"{model}.publish"
         self._across = across or (lambda busy, patience: contextlib.nullcontext())
+        self.spared = SPARED if isinstance(root, ObjectPath) else timedelta(0)  # else locks tell who rolls back
 
     def table_version(self) -> int:
         """Of the table now, whoever made it; -1: there is none."""
@@ -260,7 +262,9 @@ class SnapshotStore:
             ):
                 fsync(path)
 
-    def rollback(self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = "") -> Rollback:
+    def rollback(
+        self, *, to: int | None = None, day: date | None = None, why: str = "", who: str = "", keep: Keep | None = None
+    ) -> Rollback:
         """Put an older snapshot back in service (`partition`: of one data date, default the newest).
 
         What was rolled back is withdrawn: no run publishes its revision again unless forced. A data date without an
@@ -287,6 +291,7 @@ class SnapshotStore:
             assert subject is not None
             if target is not None:
                 self.kept_snapshot(state, target.number)
+                self._refuse_what_goes(state, target, keep)
             elif len(state.served) == 1:
                 raise NotFoundError(
                     f"Version {subject.number} of model {self.model!r} has no earlier version that was not withdrawn. "
@@ -323,6 +328,14 @@ class SnapshotStore:
             if target is not None and not self._is_whole(target):
                 self._take_back(state, metadata)
             return current, target
+
+    def _refuse_what_goes(self, state: State, target: Snapshot, keep: Keep | None) -> None:
+        """Another host may be removing what was not kept for long: half of that time is between what either does."""
+        if self.spared and target.number not in state.kept(_now(), keep, self.spared / 2):
+            raise NotFoundError(
+                f"Version {target.number} of model {self.model!r} is no longer kept: its parts may go at any moment, see "
+                f"keep_snapshots and keep_hours. Run data date {target.data_date} again."
+            )
 
     def _take_back(self, before: State, done: dict[str, str]) -> None:
         """Undo a rollback just made, to a snapshot whose parts another host was removing. Raises NotFoundError, which says so,

@@ -489,7 +489,7 @@ def test_what_is_pruned(project: Project, root: ObjectPath, monkeypatch: pytest.
     for day in DAYS[:2]:
         project.run(day)
     assert kept() == {DAY, NEXT_DAY}  # for an hour: another machine may be about to roll back to the first
-    monkeypatch.setattr("sereno.snapshots.cleaning.SPARED", timedelta(0))
+    monkeypatch.setattr("sereno.snapshots.store.SPARED", timedelta(0))
     project.run(THIRD_DAY)
     assert kept() == {THIRD_DAY}
     assert [v["version"] for v in project.versions()] == [1, 2, 3]
