@@ -124,6 +124,31 @@ def table(project: Project) -> list[dict[str, Any]]:
     return list(DeltaTable(project.folder / "answers" / "total").to_pyarrow_table().to_pylist())
 
 
+def test_what_is_answered_while_a_server_drains_is_in_the_storage(project: Project, tmp_path: Path) -> None:
+    """Where the disk goes with the server, as a pod's does."""
+    began, may_go, storage = tmp_path / "began", tmp_path / "may_go", tmp_path / "storage"
+    waits = f"""
+    import pathlib, time
+    pathlib.Path({str(began)!r}).touch()
+    while not pathlib.Path({str(may_go)!r}).exists():
+        time.sleep(0.02)
+    return pa.table("""
+    project.write("total.py", (project.folder / "total.py").read_text().replace("\n    return pa.table(", waits))
+    replies: list[Reply] = []
+    with Server(project.folder, "total.py", SERENO_STORAGE=str(storage)) as server:
+        caller = threading.Thread(target=lambda: replies.append(ask(server, 7, "seven")))
+        caller.start()
+        wait_until(began.exists, "predict is called")
+        server.send(signal.SIGTERM)
+        time.sleep(1)  # nothing is in the log yet, and whoever looks there may not have left for that
+        may_go.touch()
+        caller.join()
+        assert server.process.wait(60) == 0
+    assert [reply.status for reply in replies] == [200]
+    assert finished_segments(segments_folder(project.folder, "total")) == []
+    assert DeltaTable(storage / "answers" / "total").to_pyarrow_table()["request_id"].to_pylist() == ["seven"]
+
+
 def test_an_answer_is_kept_whole(project: Project) -> None:
     begin = datetime.now(UTC)
     with Server(project.folder, "total.py") as server:

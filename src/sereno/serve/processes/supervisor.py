@@ -456,8 +456,7 @@ class Supervisor:
                 worker.kill()
             else:
                 worker.kill_at = min(worker.kill_at or self._ends_at, self._ends_at)
-        self._compacting.stop()
-        self._indexing.stop()
+        self._indexing.stop()  # compactors have to see what the workers leave
 
     def _end(self) -> None:
         """Nothing that was started is left, whatever ended us."""
