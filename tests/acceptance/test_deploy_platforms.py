@@ -205,8 +205,12 @@ class TestKServe:
         if mode == "Knative":
             variables |= {"PORT": str(port), "K_SERVICE": "churn-predictor", "K_REVISION": "churn-predictor-00001"}
         with Container(image, one["args"], variables, port=port, kill_seconds=kill_seconds) as container:
-            probe(container, one["readinessProbe"])
-            probe(container, one["livenessProbe"])
+            for each in ("startupProbe", "readinessProbe", "livenessProbe"):
+                probe(container, one[each])
+            startup, liveness = (
+                one[each]["periodSeconds"] * one[each]["failureThreshold"] for each in ("startupProbe", "livenessProbe")
+            )
+            assert 300 <= startup < liveness - 30  # a model may load that long, and again after predict hung for 30 s
             with httpx.Client(base_url=container.url, headers={"Host": host}, timeout=60) as client:
                 assert client.get("/v1/models/churn").json() == {"name": "churn", "ready": True}
                 assert client.get("/v2/health/ready").status_code == 200
