@@ -179,7 +179,7 @@ class Tries:
             return True
         if UNTRUSTED in said or not PASSES.search(said.split("\n\nDebug source:")[0]):
             return False
-        deadline = NOBODYS_DEADLINE if any(word in said for word in IDENTITY) else DEADLINE
+        deadline = min(NOBODYS_DEADLINE if any(word in said for word in IDENTITY) else DEADLINE, self._soonest)
         if not self.pause(deadline):
             return False
         self._tell(error, deadline)
