@@ -286,6 +286,25 @@ def test_a_home_whose_disk_is_full(tmp_path: Path, server: Valkey, monkeypatch: 
     assert not made(tmp_path, server).is_followed()
 
 
+def test_what_is_being_filled_expires_from_the_first(
+    tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may die before it has written the first rows whole."""
+    table, really, seen = Table(tmp_path), Entries.chunks, list[int]()
+    table.publish()
+
+    def chunks(self: Entries, scratch: Path) -> Iterator[Any]:
+        (name,) = server.client.keys("test:{scores}:building:*")
+        seen.append(server.client.ttl(name))
+        return really(self, scratch)
+
+    monkeypatch.setattr(Entries, "chunks", chunks)
+    store = made(tmp_path, server)
+    assert store.follow(table.state, ALL)
+    assert 0 < seen[0] <= filling.BUILDING_SECONDS
+    assert opened(store).get(TWO) == answer(1)
+
+
 def test_who_wakes_while_another_fills_changes_nothing(
     tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

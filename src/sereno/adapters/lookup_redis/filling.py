@@ -28,7 +28,12 @@ def fill(client: Redis, name: str, snapshot: Snapshot, scratch: Path, alive: Cal
     from sereno.lookup.entries import Entries
 
     entries = Entries(snapshot, alive)
-    client.unlink(name)  # what was written there before failed
+    with client.pipeline(transaction=True) as pipe:
+        pipe.unlink(name)  # what was written there before failed
+        # It expires from its first field on: nobody else ever looks for it, should this process die in the middle.
+        pipe.hset(name, cast("str", MARKER), "")
+        pipe.expire(name, BUILDING_SECONDS)
+        pipe.execute()
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         for keys, predictions in entries.chunks(scratch):
