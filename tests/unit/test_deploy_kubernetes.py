@@ -361,7 +361,8 @@ def test_what_the_settings_lack_is_told() -> None:
 def test_what_is_done_with_them_is_said(tmp_path: Path) -> None:
     steps = [*next_steps(BANK, tmp_path / "a b")]
     assert f"  kubectl apply -k '{tmp_path}/a b'" in steps
-    assert any("create job --from=cronjob/bank-run-credit-scoring " in step for step in steps)
+    assert "create job --from=cronjob/bank-run-credit-scoring " in steps[-2]
+    assert "rollout status" in steps[-1]  # which may wait for what a run publishes
     assert not any("create job" in step for step in next_steps(replace(BANK, models=()), tmp_path))
 
 

@@ -413,10 +413,11 @@ def next_steps(kubernetes: Kubernetes, folder: Path) -> Iterator[str]:
         yield f"  kubectl create secret generic {name}-server {' '.join(files)}   # what the server reads"
     yield f"  kubectl diff -k {there}"
     yield f"  kubectl apply -k {there}"
-    yield f"  kubectl rollout status deployment/{name}"
     if kubernetes.models and not kubernetes.has_scheduler:
         part = next(part for part, _ in kubernetes.cronjobs())
         yield f"  kubectl create job --from=cronjob/{name}-run-{part} {name}-first   # a run at once"
+    # last: where lookups are required, no pod is ready before a run has published
+    yield f"  kubectl rollout status deployment/{name}"
 
 
 def _args(words: Iterable[str]) -> str:
