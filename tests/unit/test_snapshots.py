@@ -123,13 +123,14 @@ def test_a_rollback_that_somebody_has_published_over(store: SnapshotStore, monke
     assert [s.number for s in store.state().served] == [3]
 
 
-def test_a_rollback_that_cannot_be_undone(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["commit", "metadata_of_commits", "read_commit"])
+def test_a_rollback_that_cannot_be_undone(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     published(store, 1, 2)
 
     def broken(*_: Any, **__: Any) -> int:
         raise StorageError("The store is gone.")
 
-    monkeypatch.setattr(store, "flush", removing(store, 1, lambda: monkeypatch.setattr(delta, "commit", broken)))
+    monkeypatch.setattr(store, "flush", removing(store, 1, lambda: monkeypatch.setattr(delta, what, broken)))
     with pytest.raises(
         PublishError,
         match=r"Version 1 of model 'm' is in service, but another host has removed its parts at the same moment, and it "

@@ -351,13 +351,14 @@ class SnapshotStore:
             "why": f"the parts of version {target.number} were removed at the same moment",
         }
         day = done["data_date"] if target.disposition == "partition" else None
-        schema, files = schema_of(current or before.served[0]), self._files(current) if current else []
         for left in reversed(range(RACES)):
-            state = self.state()
-            if target not in state.served:  # somebody has published since
-                break
             try:
+                state = self.state()
+                if target not in state.served:  # somebody has published since
+                    break
+                schema, files = schema_of(current or before.served[0]), self._files(current) if current else []
                 self.flush(self._commit(state, schema, files, done | undone | {"at": _now().isoformat()}, day))
+                break
             except (BusyError, StorageError) as error:
                 if isinstance(error, StorageError) or not left:
                     raise PublishError(
