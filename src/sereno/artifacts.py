@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -39,7 +40,17 @@ class Origin:
 
 def is_elsewhere(declared: str) -> bool:
     """Whether an artefact, as the model file declares it, is fetched: it is no path."""
-    return is_url(declared) or declared.startswith(MODELS)
+    return is_url(declared) or declared.startswith(MODELS[:-1])  # without its /, it is told of
+
+
+def pinned_as(name: str, declared: str) -> tuple[str, str]:
+    """Where an artefact lies, and the SHA-256 that is pinned ("": none). Raises ArtifactError."""
+    text, _, fragment = declared.partition("#")
+    if fragment and not re.fullmatch(r"sha256=[0-9a-f]{64}", fragment):
+        raise ArtifactError(
+            f"Artefact {name!r}: {declared!r} should end in `#sha256=` and 64 digits 0-9a-f, or have no #."
+        )
+    return text, fragment.removeprefix("sha256=")
 
 
 def fetch_artifacts(model: Model, home: Path, *, anew: bool = False) -> None:
@@ -55,8 +66,7 @@ def fetch_artifacts(model: Model, home: Path, *, anew: bool = False) -> None:
 
 
 def _fetched(name: str, declared: str, folder: Path) -> Fetched:
-    text, _, fragment = declared.partition("#")
-    pinned = fragment.removeprefix("sha256=")
+    text, pinned = pinned_as(name, declared)
     if pinned and (kept := folder / pinned / text.rpartition("/")[2]).is_file():
         return _used(kept, f"{text}#sha256={pinned}")  # it is compared again before it is loaded
     origin = _origin(name, text)
@@ -134,6 +144,9 @@ def _forget_old(folder: Path) -> None:
 def _origin(name: str, text: str) -> Origin:
     if text.startswith(MODELS):
         return _of_registry(name, text)
+    if text.startswith(MODELS[:-1]):
+        meant = MODELS + text.removeprefix(MODELS[:-1])
+        raise ArtifactError(f"Artefact {name!r}: {text!r} names nothing in a registry: did you mean {meant}?")
     try:
         place = place_of(text)
     except SettingsError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
-from sereno.artifacts import is_elsewhere
+from sereno.artifacts import is_elsewhere, pinned_as
 from sereno.config import variable_of
 from sereno.exceptions import ArtifactError, ModelFileError, SerenoError, SettingsError
 from sereno.model import BATCH_NAMES, Model, Parameter, Secret, place
@@ -237,11 +237,7 @@ def artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
     base = model.file.parent if model.file else Path.cwd()
     found = {}
     for name, declared in model.artifacts.items():
-        text, _, fragment = declared.partition("#")
-        if fragment and not re.fullmatch(r"sha256=[0-9a-f]{64}", fragment):
-            raise ArtifactError(
-                f"Artefact {name!r}: {declared!r} should end in `#sha256=` and 64 digits 0-9a-f, or have no #."
-            )
+        text, pinned = pinned_as(name, declared)
         if name in model.fetched and is_elsewhere(text):
             path = model.fetched[name].path
         elif is_elsewhere(text):
@@ -254,10 +250,10 @@ def artifact_paths(model: Model) -> dict[str, tuple[Path, str]]:
             raise ArtifactError(
                 f"Artefact {name!r} is missing: there is no {path}. Train the model first, or mend artifacts= in the model file."
             )
-        if fragment and path.is_dir():
+        if pinned and path.is_dir():
             raise ArtifactError(f"Artefact {name!r} is a folder ({path}); a SHA-256 pins a file.")
         _refuse_shared(path, f"artefact {name!r}")
-        found[name] = (path, fragment.removeprefix("sha256="))
+        found[name] = (path, pinned)
     return found
 
 

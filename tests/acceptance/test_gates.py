@@ -126,8 +126,11 @@ def test_the_first_night_has_nothing_to_drift_from(project: Project) -> None:
 
 def test_an_output_that_drifts_is_held_and_an_input_that_does_is_warned_of(project: Project) -> None:
     run(project, DAY)
-    held = run(project, NEXT_DAY, code=3, income=3_900)
+    options = "--set lookup_versions=3"  # as typed: what is to be typed next needs the same
+    held = run(project, NEXT_DAY, *options.split(), code=3, income=3_900)
     assert held["state"] == "held"
+    show, release, discard = (f"`sereno {what} {held['attempt']} {options}`" for what in ("show", "release", "discard"))
+    assert held["says"].endswith(f" Look at it ({show}), then {release} or {discard}.")
     gate = gates(held)["drift of risk"]
     assert (gate["level"], gate["column"], gate["side"], gate["limit"]) == ("held", "risk", "output", 0.25)
     assert gate["value"] > 0.25

@@ -188,6 +188,14 @@ def test_one_file_of_a_version_can_be_pinned(tmp_path: Path, registry: Registry)
         fetch_artifacts(other, tmp_path)
 
 
+@pytest.mark.parametrize("pin", ["sha256=abc", "sha25=x", "sha256=" + "A" * 64])
+def test_a_pin_that_is_none_is_told_before_anything_is_fetched(tmp_path: Path, registry: Registry, pin: str) -> None:
+    text = f"models:/scale@champion/factor.txt#{pin}"
+    with pytest.raises(ArtifactError, match=rf"Artefact 'factor': '{text}' should end in `#sha256=` and 64 digits"):
+        fetch_artifacts(declared(tmp_path, text), tmp_path)
+    assert registry.asked == []
+
+
 @pytest.mark.parametrize("scheme", ["runs", "file", "path", "http", "logged"])
 def test_wherever_a_registry_says_that_it_lies(tmp_path: Path, registry: Registry, scheme: str) -> None:
     (tmp_path / "there" / "deep").mkdir(parents=True)
@@ -217,6 +225,8 @@ def test_wherever_a_registry_says_that_it_lies(tmp_path: Path, registry: Registr
         ("models:/scale/1/none.txt", "No such artifact: '0/models/m-1/artifacts/none.txt'"),
         ("models:/scale/4", "lies at dbfs:/x, which cannot be read from here. Valid are s3://"),
         ("models:/scale/5", "There is no /no/such/folder on this machine"),
+        ("models:scale/3", "'models:scale/3' names nothing in a registry: did you mean models:/scale/3?"),
+        ("s3:/bank/net.bin", "'s3:/bank/net.bin' is none of an object store: did you mean s3://bank/net.bin?"),
         ("https://bank/net.bin", r"https://… is no place for files\..* may also be models:/NAME@ALIAS"),
     ],
 )

@@ -22,15 +22,18 @@ from sereno.places import place_of, readable
 from sereno.presence import sizes
 from sereno.snapshots import Part, Publication
 from sereno.storage import told
+from sereno.typed import typed
 
 
-def failed_gates(report: Report) -> str:
+def failed_gates(report: Report, options: tuple[str, ...]) -> str:
+    """What keeps a run from being published; "": nothing. `options`: of the commands that it says to type."""
     failed = [f"{g.name}: {g.says}" for g in report.gates if not g.passed]
     if not failed:
         return ""
+    show, release, discard = (typed(options, what, report.attempt) for what in ("show", "release", "discard"))
     return (
         f"Held by {len(failed)} gate{'s' if len(failed) > 1 else ''} ({'; '.join(failed)}). What was in service stays. "
-        f"Look at it (`sereno show {report.attempt}`), then `sereno release {report.attempt}` or `sereno discard {report.attempt}`."
+        f"Look at it (`{show}`), then `{release}` or `{discard}`."
     )
 
 

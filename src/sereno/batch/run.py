@@ -47,6 +47,7 @@ from sereno.scoring import published_schema
 from sereno.settings import Settings
 from sereno.snapshots import Snapshot, State
 from sereno.storage import told
+from sereno.typed import typed
 
 Once = Literal["published", "ever"]
 
@@ -211,13 +212,16 @@ class _Run:
         if report.state == "nothing" and not behind:
             self.home.succeeded(self._next_due)
         if report.state == "held":
-            with but_not_told(f"Run {report.attempt} is held: see `sereno show {report.attempt}`."):
+            with but_not_told(f"Run {report.attempt} is held: see `{self._typed('show', report.attempt)}`."):
                 self.record.held(report.attempt, report.says)
         elif self.snapshot is not None:
             failed = behind if report.state == "nothing" else None  # else exports have followed since
             with but_not_told(f"Version {report.version} is published."):
                 self.record.published(self.snapshot, withdrawn(state, self.snapshot.number), failed)
         failpoint("ledger_ended")
+
+    def _typed(self, *words: str) -> str:
+        return typed(self.settings.given_options, *words)
 
     def _catch_up(self) -> SerenoError | None:
         """Finish what a crash or a failed export left. Should that fail again, this run's table is no worse for it."""
@@ -288,7 +292,7 @@ class _Run:
             counted = Profile(inputs=report.inputs_profile, outputs=report.profile)
             own = judge_own(self.own_gates, self.model, counted, report.parts)
             report.gates = judge_report(report, self.home, self.home.store.state(), own)
-            held = failed_gates(report)
+            held = failed_gates(report, self.settings.given_options)
             failpoint("gate_after")
         self.held.check()
         if held:
