@@ -31,6 +31,7 @@ from sereno.settings.secrets import secret, secret_origin
 from sereno.settings.table import Key, require
 from sereno.settings.variables import add_variables, as_files_spell, variable_of
 from sereno.typed import options_given
+from sereno.urls import is_url
 
 __all__ = ["find_home", "load_settings", "secret", "secret_origin", "variable_of"]
 
@@ -92,7 +93,7 @@ def _assemble(entries: Entries, folder: Path) -> Settings:
     for key, entry in entries.items():
         value = entry.value
         kind = require(key, entry.origin).kind
-        if kind is PLACE and "://" in value:
+        if kind is PLACE and is_url(value):
             from sereno.places import place_of  # dear, and most have none
 
             value = place_of(value)

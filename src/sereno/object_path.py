@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, Literal
 
 from sereno.adapters import objects as stores
 
-SCHEMES = ("az", "gs", "s3")
 BUFFER = 1 << 20  # bytes of a stream that are read at once
 
 

@@ -5,36 +5,28 @@ What only one of the two can do (locks and renames there, conditional writes her
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from sereno.exceptions import SettingsError
-from sereno.object_path import SCHEMES, ObjectPath
+from sereno.object_path import ObjectPath
 from sereno.storage import write_atomically
+from sereno.urls import SCHEMES, is_url, mistake_of
 
 Place: TypeAlias = Path | ObjectPath
 
 __all__ = ["SCHEMES", "ObjectPath", "Place", "is_url", "name_below", "place_of", "readable", "write_place"]
 
 
-def is_url(text: str) -> bool:
-    """Whether a text names something by a URL, of whatever scheme, and not by a path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
-
-
 def place_of(text: str | Path, base: Place | None = None) -> Place:
     """What a text names: an object or what lies below its URL, or a path; a relative one is below `base`.
 
-    Raises SettingsError for a URL of another kind, or without a bucket.
+    Raises SettingsError for a URL of another kind, one that is misspelt, and one without a bucket.
     """
     if isinstance(text, Path) or not is_url(text):
         return Path(text) if base is None or Path(text).is_absolute() else base / str(text)
-    scheme = text.partition("://")[0]
-    if scheme not in SCHEMES:
-        raise SettingsError(
-            f"{scheme}://… is no place for files. Valid are a path, {', '.join(f'{s}://…' for s in sorted(SCHEMES))}."
-        )
+    if mistake := mistake_of(text):
+        raise SettingsError(f"{mistake} Valid are a path, {', '.join(f'{s}://…' for s in SCHEMES)}.")
     return ObjectPath.of(text)
 
 

@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sereno.cli.named import from_here
 from sereno.config import find_home, load_settings, secret, secret_origin, variable_of
 from sereno.exceptions import SettingsError
+from sereno.predictions import read_predictions
 from sereno.settings import SETTINGS, ColumnSettings, GateSettings, ModelSettings, Settings, is_secret_name, redact
+from sereno.sources import fill_path
 from sereno.typed import options_given
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -178,7 +182,36 @@ def test_what_must_last_lies_where_the_storage_is(project: Path) -> None:
     assert "'storage' is 's3://', from the variable SERENO_STORAGE. Valid: a path or a URL" in refused(
         project, environ={"SERENO_STORAGE": "s3://"}
     )
-    assert "ftp://… is no place for files." in refused(project, environ={"SERENO_STORAGE": "ftp://bank"})
+    assert refused(project, environ={"SERENO_STORAGE": "ftp://bank"}).endswith(
+        'Valid: a path or a URL, "s3://…", "gs://…" or "az://…". ftp://… is no place for files.'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("s3:/bank/x", "s3://bank/x"),
+        ("s3//bank/x", "s3://bank/x"),
+        ("s3:bank/x", "s3://bank/x"),
+        ("S3://bank/x", "s3://bank/x"),
+        ("s3a://bank/x", "s3://bank/x"),
+        ("gcs://bank", "gs://bank"),
+        ("az:/", "az://…"),
+    ],
+)
+def test_a_misspelt_url_is_no_path(project: Path, text: str, meant: str) -> None:
+    told = f"{text!r} is none of an object store: did you mean {meant}?"
+    assert told in refused(project, environ={"SERENO_STORAGE": text})
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        read_predictions("churn", home=text)
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        fill_path(from_here(text), {}, load_settings(project), project)
+    assert "Valid: a path. That is a URL" in refused(project, environ={"SERENO_HOME": text})
+
+
+def test_what_looks_a_little_like_a_url_is_a_path(project: Path) -> None:
+    for text in ("s3/bank", "s3", "azure-files/x", "gs.parquet", "/s3://bank"):
+        assert load_settings(project, environ={"SERENO_STORAGE": text}).root == Path.cwd() / text
 
 
 def test_the_file_in_home_is_read_where_there_is_no_other(project: Path) -> None:

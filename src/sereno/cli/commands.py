@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sereno.urls import is_url
+
 DONE, FAILED, USAGE, HELD, LASTING = 0, 1, 2, 3, 4
 SETTING = "setting:"  # an option whose destination begins so sets the setting of that name
 
@@ -68,7 +70,7 @@ class Commands:
 
 
 def folder(text: str) -> Path:
-    if "://" in text:
+    if is_url(text):
         from sereno.settings import redact
 
         raise argparse.ArgumentTypeError(

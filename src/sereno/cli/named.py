@@ -134,8 +134,8 @@ def home_of_run(options: argparse.Namespace) -> Home:
 
 def from_here(source: str) -> str:
     """A relative path on the command line is relative to where the command was typed."""
-    from sereno.places import is_url
     from sereno.settings import IS_SQL
+    from sereno.urls import is_url
 
     return source if IS_SQL.match(source) or is_url(source) or source.startswith("{") else os.path.abspath(source)
 

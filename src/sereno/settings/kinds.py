@@ -9,6 +9,7 @@ from typing import Any
 
 from sereno.exceptions import SettingsError
 from sereno.settings.redacting import redact
+from sereno.urls import is_url, mistake_of
 
 EXPORT_FORMATS = ("parquet", "csv", "jsonl")
 NOTICE_KINDS = ("failed", "held", "late", "recovered")
@@ -214,8 +215,10 @@ def _check_value(raw: object) -> object:
 def _check_place(raw: object) -> str:
     if not isinstance(raw, str) or not raw.strip():
         raise ValueError
-    if "://" in raw:
-        from sereno.places import place_of
+    if is_url(raw):
+        if mistake := mistake_of(raw):
+            raise ValueError(mistake)
+        from sereno.places import place_of  # dear, and most have none
 
         try:
             place_of(raw)
@@ -227,7 +230,7 @@ def _check_place(raw: object) -> str:
 def _check_path(raw: object) -> str:
     if not isinstance(raw, str) or not raw.strip():
         raise ValueError
-    if "://" in raw:
+    if is_url(raw):
         raise ValueError("That is a URL: what is read or written there is named by 'storage', a source or an artefact.")
     return raw
 
