@@ -397,11 +397,34 @@ def test_what_a_build_would_stumble_over_is_said(project: Path, capsys: pytest.C
     assert "WARNING: LightGBM" not in deploy(project, capsys, "--apt", "libgomp1")[1]
     _, out, _ = deploy(project, capsys, "--set", "executor=spark", "--apt", "libgomp1")
     assert "Spark runs on Java, which the image has not" in out
-    (project / "requirements.txt").unlink()
-    _, out, _ = deploy(project, capsys, "--apt", "libgomp1")
-    assert (
-        f"There is no {project}/requirements.txt, which the build needs. Write sereno[cloud]=={__version__} into" in out
+    assert "has no psycopg" not in out
+    _, out, _ = deploy(project, capsys, "--set", "storage=s3://bank/sereno", "--apt", "libgomp1")
+    assert "NOTE: requirements.txt has no psycopg" in out
+    assert "lock sereno[cloud,postgresql]." in out
+
+
+def test_how_requirements_are_locked_can_be_typed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*options: str) -> list[str]:
+        lines = deploy(project, capsys, "--set", "storage=s3://bank/sereno", *options)[1].splitlines()
+        (first,) = [number for number, line in enumerate(lines) if line.startswith("WARNING: There is no ")]
+        return lines[first : lines.index("Read them, then:")]
+
+    (project / "m.py").write_text(
+        '# /// script\n# dependencies = ["sereno", "pandas<3; python_version > \'3\'"]\n# ///\n' + MODEL
     )
+    warning, where, write, lock, wheels = said("--requirements", "nope.txt")
+    assert warning == f"WARNING: There is no {project}/nope.txt, which the build needs."
+    assert where == f"In {project}:"
+    subprocess.run(["sh", "-c", write], cwd=project, check=True)
+    assert (project / "nope.in").read_text().splitlines() == [
+        f"sereno[cloud,postgresql]=={__version__}",
+        "pandas<3; python_version > '3'",
+    ]
+    assert lock == "  uv pip compile --generate-hashes nope.in --output-file nope.txt"
+    assert "add --find-links wheels" in wheels
+    (project / "wheels").mkdir()
+    *_, lock = said("--requirements", "nope.txt")
+    assert lock == "  uv pip compile --generate-hashes --find-links wheels nope.in --output-file nope.txt"
 
 
 # Where it is built

@@ -386,6 +386,26 @@ def test_what_is_left_over_in_the_folder_is_told(
     assert f"{files[2]} is left over" not in said
 
 
+def test_a_lock_that_lacks_what_pods_want_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deploying, "declared_in", lambda *_: [])  # asked of a process of its own
+    monkeypatch.chdir(tmp_path)
+    Path("sereno.toml").write_text('storage = "s3://bank/sereno"\n[models.m]\nfile = "m.py"\n')
+
+    def said(requirements: str) -> str:
+        Path("requirements.txt").write_text(requirements)
+        assert main(["deploy", "kubernetes", "--image", "scores:1", "--name", "bank"]) == 0
+        return capsys.readouterr().out
+
+    digest = "--hash=sha256:" + "0" * 64
+    out = said(f"sereno==0.1.0 {digest}\nobstore==0.9.0 {digest}\n")
+    assert "requirements.txt has nothing of sereno[postgresql], without which commands in pods end with exit" in out
+    assert "Lock sereno[cloud,postgresql], and build the image anew." in out
+    assert "has nothing of" not in said(f"psycopg==3.2.0 {digest}\nobstore==0.9.0 {digest}\n")
+    assert "has nothing of" not in said("pandas\n")  # no lock
+
+
 def test_another_configuration_is_another_pod(bank: Manifests) -> None:
     other = manifests_of(replace(BANK, env="prod"))
     assert [*_annotations(other)] != [*_annotations(bank)]

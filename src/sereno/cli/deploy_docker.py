@@ -78,7 +78,7 @@ def _image(options: argparse.Namespace, settings: Settings, project: Path) -> tu
 def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Iterator[str]:
     """What a build or a container would stumble over."""
     from sereno.deploy.docker import UID
-    from sereno.deploy.locked import extras_for, locked_in, warnings
+    from sereno.deploy.locked import extras_for, how_to_lock, locked_in, warnings
     from sereno.loader import script_requirements
 
     if not models:
@@ -92,22 +92,21 @@ def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Itera
             "has to be able to read it; on Kubernetes, `sereno deploy kubernetes` has a Secret for it."
         )
     extras = extras_for(settings, (text for model in models for text in model.artifacts.values()))
+    # containers that share a bucket share a ledger
+    with_ledger = sorted({*extras, "postgresql"}) if deploying.is_in_bucket(settings) else extras
     asked = [one for model in models for one in script_requirements(Path(model.file))]
     if not image.requirements.is_file():
-        yield f"WARNING: There is no {image.requirements}, which the build needs. {how_to_lock(extras, asked)}"
+        yield f"WARNING: There is no {image.requirements}, which the build needs."
+        yield from how_to_lock(image.locked, with_ledger, asked, has_wheels=image.has_wheels, folder=image.project)
         return
     locked = locked_in(image.requirements.read_text("utf-8"))
     yield from warnings(locked, image.requirements, extras, asked)
+    if with_ledger != extras and "psycopg" not in locked.versions:
+        yield (
+            f"NOTE: {image.requirements.name} has no psycopg, which a ledger of PostgreSQL wants, as on Kubernetes or of several "
+            f"containers. For one, lock sereno[{','.join(with_ledger)}]."
+        )
     if "lightgbm" in locked.versions and "libgomp1" not in image.packages:
         yield "WARNING: LightGBM wants OpenMP of the system, which a slim image has not. Say --apt libgomp1."
     if settings.executor == "spark" and not any("jre" in package for package in image.packages):
         yield "WARNING: Spark runs on Java, which the image has not. Say --apt openjdk-17-jre-headless."
-
-
-def how_to_lock(extras: list[str], asked: list[str]) -> str:
-    """How a requirements file is made."""
-    from sereno import __version__
-
-    own = f"sereno[{','.join(extras)}]" if extras else "sereno"
-    wanted = " ".join([f"{own}=={__version__}", *dict.fromkeys(one for one in asked if one != "sereno")])
-    return f"Write {wanted} into requirements.in, and lock that: uv pip compile --generate-hashes requirements.in -o requirements.txt"

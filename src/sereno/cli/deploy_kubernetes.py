@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from sereno.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from sereno.deploy.kubernetes import Kubernetes, Nightly
+    from sereno.operate.declared import Declared
     from sereno.settings import Settings
 
 
@@ -38,22 +40,23 @@ def _kubernetes(options: argparse.Namespace) -> int:
     from sereno.deploy.kubernetes import leftovers, next_steps, warnings
 
     settings, project = deploying.project_of(options)
-    kubernetes = _of(options, settings, project)
+    models = _declared(options, settings)
+    kubernetes = _of(options, settings, project, models)
     folder = deploying.folder_of(options)
     said = warnings(
         kubernetes,
-        has_storage=_is_object_store(settings),
+        has_storage=deploying.is_in_bucket(settings),
         executor=settings.executor,
         has_ledger=_is_in_image(settings, "ledger"),
         knows_keys=settings.serve.keys_file is not None or _is_in_image(settings, "serve.no_auth"),
         now=datetime.now(UTC),
     )
     texts = kubernetes.files()
-    told = [*said, *leftovers(texts, folder), *next_steps(kubernetes, folder)]
+    told = [*said, *_unlocked(settings, project, models), *leftovers(texts, folder), *next_steps(kubernetes, folder)]
     return deploying.wrote(options, texts, folder, told)
 
 
-def _of(options: argparse.Namespace, settings: Settings, project: Path) -> Kubernetes:
+def _of(options: argparse.Namespace, settings: Settings, project: Path, models: list[Declared]) -> Kubernetes:
     from sereno.deploy.kubernetes import Kubernetes
 
     if not options.image:
@@ -69,9 +72,11 @@ def _of(options: argparse.Namespace, settings: Settings, project: Path) -> Kuber
     return Kubernetes(
         name=options.name or re.sub(r"[^a-z0-9-]+", "-", project.name.lower()).strip("-"),
         image=options.image,
-        models=tuple(_nightly(options, settings)),
+        models=tuple(_nightly(models)),
         env=deploying.env_of(options),
-        storage=str(settings.storage) if _is_object_store(settings) and not _is_in_image(settings, "storage") else None,
+        storage=str(settings.storage)
+        if deploying.is_in_bucket(settings) and not _is_in_image(settings, "storage")
+        else None,
         domains=(*settings.serve.allowed_hosts, *([options.domain] if options.domain else [])),
         port=settings.serve.port or 8000,
         speaks_tls=settings.serve.tls_certificate is not None,
@@ -87,8 +92,20 @@ def _of(options: argparse.Namespace, settings: Settings, project: Path) -> Kuber
     )
 
 
-def _is_object_store(settings: Settings) -> bool:
-    return settings.storage is not None and not isinstance(settings.storage, Path)
+def _unlocked(settings: Settings, project: Path, models: list[Declared]) -> Iterator[str]:
+    """Of a file of requirements beside sereno.toml, as the image was built from: what it lacks that pods want."""
+    from sereno.deploy.locked import extras_for, lacking_extras, locked_in
+
+    file = project / "requirements.txt"
+    if not file.is_file() or (locked := locked_in(file.read_text("utf-8"))).unlocked:
+        return  # another one, which says what is wanted and not what is there
+    artifacts = (text for model in models for text in model.artifacts.values())
+    extras = sorted({*extras_for(settings, artifacts), "postgresql"})  # which is the ledger's
+    if lacking := lacking_extras(locked, extras):
+        yield (
+            f"WARNING: {file} has nothing of sereno[{','.join(lacking)}], without which commands in pods end with exit code 2. Lock "
+            f"sereno[{','.join(extras)}], and build the image anew."
+        )
 
 
 def _is_in_image(settings: Settings, name: str) -> bool:
@@ -97,14 +114,19 @@ def _is_in_image(settings: Settings, name: str) -> bool:
     return origin is not None and not origin.startswith(("the variable ", "the command line"))
 
 
-def _nightly(options: argparse.Namespace, settings: Settings) -> list[Nightly]:
-    """The models that have runs, if any. Raises ModelFileError where a model file cannot be read."""
-    from sereno.deploy.kubernetes import Nightly
-
+def _declared(options: argparse.Namespace, settings: Settings) -> list[Declared]:
+    """Of one model at least. Raises ModelFileError where a model file cannot be read, SettingsError."""
     if not deploying.files_in(settings):
         raise SettingsError(
             'No model of sereno.toml has a file: there is nothing to serve and to run. Add [models.NAME] with file = "NAME.py".'
         )
+    return deploying.declared_in(options, settings)
+
+
+def _nightly(models: list[Declared]) -> list[Nightly]:
+    """Those that have runs, if any."""
+    from sereno.deploy.kubernetes import Nightly
+
     return [
         Nightly(
             name=one.name,
@@ -116,7 +138,7 @@ def _nightly(options: argparse.Namespace, settings: Settings) -> list[Nightly]:
             cores=one.run_cores,
             memory_bytes=one.run_memory_bytes,
         )
-        for one in deploying.declared_in(options, settings)
+        for one in models
         if one.has_input and one.scheduled
     ]
 

@@ -54,6 +54,11 @@ def server_files(settings: Settings) -> dict[str, Path]:
     return {name: file for name, file in named if file is not None}
 
 
+def is_in_bucket(settings: Settings) -> bool:
+    """Whether `storage` is an object store."""
+    return settings.storage is not None and not isinstance(settings.storage, Path)
+
+
 def files_in(settings: Settings) -> list[Path]:
     """The model files that sereno.toml names."""
     return [model.file for model in settings.models.values() if model.file is not None]

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sereno.artifacts import is_elsewhere
+from sereno.deploy.locked import WHEELS
 from sereno.deploy.writing import filled
 from sereno.exceptions import SettingsError
 
 UID = 10001  # of the user within; above those that hosts give to people and services
 HOME = "/var/lib/sereno"  # within, for a volume
 FILES = "/etc/sereno"  # within, for what the server alone reads, and no image has
-WHEELS = "wheels"  # a folder of the project, for packages that no index has
 NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 BASE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]*(?:@sha256:[0-9a-f]{64})?")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(?:=[A-Za-z0-9.+:~-]+)?")

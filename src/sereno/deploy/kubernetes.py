@@ -368,7 +368,8 @@ def warnings(
         yield f'WARNING: executor is "{executor}": runs would look for its cluster. Set executor = "local", and a pod scores by itself.'
     if not has_ledger:
         yield (
-            "The ledger has to be a PostgreSQL: put SERENO_LEDGER=postgresql://… into the Secret. A file in a pod would be gone with it."
+            "The ledger has to be a PostgreSQL: put SERENO_LEDGER=postgresql://… into the Secret, and have the image of "
+            "sereno[cloud,postgresql]. A file in a pod would be gone with it."
         )
     if not knows_keys:
         yield "Callers need a key: put SERENO_SECRET_API_KEYS=sha256:… into the Secret; `sereno key` makes one."

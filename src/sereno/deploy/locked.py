@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from packaging.version import Version
 from sereno import __version__
 from sereno.places import SCHEMES, is_url
 from sereno.settings import Settings
+
+WHEELS = "wheels"  # a folder of the project, for packages that no index has
 
 # What an extra of Sereno's brings, by which its absence is seen.
 BROUGHT = {
@@ -86,6 +89,26 @@ def extras_for(settings: Settings, artifacts: Iterable[str]) -> list[str]:
     return [extra for extra, is_wanted in wanted.items() if is_wanted]
 
 
+def lacking_extras(locked: Locked, extras: Iterable[str]) -> list[str]:
+    """Those of these extras that it has not."""
+    return [extra for extra in extras if BROUGHT[extra] not in locked.versions]
+
+
+def how_to_lock(
+    file: Path, extras: Iterable[str], asked: Iterable[str], *, has_wheels: bool, folder: Path
+) -> Iterator[str]:
+    """What to type in `folder` so that `file`, named from there on, is made. `asked`: what model files ask for."""
+    own = f"sereno[{joined}]" if (joined := ",".join(extras)) else "sereno"
+    wanted = [f"{own}=={__version__}", *dict.fromkeys(one for one in asked if one != "sereno")]
+    source, output = shlex.quote(str(file.with_suffix(".in"))), shlex.quote(str(file))
+    find = f"--find-links {WHEELS} " if has_wheels else ""
+    yield f"In {folder}:"
+    yield f"  printf '%s\\n' {' '.join(map(shlex.quote, wanted))} > {source}"
+    yield f"  uv pip compile --generate-hashes {find}{source} --output-file {output}"
+    if not has_wheels:
+        yield f"  # Where no index has one, sereno perhaps: put its wheel into {WHEELS}/, and add --find-links {WHEELS}"
+
+
 def warnings(locked: Locked, file: Path, extras: Iterable[str], requirements: Iterable[str]) -> Iterator[str]:
     """What of the file would end a build, or a run. `requirements`: what the script blocks of model files ask for."""
     if locked.unlocked:
@@ -98,7 +121,7 @@ def warnings(locked: Locked, file: Path, extras: Iterable[str], requirements: It
         yield f"WARNING: {file.name} has no sereno. Lock sereno=={__version__}, too."
     elif locked.versions["sereno"] not in ("", __version__):
         yield f"WARNING: {file.name} has sereno {locked.versions['sereno']}; this is {__version__}. Lock the one that you try here."
-    if lacking := [extra for extra in extras if BROUGHT[extra] not in locked.versions]:
+    if lacking := lacking_extras(locked, extras):
         yield f"WARNING: The settings want sereno[{','.join(lacking)}], which {file.name} has not. Lock it with that."
     if missing := sorted({one for one in requirements if locked.lacks(one)}):
         yield f"WARNING: Model files ask for {', '.join(missing)}, which {file.name} has not. Lock that, too."
