@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,11 +15,14 @@ import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError
 
 from sereno.adapters import objects
+from sereno.adapters.exports import make_export
+from sereno.cli import main
 from sereno.config import Settings
-from sereno.exceptions import SettingsError, StorageError
+from sereno.exceptions import MissingExtraError, SettingsError, StorageError
 from sereno.object_path import ObjectPath
 from sereno.operate.health import look
 from sereno.presence import together
+from sereno.sources import find_files
 
 PROFILES = """
 [default]
@@ -287,3 +292,53 @@ def test_renewed_keys_need_no_restart(clock: Clock, tmp_path: Path, monkeypatch:
         PATH.look()
     assert asked == ["key-renewed"] * 3  # once more with keys that were read anew, and they are the same
     assert clock.slept == []
+
+
+# Without the package
+
+
+NEEDS = r"needs a package that is not installed: pip install 'sereno\[cloud\]'\."
+
+
+@pytest.fixture
+def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    objects.forget()
+
+
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: PATH.look(),
+        lambda: PATH.is_dir(),
+        lambda: PATH.listed(),
+        lambda: [*PATH.below()],
+        lambda: PATH.read_bytes(),
+        lambda: PATH.read_range(0, 1),
+        lambda: PATH.write_bytes(b""),
+        lambda: PATH.write_bytes(b"", only_if=""),
+        lambda: PATH.upload(Path(__file__)),
+        lambda: PATH.copy_to(PATH),
+        lambda: PATH.unlink(),
+        lambda: PATH.unlink(missing_ok=True),
+    ],
+)
+def test_whatever_is_asked_tells_of_the_package(ask: Callable[[], object]) -> None:
+    with pytest.raises(MissingExtraError, match=f"^s3://bank/a {NEEDS}"):
+        ask()
+
+
+@pytest.mark.usefixtures("no_package")
+def test_so_does_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SERENO_STORAGE", "s3://bank")
+    for command in ("versions m", "get m 1", "show 2026-05-01", "rollback m", "health", "log m", "runs", "prune"):
+        assert main(command.split()) == 2, command
+        assert re.match(rf"sereno: s3://bank/\S+ {NEEDS}\n$", capsys.readouterr().err), command
+    with pytest.raises(MissingExtraError, match=f"^The storage s3://bank {NEEDS}"):
+        make_export("csv", home=tmp_path, model="m", storage=ObjectPath.of("s3://bank"))
+    with pytest.raises(MissingExtraError, match=NEEDS):
+        find_files("s3://bank/in")

@@ -29,7 +29,7 @@ def make_export(setting: str, *, home: Path, model: str, storage: Place | None =
         case "parquet" | "csv" | "jsonl":
             root = (storage or home.absolute()) / "exports" / model / setting
             if isinstance(root, ObjectPath):
-                require_objects(f"An export to {root}")
+                require_objects(f"The storage {storage}")
                 return ObjectExport(root, setting, home.absolute() / ".sereno" / "scratch")
             return FolderExport(root, setting)
     if setting.startswith("postgresql://"):

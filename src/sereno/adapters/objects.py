@@ -73,18 +73,19 @@ PASSES = re.compile(  # no connection, or none any more; too much to do; or in t
 )
 
 
-def require_objects(what: str) -> None:
-    """Raises MissingExtraError where the package is not installed. `what` needs it."""
-    import importlib.util
-
-    if importlib.util.find_spec("obstore") is None:
-        raise MissingExtraError(f"{what} needs a package that is not installed: pip install 'sereno[cloud]'.")
+def require_objects(what: str) -> Any:
+    """The package, where it is installed; else raises MissingExtraError. `what` needs it."""
+    try:
+        import obstore
+        import obstore.exceptions
+    except ModuleNotFoundError:
+        raise MissingExtraError(f"{what} needs a package that is not installed: pip install 'sereno[cloud]'.") from None
+    return obstore
 
 
 @cache
 def _open(root: str, process: int, retry_timeout: timedelta) -> Any:
     """One store for each bucket and process: it keeps connections, and a copy made by fork could not use them."""
-    require_objects(f"{root}/…")
     from obstore.store import from_url
 
     settings = settings_of(root)
@@ -120,8 +121,7 @@ def forget() -> None:
 @contextlib.contextmanager
 def _told(doing: str, place: str) -> Iterator[None]:
     """Turn what obstore raises into StorageError; FileNotFoundError stays, unless it is the bucket that is not there."""
-    from obstore import exceptions
-
+    exceptions = require_objects(place).exceptions
     try:
         yield
     except FileNotFoundError as error:
@@ -216,8 +216,7 @@ def _tried(doing: str, place: str, do: Callable[[], Answer], tries: Tries | None
 
 
 def head(root: str, key: str, place: str, tries: Tries | None = None) -> Any:
-    import obstore
-
+    obstore = require_objects(place)
     tries = tries or Tries()
 
     def ask() -> Any:
@@ -240,24 +239,21 @@ def tag_of(meta: Any) -> str:
 
 
 def any_below(root: str, prefix: str, place: str) -> bool:
-    import obstore
-
+    obstore = require_objects(place)
     return _tried(
         "listed", place, lambda: any(len(some) for some in obstore.list(store_of(root), prefix or None, chunk_size=1))
     )
 
 
 def list_folder(root: str, prefix: str, place: str) -> tuple[Sequence[str], Sequence[Any]]:
-    import obstore
-
+    obstore = require_objects(place)
     found = _tried("listed", place, lambda: obstore.list_with_delimiter(patient_store_of(root), prefix or None))
     return found["common_prefixes"], [meta for meta in found["objects"] if not _is_mark(root, meta, prefix, place)]
 
 
 def list_below(root: str, prefix: str, place: str) -> Iterator[Any]:
     """In the order of their names. Where it breaks off, it goes on behind the last one; each answer has a deadline of its own."""
-    import obstore
-
+    obstore = require_objects(place)
     last: str | None = None
     tries = Tries()
     while True:
@@ -285,7 +281,7 @@ def _is_mark(root: str, meta: Any, prefix: str, place: str) -> bool:
 
 
 def get(root: str, key: str, place: str, tries: Tries | None = None) -> tuple[bytes, Any]:
-    import obstore
+    obstore = require_objects(place)
 
     def whole() -> tuple[bytes, Any]:
         answer = obstore.get(store_of(root), key)
@@ -295,8 +291,8 @@ def get(root: str, key: str, place: str, tries: Tries | None = None) -> tuple[by
 
 
 def get_range(root: str, key: str, place: str, start: int, length: int, tag: str) -> bytes:
-    import obstore
-    from obstore.exceptions import PreconditionError
+    obstore = require_objects(place)
+    refused = obstore.exceptions.PreconditionError
 
     def part() -> bytes | None:
         if not tag:
@@ -304,7 +300,7 @@ def get_range(root: str, key: str, place: str, start: int, length: int, tag: str
         try:
             answer = obstore.get(store_of(root), key, options={"range": (start, start + length), "if_match": tag})
             return bytes(answer.bytes())
-        except PreconditionError:
+        except refused:
             return None
 
     content = _tried("read", place, part)
@@ -395,7 +391,7 @@ def _there(root: str, key: str, place: str, tries: Tries) -> tuple[bytes, str]:
 
 
 def upload(root: str, key: str, place: str, file: Path) -> None:
-    import obstore
+    obstore = require_objects(place)
 
     def whole() -> None:
         obstore.put(patient_store_of(root), key, file, chunk_size=CHUNK, max_concurrency=AT_ONCE)
@@ -410,8 +406,7 @@ def upload(root: str, key: str, place: str, file: Path) -> None:
 
 
 def copy(root: str, key: str, to: str, place: str) -> None:
-    import obstore
-
+    obstore = require_objects(place)
     _tried("copied", place, lambda: obstore.copy(store_of(root), key, to))
 
 
@@ -421,7 +416,7 @@ def delete(root: str, keys: Sequence[str], place: str) -> None:
 
 
 def _delete(root: str, keys: Sequence[str], place: str) -> None:
-    import obstore
+    obstore = require_objects(place)
 
     def each() -> None:
         for key in keys:
