@@ -427,6 +427,27 @@ def test_how_requirements_are_locked_can_be_typed(project: Path, capsys: pytest.
     assert lock == "  uv pip compile --generate-hashes --find-links wheels nope.in --output-file nope.txt"
 
 
+def test_a_folder_of_this_machine_that_settings_name_is_told(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warned(environment: str, *options: str) -> list[str]:
+        monkeypatch.chdir(project)
+        assert main(["deploy", *environment.split(), *options, "--to", "deploy"]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "A container has only what is mounted" in line]
+
+    (project / "m.py").write_text(MODEL.replace("artifacts=", 'source="{warehouse}/rows/{data_date}/*.parquet", artifacts='))
+    (project / "warehouse").mkdir()
+    with (project / "sereno.toml").open("a") as file:
+        file.write('[values]\nwarehouse = "warehouse"\nbucket = "s3://bank"\nword = "not a file"\ntoken = "m.py"\n')
+    for environment in ("docker", "kubernetes --image scores:1"):
+        (one,) = warned(environment)  # and not of the source, which lies there
+        assert one.startswith(f"WARNING: values.warehouse is 'warehouse', here {project}/warehouse. A container")
+    assert warned("docker", "--include", "warehouse") == []
+    assert warned("docker", "--set", "values.warehouse=s3://bank/x") == []
+    (one,) = warned("docker", "--set", "models.m.source=/data/rows/{data_date}.csv")[1:]
+    assert one.startswith("WARNING: The source of m is '/data/rows/{data_date}.csv', here /data/rows. A container")
+
+
 # Where it is built
 
 

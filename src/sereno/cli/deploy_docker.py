@@ -95,6 +95,7 @@ def _warnings(image: Image, settings: Settings, models: list[Declared]) -> Itera
     # containers that share a bucket share a ledger
     with_ledger = sorted({*extras, "postgresql"}) if deploying.is_in_bucket(settings) else extras
     asked = [one for model in models for one in script_requirements(Path(model.file))]
+    yield from deploying.left_here(settings, models, image.included)
     if not image.requirements.is_file():
         yield f"WARNING: There is no {image.requirements}, which the build needs."
         yield from how_to_lock(image.locked, with_ledger, asked, has_wheels=image.has_wheels, folder=image.project)

@@ -52,7 +52,8 @@ def _kubernetes(options: argparse.Namespace) -> int:
         now=datetime.now(UTC),
     )
     texts = kubernetes.files()
-    told = [*said, *_unlocked(settings, project, models), *leftovers(texts, folder), *next_steps(kubernetes, folder)]
+    told = [*said, *_unlocked(settings, project, models), *deploying.left_here(settings, models)]
+    told += [*leftovers(texts, folder), *next_steps(kubernetes, folder)]
     return deploying.wrote(options, texts, folder, told)
 
 

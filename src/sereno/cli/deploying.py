@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,38 @@ def server_files(settings: Settings) -> dict[str, Path]:
 def is_in_bucket(settings: Settings) -> bool:
     """Whether `storage` is an object store."""
     return settings.storage is not None and not isinstance(settings.storage, Path)
+
+
+def left_here(settings: Settings, models: Iterable[Declared], in_image: Iterable[Path] = ()) -> Iterator[str]:
+    """Warnings of what settings and model files name of this machine's disk: containers have it not. `in_image`: what has
+    its place in the image, as far as that is known."""
+    known = [place.resolve() for place in in_image]
+    for what, text, place in _named_places(settings, models):
+        if not any(place.is_relative_to(one) for one in known):
+            known.append(place)  # a source in the folder that a value names, say: once is enough
+            yield (
+                f"WARNING: {what} is {text!r}, here {place}. A container has only what is mounted there, or is in its image "
+                "(`sereno deploy docker --include`): mount it, or name a bucket that all reach, s3://bank/… say."
+            )
+
+
+def _named_places(settings: Settings, models: Iterable[Declared]) -> Iterator[tuple[str, str, Path]]:
+    """The setting, its text, and what it names: of values, which may be anything, those that are there."""
+    from sereno.settings.redacting import is_secret_name
+    from sereno.urls import is_url
+
+    for name, value in settings.values.items():
+        text = value.value
+        if isinstance(text, str) and text and not is_url(text) and not is_secret_name(name):
+            with contextlib.suppress(OSError, ValueError):  # no name of a file
+                if (place := (value.base / text).resolve()).exists():
+                    yield f"values.{name}", text, place
+    for model in models:
+        text = model.awaited.template
+        if model.awaited.is_source and not is_url(text):
+            # up to what changes from run to run, and file to file
+            fixed = itertools.takewhile(lambda part: not set(part) & set("{*?["), Path(model.awaited.base, text).parts)
+            yield f"The source of {model.name}", text, Path(*fixed).resolve()
 
 
 def files_in(settings: Settings) -> list[Path]:
