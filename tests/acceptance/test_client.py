@@ -223,7 +223,10 @@ def test_keys_that_are_not_there(pairs: Server, look_up: Callable[..., Any]) -> 
 
 
 def test_what_is_stale_or_not_there_yet(folder: Path) -> None:
-    with Server(folder, "plain.py", SERENO_MODELS__PLAIN__LOOKUP="off") as server:
+    with Server(folder, "plain.py", SERENO_MODELS__PLAIN__LOOKUP="off", SERENO_MODELS__PLAN__LOG="off") as server:
+        server.wait_for(
+            "SERENO_MODELS__PLAN__LOG is set, but no model 'plan' is known. Did you mean SERENO_MODELS__PLAIN"
+        )
         for look_up in LOOK_UP:
             with pytest.raises(ServerError, match="404: There is nothing under this path") as off:
                 look_up("lookup", 1, address=server.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def model_of(options: argparse.Namespace) -> tuple[Model, Settings]:
     from sereno.config import find_home
     from sereno.loader import load_model
     from sereno.storage import told
+    from sereno.unmeant import unmeant
 
     model = options.model_itself
     if model is not None:
@@ -59,6 +61,8 @@ def model_of(options: argparse.Namespace) -> tuple[Model, Settings]:
     settings = settings_of(options, model.file, model.name)
     with told(f"The home {settings.home} cannot be used"):
         settings.home.mkdir(parents=True, exist_ok=True)
+    for line in unmeant(model, settings):
+        print(f"sereno: {line}", file=sys.stderr)
     os.chdir(find_home(model.file))  # so that relative paths in `read` mean the same from wherever it is started
     return model, settings
 

@@ -17,6 +17,7 @@ from sereno.serve.processes.process import start_worker
 from sereno.serve.processes.sockets import Listening, listen, refuse_openness
 from sereno.serve.processes.supervisor import Supervisor
 from sereno.settings import Settings
+from sereno.unmeant import unmeant_models
 
 
 def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: Callable[[str], None]) -> int:
@@ -37,6 +38,8 @@ def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: 
     def announce(ready: Ready) -> None:
         for line in [json.dumps(_data(listening, ready, settings))] if as_json else _lines(listening, ready, settings):
             tell(line)
+        for line in unmeant_models(settings, [model.name for model in ready.models]):
+            note(line)
         for model in ready.models:
             if model.awaits_run:
                 note(f"lookups of {model.name} answer 503 until a run publishes in {model.home}.")
