@@ -435,7 +435,9 @@ def test_a_folder_of_this_machine_that_settings_name_is_told(
         assert main(["deploy", *environment.split(), *options, "--to", "deploy"]) == 0
         return [line for line in capsys.readouterr().out.splitlines() if "A container has only what is mounted" in line]
 
-    (project / "m.py").write_text(MODEL.replace("artifacts=", 'source="{warehouse}/rows/{data_date}/*.parquet", artifacts='))
+    (project / "m.py").write_text(
+        MODEL.replace("artifacts=", 'source="{warehouse}/rows/{data_date}/*.parquet", artifacts=')
+    )
     (project / "warehouse").mkdir()
     with (project / "sereno.toml").open("a") as file:
         file.write('[values]\nwarehouse = "warehouse"\nbucket = "s3://bank"\nword = "not a file"\ntoken = "m.py"\n')

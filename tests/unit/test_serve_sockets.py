@@ -57,6 +57,13 @@ def test_every_worker_has_a_place(opened: list[Listening], workers: int) -> None
     assert one.url == f"http://127.0.0.1:{port_of(one)}"
 
 
+def test_where_it_listens_is_said_as_it_is(opened: list[Listening], tmp_path: Path) -> None:
+    here, every = listening(opened), listening(opened, host="0.0.0.0")
+    assert here.says == here.url
+    assert every.says == f"http://127.0.0.1:{port_of(every)} and all addresses of this machine (0.0.0.0)"
+    assert listening(opened, unix=tmp_path / "a.sock").says == f"http://localhost (Unix socket {tmp_path}/a.sock)"
+
+
 def test_a_name_of_several_addresses_listens_on_all(opened: list[Listening]) -> None:
     addresses = resolve("localhost")
     one = listening(opened, 2, host="localhost")
@@ -132,8 +139,12 @@ def test_an_open_address_needs_keys_and_tls_or_a_word(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=f"It needs {word}") as refused:
             refuse_openness(settings(tmp_path, host="0.0.0.0", **lacking))
         assert "; and " not in str(refused.value)
-    with pytest.raises(SettingsError, match=r"It needs API keys .*; and TLS .* Or listen on 127.0.0.1"):
+    with pytest.raises(SettingsError, match=r"It needs API keys .*; and TLS .* Or listen on 127.0.0.1") as refused:
         refuse_openness(settings(tmp_path, host="0.0.0.0"))
+    # also in a container's words: what it is told are variables and secrets
+    for name in ("KEYS_FILE", "NO_AUTH=true", "TLS_CERTIFICATE", "TLS_KEY", "TLS_TERMINATED_UPSTREAM=true"):
+        assert f"SERENO_SERVE__{name}" in str(refused.value)
+    assert "into /run/secrets/api_keys, or into SERENO_SECRET_API_KEYS" in str(refused.value)
 
 
 def test_a_unix_socket_appears_when_it_can_be_used(opened: list[Listening], tmp_path: Path) -> None:

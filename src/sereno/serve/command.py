@@ -70,6 +70,7 @@ def replace_process(file: Path, arguments: Sequence[str]) -> NoReturn:
 def _data(listening: Listening, ready: Ready, settings: Settings) -> Mapping[str, Any]:
     return {
         "url": listening.url,
+        "says": listening.says,
         "unix": str(listening.unix) if listening.unix is not None else None,
         "docs": f"{listening.url}/docs",
         "pid": os.getpid(),
@@ -81,10 +82,9 @@ def _data(listening: Listening, ready: Ready, settings: Settings) -> Mapping[str
 def _lines(listening: Listening, ready: Ready, settings: Settings) -> list[str]:
     url, count = listening.url, settings.workers or 1
     names = ", ".join(model.name for model in ready.models)
-    unix = f" (Unix socket {listening.unix})" if listening.unix is not None else ""
     with_unix = f"--unix-socket {listening.unix} " if listening.unix is not None else ""
     lines = [
-        f"Serving {names} on {url}{unix}, {count} worker{'s' if count > 1 else ''}. Ctrl-C ends it.",
+        f"Serving {names} on {listening.says}, {count} worker{'s' if count > 1 else ''}. Ctrl-C ends it.",
         f"Docs: {url}/docs",
     ]
     lines += [f"Try:  {model.tries.replace('URL', with_unix + url, 1)}" for model in ready.models[:3] if model.tries]

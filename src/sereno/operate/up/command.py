@@ -161,7 +161,7 @@ def _lines(said: Mapping[str, Mapping[str, Any]], *, api: bool) -> Iterable[str]
     served, scheduler = said.get(API), said.get(SCHEDULER)
     if served is not None:
         names = ", ".join(model["name"] for model in served["models"])
-        yield f"Serving {names} on {served['url']}{f' (Unix socket {one})' if (one := served['unix']) else ''}."
+        yield f"Serving {names} on {served['says']}."
     elif api:
         yield "The API does not answer yet: the log says why. It is started again until it does."
     if scheduler is not None:

@@ -44,9 +44,20 @@ class Listening:
     url: str  # under which a caller on this machine reaches it
     places: list[list[socket.socket]]
     is_shared: bool
+    every: str | None = None  # the address that stands for all of this machine, where it listens on that
     unix: Path | None = None
     has_opened: bool = False
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # locks; free when the process ends
+
+    @property
+    def says(self) -> str:
+        """Where it listens, for people."""
+        unix = f" (Unix socket {self.unix})" if self.unix is not None else ""
+        return (
+            f"{self.url}{unix}"
+            if self.every is None
+            else f"{self.url} and all addresses of this machine ({self.every})"
+        )
 
     def open(self) -> None:
         """Let callers connect: from now on somebody takes their connections, or will. Until then they are refused.
@@ -101,10 +112,11 @@ def listen(serve: ServeSettings, workers: int) -> Listening:
                 place.append(sock)
         undo.pop_all()
     name = addresses[0][1]
-    if ipaddress.ip_address(name).is_unspecified:
+    every = name if ipaddress.ip_address(name).is_unspecified else None
+    if every is not None:
         name = "127.0.0.1" if ":" not in name else "::1"
     url = f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
-    return Listening(url=url, places=places, is_shared=shared, held=locks)
+    return Listening(url=url, places=places, is_shared=shared, every=every, held=locks)
 
 
 def resolve(host: str) -> list[tuple[socket.AddressFamily, str]]:
@@ -127,7 +139,7 @@ def is_open(serve: ServeSettings) -> bool:
 
 def refuse_openness(settings: Settings) -> None:
     """Raise SettingsError where a network could reach the server without keys or TLS, and nobody said that it may."""
-    from sereno.serve.guard import read_keys
+    from sereno.serve.guard import SECRET, read_keys
 
     serve = settings.serve
     if not is_open(serve):
@@ -135,12 +147,14 @@ def refuse_openness(settings: Settings) -> None:
     missing = []
     if not serve.no_auth and not read_keys(settings):
         missing.append(
-            "API keys (`sereno key` makes one; its line goes into the file of --keys-file), or say --no-auth: then whoever "
-            "reaches the address may ask"
+            "API keys (`sereno key` makes one; its line goes into the file of --keys-file or SERENO_SERVE__KEYS_FILE, into "
+            f"{settings.secrets_folder / SECRET}, or into SERENO_SECRET_{SECRET.upper()}), or say --no-auth "
+            "(SERENO_SERVE__NO_AUTH=true): then whoever reaches the address may ask"
         )
     if serve.tls_certificate is None and not serve.tls_terminated_upstream:
         missing.append(
-            "TLS (--tls-certificate and --tls-key), or say --tls-terminated-upstream: then something in front of this server "
+            "TLS (--tls-certificate and --tls-key, or SERENO_SERVE__TLS_CERTIFICATE and SERENO_SERVE__TLS_KEY), or say "
+            "--tls-terminated-upstream (SERENO_SERVE__TLS_TERMINATED_UPSTREAM=true): then something in front of this server "
             "speaks TLS with the callers"
         )
     if missing:
