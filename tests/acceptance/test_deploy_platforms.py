@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from sereno.serve.guard import new_key
+from sereno.serve.processes.ending import AFTER_DRAIN_SECONDS
+from sereno.settings import ServeSettings
 from tests.acceptance.batch_transform import Job
 from tests.acceptance.containers import MODEL, PATIENCE, Container, as_mounted, free_port, until, values_of
 
@@ -207,10 +209,7 @@ class TestKServe:
         with Container(image, one["args"], variables, port=port, kill_seconds=kill_seconds) as container:
             for each in ("startupProbe", "readinessProbe", "livenessProbe"):
                 probe(container, one[each])
-            startup, liveness = (
-                one[each]["periodSeconds"] * one[each]["failureThreshold"] for each in ("startupProbe", "livenessProbe")
-            )
-            assert 300 <= startup < liveness - 30  # a model may load that long, and again after predict hung for 30 s
+            assert patience(one["startupProbe"]) >= 300
             with httpx.Client(base_url=container.url, headers={"Host": host}, timeout=60) as client:
                 assert client.get("/v1/models/churn").json() == {"name": "churn", "ready": True}
                 assert client.get("/v2/health/ready").status_code == 200
@@ -310,6 +309,34 @@ class TestContainerApps:
             assert ask(25).json() == {"probability": 0.25}
             assert ask(25, "another").status_code == 401
             assert container.stop_while_predicting(lambda: ask(HELD)).json() == {"probability": 0.99}
+
+
+def patience(said: dict[str, Any]) -> int:
+    """For how many seconds a probe may fail."""
+    return int(said["periodSeconds"] * said["failureThreshold"])
+
+
+def test_liveness_waits_until_a_worker_that_hung_is_replaced() -> None:
+    kserve = definition("KServe", 8080)["spec"]["predictor"]["containers"][0]
+    run = definition("Cloud Run", 8080)["spec"]["template"]["spec"]["containers"][0]
+    listed = definition("Azure Container Apps", 8080)["properties"]["template"]["containers"][0]["probes"]
+    azure = {f"{one['type'].lower()}Probe": one for one in listed}
+    for container in (kserve, run, azure):
+        # a model may load as long as at the start, and again after predict hung for 30 s
+        assert patience(container["startupProbe"]) < patience(container["livenessProbe"]) - 30
+    assert patience(run["startupProbe"]) <= 240  # which is all that Cloud Run takes
+    assert all(one.get("failureThreshold", 3) <= 10 and one.get("periodSeconds", 10) <= 240 for one in listed)
+
+
+def test_a_server_has_ended_before_it_is_killed() -> None:
+    sagemaker = definition("SageMaker", 8080)["PrimaryContainer"]["Environment"]
+    kserve = values_of(definition("KServe", 8080)["spec"]["predictor"]["containers"][0]["env"])
+    for variables in (sagemaker, kserve):
+        assert float(variables["SERENO_SERVE__DRAIN_SECONDS"]) + AFTER_DRAIN_SECONDS < 30
+    azure = definition("Azure Container Apps", 8080)["properties"]["template"]["terminationGracePeriodSeconds"]
+    (ecs,) = definition("Amazon ECS", 8080)["containerDefinitions"]
+    for seconds in (azure, ecs["stopTimeout"]):
+        assert ServeSettings().drain_seconds + AFTER_DRAIN_SECONDS < seconds
 
 
 def probe(container: Container, said: dict[str, Any]) -> None:
