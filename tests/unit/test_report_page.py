@@ -257,7 +257,7 @@ class Attempts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def kept(self, report: Any) -> Path:
+    def lasting(self, report: Any) -> Path:
         return self.folder / report.attempt
 
 
