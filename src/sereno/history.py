@@ -32,12 +32,14 @@ class Row:
 def row_of_report(report: Report, state: str, data: dict[str, Any]) -> Row:
     r = report
     counts = (f"{r.rows_in:,}", f"{r.predictions:,}", f"{r.rejects:,}") if r.rows_in else ("", "", "")
-    cells = (r.attempt, state, str(r.version or ""), *counts, _minute(r.started_at), "")
+    says = harmless(r.says, SHOWN) if state == "failed" else ""
+    cells = (r.attempt, state, str(r.version or ""), *counts, _minute(r.started_at), says)
     return Row(at=r.started_at, data_time=r.data_time, state=state, data=data | {"state": state}, cells=cells)
 
 
 def row_of_entry(entry: Entry) -> Row:
-    cells = (entry.label, entry.state, str(entry.version or ""), "", "", "", _minute(entry.since))
+    run = entry.label if entry.state in NEVER_RAN else entry.attempt or entry.label
+    cells = (run, entry.state, str(entry.version or ""), "", "", "", _minute(entry.since))
     return Row(
         at=entry.since,
         data_time=entry.data_time,

@@ -171,6 +171,9 @@ def test_runs_of_all_models(nights: Project) -> None:
     assert lines[0].split() == ["model", "run", "state", "version", "since", "(UTC)", "by"]
     assert [line.split()[:3] for line in lines[1:]] == [[r["model"], r["data_date"], r["state"]] for r in runs]
     assert "InputError: " in lines[4]
+    of_one = nights.sereno("runs", "total").stdout.splitlines()[1:]
+    says = next(run["says"] for run in nights.json("runs", "total") if run["state"] == "failed")
+    assert [" ".join(says.split())[:60] in line for line in of_one] == [" failed " in line for line in of_one]
     assert nights.json("runs", "--limit", "2") == runs[-2:]
     assert nights.sereno("runs", "--limit", "2").stdout.splitlines()[-1] == (
         "There are older ones: --limit N shows the newest N, `sereno runs MODEL` those of one model."

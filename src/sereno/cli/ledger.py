@@ -138,6 +138,14 @@ def _runs(options: argparse.Namespace) -> int:
     rows += [row_of_entry(entry) for entry in without_report(entries, (report for report, _ in attempts))]
     rows = _chosen(options, rows)
     output(options, [row.data for row in rows], rows_lines(rows))
+    if any(entry.state == "published" for entry in entries) and name not in there:
+        from sereno.operate.health import lies_elsewhere, says_elsewhere
+
+        if lies_elsewhere(settings, name):
+            print(
+                f"sereno: {says_elsewhere(settings, name)} Name that one, or give this one another --home.",
+                file=sys.stderr,
+            )
     if failed is not None:
         print(f"sereno: {failed} Only attempts are listed.", file=sys.stderr)
         return FAILED

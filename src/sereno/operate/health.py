@@ -35,7 +35,7 @@ class Wrong:
     """Something that needs somebody."""
 
     model: str | None  # None: it concerns all
-    what: str  # file, never, failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
+    what: str  # file, storage, never, failed, held, overdue, paused, old, exports, scheduler, notices, ledger, nothing
     says: str
     do: str  # what to do about it
 
@@ -136,6 +136,7 @@ class _Known:
     scheduler: str | None = None
     was_scheduled: bool = False
     trouble: str = ""  # it cannot be read
+    elsewhere: frozenset[str] = frozenset()  # models of which the ledger tells what was published to another storage
     options: tuple[str, ...] = ()  # that each command gets which is told
 
     files: frozenset[str] = frozenset()  # models whose file the settings know: their name is enough
@@ -160,6 +161,7 @@ class _Known:
             open=_by_model(ledger.open_entries()),
             troubled=_by_model(ledger.entries(states=("failed", "held"))),
             published=published,
+            elsewhere=frozenset(name for name in published if lies_elsewhere(settings, name)),
             pauses=ledger.pauses(),
             untold=ledger.untold(),
             options=options_of(settings),
@@ -207,6 +209,27 @@ def _by_model(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     for entry in entries:
         found[entry.model].append(entry)
     return found
+
+
+def lies_elsewhere(settings: Settings, model: str) -> bool:
+    """Whether nothing of a model that was published is in this storage. Raises StorageError."""
+    if settings.storage is None:
+        return False
+    with within(STORE_DEADLINE):
+        return not (settings.root / "predictions" / model).is_dir()
+
+
+def says_elsewhere(settings: Settings, model: str) -> str:
+    """What is to be known of such a model."""
+    return (
+        f"Nothing of {model} is in the storage {settings.root}: what the ledger of the home {settings.home} calls published "
+        "was published to another one."
+    )
+
+
+def _elsewhere(settings: Settings, model: str) -> Wrong:
+    do = "name that storage, or give this one a home of its own: --home, or SERENO_HOME"
+    return Wrong(model=model, what="storage", says=says_elsewhere(settings, model), do=do)
 
 
 def _was_scheduled(ledger: RunLedger, newest: Iterable[Entry]) -> bool:
@@ -274,7 +297,7 @@ def _judge(
     data_time = status.data_time if status else None
     freshness = (now - data_time).total_seconds() if data_time else None
     own = settings.given_for(name)
-    wrong = list(_wrong(name, status, known, own, now))
+    wrong = list(_wrong(name, status, known, own, now)) if name not in known.elsewhere else [_elsewhere(settings, name)]
     if max_age is not None and not known.trouble and (freshness is None or freshness > max_age):
         what = (
             f"is of {status.data_date}, {_hours(freshness)} old"

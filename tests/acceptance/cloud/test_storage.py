@@ -526,6 +526,17 @@ def test_a_folder_of_its_own(tmp_path: Path) -> None:
     assert sorted(path.name for path in (kept / ".sereno").iterdir()) == ["locks", "runs", "status"]
     assert not (project.folder / "predictions").exists()
     assert project.look("prune") == {"dry_run": False, "bytes": 0, "pruned": []}
+    # Another storage with the same home, and so the same ledger: what that calls published is not there.
+    attempt = project.json("versions", "total")[-1]["run"]
+    project.variables["SERENO_STORAGE"] = str(tmp_path / "other")
+    says = (
+        f"Nothing of total is in the storage {tmp_path / 'other'}: what the ledger of the home {project.folder} calls "
+    )
+    health = project.json("health", code=1)
+    assert [(one["what"], one["says"][: len(says)]) for one in health["wrong"] if one["model"]] == [("storage", says)]
+    runs = project.sereno("runs", "total")
+    assert says in runs.stderr
+    assert runs.stdout.splitlines()[-1].split()[:3] == [attempt, "published", "2"]
 
 
 # What is wrong
