@@ -143,7 +143,7 @@ def told(what: str, then: str = GOES_ON) -> Iterator[None]:
     except OSError as error:
         # pyarrow's errors are OSErrors too, some without errno: their text then holds the cause
         cause = CAUSES.get(error.errno or 0) or next(
-            (words for code, words in CAUSES.items() if os.strerror(code) in str(error)), str(error)
+            (words for code, words in CAUSES.items() if os.strerror(code) in str(error)), error.strerror or str(error)
         )
         if error.errno is None and cause == str(error):
             raise

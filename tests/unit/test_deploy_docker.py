@@ -218,6 +218,14 @@ def test_the_command_lets_in_what_the_models_are_made_of(project: Path, capsys: 
     assert Path("notes.md") in images.let_in(project)
 
 
+def test_a_place_where_nothing_can_be_written_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = deploy(project, capsys, "--to", "/proc/x")
+    assert code == 1
+    assert error == (
+        "sereno: The files could not be written: No such file or directory (/proc/x). Mend that, or write elsewhere with --to.\n"
+    )
+
+
 def test_a_container_chooses_the_environment_that_was_chosen(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "sereno.toml").write_text("[env.prod]\n")
     assert "SERENO_ENV" not in deploy(project, capsys)[1]

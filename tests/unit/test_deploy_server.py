@@ -174,6 +174,9 @@ def test_what_nobody_has_changed_is_written_anew(tmp_path: Path, name: str) -> N
         ({"user": "Bad User"}, "is no name of a user"),
         ({"name": "../x"}, "cannot be the name of a unit"),
         ({"memory": "lots"}, "is no amount of memory"),
+        ({"memory": "8"}, "--memory '8' cannot be meant: 64M is the least"),
+        ({"memory": "8000K"}, "cannot be meant"),
+        ({"memory": "101%"}, "cannot be meant"),
     ],
 )
 def test_wrong_words_are_refused(tmp_path: Path, wrong: dict[str, str], says: str) -> None:

@@ -31,6 +31,9 @@ IMAGE = re.compile(
 SIZE = re.compile(r"[1-9]\d*(?:Ki|k|[MGT]i?)?")
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 CPU = re.compile(r"[1-9]\d*m?|\d+\.\d{1,3}")
+# Beyond these somebody forgot the unit, or took another: no pod starts with less, and no node has more.
+CORES = (0.05, 1000)
+BYTES = (64 << 20, 64 << 40)
 
 HOME = "/var/lib/sereno"  # of a pod, gone with it
 LOAD_SECONDS = 600  # that a worker may take until it has loaded the models
@@ -100,10 +103,20 @@ class Kubernetes:
             raise SettingsError(f"--replicas {least}-{most} is no range. Write the least and the most pods: 2-10.")
         if not CPU.fullmatch(self.cpu) or not cores_of(self.cpu):
             raise SettingsError(f"{self.cpu!r} is no amount of CPU for Kubernetes. Write 2, 0.5 or 500m.")
+        if not CORES[0] <= cores_of(self.cpu) < CORES[1]:
+            raise SettingsError(
+                f"--cpu {self.cpu!r} is {cores_of(self.cpu):g} cores, which cannot be meant: 50m is the least, and below 1000 the "
+                "most. Write 2, 0.5 or 500m."
+            )
         for option, size in (("memory", self.memory), ("scratch", self.scratch)):
             if not SIZE.fullmatch(size):
                 raise SettingsError(
                     f"--{option} {size!r} is no amount of memory for Kubernetes. Write 4Gi, 512Mi or 6000M."
+                )
+            if not BYTES[0] <= amount(size) <= BYTES[1]:
+                raise SettingsError(
+                    f"--{option} {size!r} is {amount(size):,} bytes, which cannot be meant: 64Mi is the least and 64Ti the most. "
+                    "Write 4Gi, 512Mi or 6000M."
                 )
         for namespace in self.callers:
             if not NAMESPACE.fullmatch(namespace):

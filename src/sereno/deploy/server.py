@@ -16,6 +16,8 @@ from sereno.exceptions import SettingsError
 
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 MEMORY = re.compile(r"[1-9]\d*(?:[KMGT]|%)?")
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+LEAST_BYTES = 64 << 20  # with less nothing starts: somebody forgot the unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class Server:
             raise SettingsError("The service is not to run as root: model files are code. Say another one with --user.")
         if not MEMORY.fullmatch(self.memory):
             raise SettingsError(f"{self.memory!r} is no amount of memory for systemd. Write 8G, 6000M or 80%.")
+        digits, unit = self.memory.rstrip("KMGT%"), self.memory[-1]
+        if (int(digits) > 100) if unit == "%" else int(digits) * UNITS.get(unit, 1) < LEAST_BYTES:
+            raise SettingsError(
+                f"--memory {self.memory!r} cannot be meant: 64M is the least, and 100% the most. Write 8G, 6000M or 80%."
+            )
 
     def units(self) -> dict[str, str]:
         """Name of the file → its text: one service that does everything."""

@@ -27,7 +27,7 @@ def write(texts: Mapping[str, str], folder: Path) -> list[Path]:
     Nothing is written where somebody has changed one of them. Raises SettingsError, StorageError.
     """
     signed = {folder / name: _signed(text, is_page=name.endswith(".md")) for name, text in texts.items()}
-    with told("The files could not be written"):
+    with told("The files could not be written", "Mend that, or write elsewhere with --to."):
         for there, text in signed.items():
             if there.exists() and (found := there.read_text("utf-8", "replace")) != text and not _is_unchanged(found):
                 raise SettingsError(
