@@ -27,10 +27,15 @@ settings.load_profile("sereno")
 
 
 @pytest.fixture(autouse=True)
-def in_the_projects_folder() -> Iterator[None]:
-    """A server that a test has in its own process works in its home's folder; the next test starts where all do."""
+def where_all_start() -> Iterator[None]:
+    """A server or worker that a test has in its own process works in its home's folder and sets variables; the next test has
+    neither."""
+    before = {**os.environ}
     yield
     os.chdir(ROOT)
+    for name in {*os.environ} - {*before, "PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

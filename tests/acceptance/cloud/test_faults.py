@@ -149,21 +149,26 @@ def test_who_tries_again_ends(
     folder: ObjectPath, proxy: FaultyProxy, file: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After so many tries as there is time for: tests/unit/test_objects.py counts it."""
-    monkeypatch.setattr(objects, "DEADLINE", timedelta(milliseconds=50))
     for name in ASKED:
         ask = prepared(folder, file, name)
         kept = there(folder)
-        with proxy.having(rules(Rule(fault=fault, times=1_000))):
-            with pytest.raises(StorageError, match="cannot be"):
-                ask()
-            assert len(proxy.log) >= 2, name
-        assert there(folder) == kept
+        for seconds in (0.05, 0.5, 5):  # on a machine that is busy the first try may take all of the first
+            monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=seconds))
+            with proxy.having(rules(Rule(fault=fault, times=1_000))):
+                with pytest.raises(StorageError, match="cannot be"):
+                    ask()
+                tries = len(proxy.log)
+            assert there(folder) == kept
+            if tries >= 2:
+                break
+        else:
+            pytest.fail(f"{name} was tried once in {seconds} s")
 
 
 def test_a_store_that_always_says_conflict(
     folder: ObjectPath, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "DEADLINE", timedelta(milliseconds=50))
+    monkeypatch.setattr(objects, "DEADLINE", timedelta(seconds=1))
     for fault in ("conflict", "refused"):
         with proxy.having(rules(Rule(fault=fault, times=1_000))):  # type: ignore[arg-type]
             with pytest.raises(StorageError, match="goes on refusing it, though nobody else has written it"):
