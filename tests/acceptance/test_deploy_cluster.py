@@ -18,6 +18,7 @@ from tests.acceptance.project import DAY, Project
 from tests.hosts import PATIENCE, Host, Within, hosts
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+FAIL_TIMEOUT = 2  # seconds, of the balancer's configuration
 NAMES = ("node1.bank", "node2.bank", "scores.bank")
 # Four callers that each ask and ask, until a file is there: how often they were answered otherwise than they should.
 CALLERS = """
@@ -78,6 +79,7 @@ def test_the_balancer_passes_over_a_server_that_restarts_and_a_host_that_dies(pr
         ]
         balancer.run(["sysctl", "-w", line.split()[1]])
         balancer.popen([NGINX, "-c", folder / "all.conf", "-p", folder], log=folder / "nginx.log")
+        assert f"fail_timeout={FAIL_TIMEOUT}s;" in (folder / "cluster" / "nginx.conf").read_text()
         callers = balancer.popen(
             [sys.executable, "-c", CALLERS, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -88,6 +90,7 @@ def test_the_balancer_passes_over_a_server_that_restarts_and_a_host_that_dies(pr
         go_on(folder, callers)
         servers[first] = serve(project, first)
         ready(first, balancer)
+        time.sleep(FAIL_TIMEOUT)  # so long nginx passes over it, though it is there again
         go_on(folder, callers)
 
         second.kill()
