@@ -679,6 +679,9 @@ def test_every_json_parses(project: Project) -> None:
         (("release", "2024-04-01-abcdef"), 1, "has a run '2024-04-01-abcdef' (models: total). See `sereno runs MODEL`."),
         (("discard", "nothing"), 1, "has a run 'nothing'"),
         (("polish",), 2, "invalid choice: 'polish'"),
+        (("rum",), 2, "'notify'). Did you mean 'run'?"),
+        (("run", "total.py", "--dat", NEXT_DAY), 2, "unrecognized arguments: --dat 2024-05-02. Did you mean '--date'?"),
+        (("deploy", "docker", "--nme=x"), 2, "unrecognized arguments: --nme=x. Did you mean '--name'?"),
         (("run",), 2, "the following arguments are required: FILE"),
     ],
 )  # fmt: skip

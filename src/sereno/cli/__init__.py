@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sereno import __version__
 from sereno.cli import batch, compare, config, deploy, health, ledger, operate, published, runs, schedule, serving
-from sereno.cli.commands import FAILED, LASTING, USAGE, Commands
+from sereno.cli.commands import FAILED, LASTING, USAGE, Commands, Parser
 from sereno.cli.owner import refuse_root
 from sereno.cli.printing import write
 from sereno.exceptions import (
@@ -139,9 +139,7 @@ def _working_folder() -> Iterator[None]:
 def parser_of(own: Model | None = None) -> argparse.ArgumentParser:
     """`own`: the model whose file was started itself, so that commands do not ask for it."""
     name = "sereno" if own is None or own.file is None else f"python {own.file.name}"
-    parser = argparse.ArgumentParser(
-        prog=name, description=ABOUT, epilog=AFTER, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=name, description=ABOUT, epilog=AFTER, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"sereno {__version__}")
     commands = Commands(parser, own=own is not None)
     for module in (batch, compare, serving, operate, schedule, ledger, runs, published, deploy, config, health):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,34 @@ class Parser(argparse.ArgumentParser):
 
     siblings: Mapping[str, Parser] = {}
 
+    def __init__(self, **named: Any) -> None:
+        super().__init__(allow_abbrev=False, **named)  # `--dat` may be meant for `--date`, or for another
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._known_elsewhere(unknown[0])}")
+            option = unknown[0].partition("=")[0]
+            hint = self._known_elsewhere(option) or _nearest(option, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
 
-    def _known_elsewhere(self, word: str) -> str:
-        option = word.partition("=")[0]
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _nearest(str(value), [str(one) for one in action.choices or ()])
+            raise
+
+    def _known_elsewhere(self, option: str) -> str:
         there = [one.prog for one in self.siblings.values() if option in one._option_string_actions]
         return f" ({option} is of `{'`, `'.join(there)}`)" if there else ""
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    from sereno.settings import nearest
+
+    hint = nearest(word, known)
+    return f".{hint}" if hint else ""
 
 
 class Commands:
