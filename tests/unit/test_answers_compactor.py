@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from sereno.answers.folder import segments_folder
+from sereno.serve.processes.compacting import Compacting
+from sereno.serve.processes.control import Served
+from sereno.serve.processes.ending import Ending
 
 
 @pytest.fixture
@@ -20,6 +24,22 @@ def silent() -> Iterator[str]:
     """A store that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_compactor_that_is_to_end_before_it_has_begun_ends_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(Ending, "end", lambda _, process: started.append(process))
+    compacting = Compacting(lambda text: None)
+    compacting.serve(
+        [Served(name="total", fingerprint="1", tries="", home=str(tmp_path), log_days=3, is_looked_up=False)]
+    )
+    compacting.stop()
+    (process,) = started
+    process.terminate()  # its interpreter has not started yet
+    assert process.wait(20) == 0  # so its last pass was made, if it has one to make
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_pass_ends_with_its_compactor(tmp_path: Path, silent: str) -> None:

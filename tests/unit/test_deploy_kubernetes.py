@@ -423,6 +423,13 @@ def test_what_a_run_may_take_is_what_the_model_says(bank: Manifests) -> None:
     assert bank.environment(run)["SERENO_WORKERS"] == "4"
 
 
+def test_what_removes_old_things_takes_little() -> None:
+    large = manifests_of(replace(BANK, cpu="8", memory="64Gi", scratch="200Gi", run_cores=16, run_memory_bytes=1 << 33))
+    (prune,) = [c for where, _, c in large.pods() if where == "CronJob bank-prune"]
+    assert prune["resources"]["requests"] == {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "1Gi"}
+    assert large.environment(prune)["SERENO_WORKERS"] == "1"
+
+
 def test_a_scheduler_takes_the_place_of_all_cronjobs(bank: Manifests) -> None:
     found = manifests_of(replace(BANK, has_scheduler=True, run_stop_seconds=40))
     assert not found.of("CronJob")

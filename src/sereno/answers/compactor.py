@@ -56,12 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     days = dict(options.days)
     if options.once:
         return _pass(home, options.once, days.get(options.once), options.storage)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked by who started it, until it is heeded
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server decides when to end
     for model, number in options.days:
         with contextlib.suppress(OSError):  # it is known to this one
             remember_days(segments_folder(home, model), number)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server decides when to end
     with contextlib.suppress(OSError):
         os.nice(NICE)
         os.sched_setscheduler(

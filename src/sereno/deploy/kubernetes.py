@@ -60,6 +60,10 @@ class Takes(NamedTuple):
 
     cpu: str
     memory: str
+    scratch: str
+
+
+PRUNE_TAKES = Takes(cpu="500m", memory="512Mi", scratch="1Gi")  # it scores nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +272,9 @@ class Kubernetes:
             yield f"        - {{port: {number}, protocol: TCP}}"
 
     def _scheduler(self) -> str:
-        takes = [self._takes(model) for model in self.models] or [Takes(cpu=self.cpu, memory=self.memory)]
+        takes = [self._takes(model) for model in self.models] or [
+            Takes(cpu=self.cpu, memory=self.memory, scratch=self.scratch)
+        ]
         # the largest of those that go on at once, each of another model
         cores = sorted((cores_of(one.cpu) for one in takes), reverse=True)[: self.max_runs]
         memory = sorted((amount(one.memory) for one in takes), reverse=True)[: self.max_runs]
@@ -292,9 +298,9 @@ class Kubernetes:
         cores, memory_bytes = model.cores or self.run_cores, model.memory_bytes or self.run_memory_bytes
         cpu = self.cpu if cores is None else str(cores)
         if memory_bytes is None:
-            return Takes(cpu=cpu, memory=self.memory)
+            return Takes(cpu=cpu, memory=self.memory, scratch=self.scratch)
         # of each worker, and of the process that publishes
-        return Takes(cpu=cpu, memory=_mebibytes(memory_bytes * (workers_of(cpu) + 1)))
+        return Takes(cpu=cpu, memory=_mebibytes(memory_bytes * (workers_of(cpu) + 1)), scratch=self.scratch)
 
     def cronjobs(self) -> Iterator[tuple[str, str]]:
         """The end of each one's name, and its text; those of models first."""
@@ -304,7 +310,7 @@ class Kubernetes:
             yield part, self._cronjob(model, f"{self.name}-run-{part}")
         prune = Nightly(name="prune", schedule=PRUNE, time_zone="UTC", deadline_seconds=0, run_seconds=3600)
         about = f"Removes what retention does not keep, for all models of {self.name}."
-        yield "prune", self._job(prune, f"{self.name}-prune", ["prune"], about, tries=2)
+        yield "prune", self._job(prune, f"{self.name}-prune", ["prune"], about, tries=2, takes=PRUNE_TAKES)
 
     def _cronjob(self, model: Nightly, cronjob: str) -> str:
         about = f"The runs of {model.name}, '{model.schedule}' in {model.time_zone}."
@@ -312,12 +318,18 @@ class Kubernetes:
             about += " It comes more often: then there is nothing to do."
         # `--once ever`: what was published, also if it was rolled back since, is not published again. So what comes twice
         # does nothing, and what did not come is done by the next one.
-        return self._job(model, cronjob, ["run", model.name, "--once", "ever"], about, tries=tries_in(model))
+        return self._job(
+            model,
+            cronjob,
+            ["run", model.name, "--once", "ever"],
+            about,
+            tries=tries_in(model),
+            takes=self._takes(model),
+        )
 
-    def _job(self, model: Nightly, cronjob: str, args: list[str], about: str, *, tries: int) -> str:
+    def _job(self, model: Nightly, cronjob: str, args: list[str], about: str, *, tries: int, takes: Takes) -> str:
         now = datetime.now(UTC)
         pause = shortest(model.schedule, model.time_zone, now).total_seconds()
-        takes = self._takes(model)
         return filled(
             "kubernetes/cronjob.yaml",
             about=about,
@@ -333,7 +345,7 @@ class Kubernetes:
             workers=str(workers_of(takes.cpu)),
             cpu=json.dumps(takes.cpu),
             memory=json.dumps(takes.memory),
-            scratch=json.dumps(self.scratch),
+            scratch=json.dumps(takes.scratch),
             home=HOME,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -59,12 +60,7 @@ class Compacting:
             if compactor.process is None and compactor.due <= now:
                 compactor.started = now
                 try:
-                    compactor.process = subprocess.Popen(
-                        [sys.executable, "-P", "-m", MODULE, home, f"--parent={os.getpid()}", *compactor.arguments],
-                        stdin=subprocess.DEVNULL,
-                        stdout=2,
-                        process_group=0,
-                    )
+                    compactor.process = _start([home, f"--parent={os.getpid()}", *compactor.arguments])
                 except OSError as error:
                     self._has_failed(home, compactor, f"cannot be started: {error.strerror}")
 
@@ -90,3 +86,14 @@ class Compacting:
     def wait(self) -> None:
         """Until they have ended."""
         self._ending.wait()
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A compactor to which a SIGTERM comes late rather than too soon: it is to put away what is there before it ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # who is started has it so, too
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", MODULE, *arguments], stdin=subprocess.DEVNULL, stdout=2, process_group=0
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
