@@ -26,13 +26,19 @@ from sereno.adapters.lookup_objects.copies import CopiedLookups
 from sereno.adapters.lookup_objects.fetching import DamagedError
 from sereno.adapters.lookup_objects.store import LookupObjects
 from sereno.exceptions import BusyError, IndexingError, StorageError
+from sereno.lookup.keys import KeyCodec
 from sereno.lookup.packed import LATE_SECONDS, Look, last_look, look_path, tell_look
 from sereno.lookup.pointer import lookup_folder, manifest_path
-from sereno.lookup.where import Where
+from sereno.lookup.where import Where, open_store
 from sereno.object_path import ConditionError
 from sereno.places import ObjectPath
+from sereno.serve.lookup import Lookups
+from sereno.serve.metrics import Metrics
 from sereno.serve.processes import watching_objects
+from sereno.serve.processes.indexing import Indexing
 from sereno.serve.processes.watching_objects import ObjectWatch
+from sereno.serve.wire import RequestError
+from sereno.settings import ModelSettings
 from sereno.snapshots import State
 from tests.contract.lookup_stores import ALL, MODEL, Table, answer, scores
 from tests.objects import S3Server
@@ -398,6 +404,33 @@ def test_a_pod_without_a_copy_says_so(
     until(lambda: notes)
     one.stop()
     assert notes[0].endswith("There is no copy here to answer from.")
+
+
+def test_a_bucket_that_is_not_there_is_told_and_not_made(pods: Pods, notes: list[str], tmp_path: Path) -> None:
+    """This store makes one at the first write."""
+    nowhere = ObjectPath.of(f"s3://none-{pods.place.bucket}/x")
+    where = Where(address=str(nowhere), prefix="", versions=2)
+    failed: list[str] = []
+    indexing = Indexing(notes.append, failed.append)
+    home = tmp_path / "pod"
+    indexing.serve([(str(home), MODEL, where)])
+    until(lambda: (look := last_look(home, MODEL)) and not look.is_well)
+    indexing.look()
+    indexing.look()
+    assert "none-" in notes[0]
+    assert "there is no such bucket" in notes[0]
+    assert failed == [MODEL]
+    with pytest.raises(StorageError, match="there is no such bucket"):
+        nowhere.is_dir()  # still
+    keys = KeyCodec(("id",), ("int",))
+    store = open_store(where, home, MODEL)
+    settings = ModelSettings(lookup="required")
+    lookups = Lookups(MODEL, home, store, settings, keys, metrics=Metrics(), where=where)
+    assert not lookups.awaits_run
+    assert lookups.why_not_ready == "the bucket of lookups cannot be read"
+    with pytest.raises(RequestError, match=f"What is published cannot be fetched from {nowhere}; the server's log"):
+        lookups.find([(1,)])
+    indexing.stop()
 
 
 # Who builds

@@ -43,6 +43,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
     format: Literal[1] = 1
     is_behind: bool  # there is something to fetch, or to build; or the store did not answer
+    is_well: bool = True  # it did
 
 
 def copies_home(home: Path) -> Path:

@@ -42,7 +42,7 @@ def serve(options: Options, *, watch: bool, verbose: bool, as_json: bool, tell: 
             note(line)
         for model in ready.models:
             if model.awaits_run:
-                note(f"lookups of {model.name} answer 503 until a run publishes in {model.home}.")
+                note(f"lookups of {model.name} answer 503 until a run publishes in {model.storage or model.home}.")
 
     supervisor = Supervisor(
         options, settings, listening, first=first, watch=watch, verbose=verbose, announce=announce, note=note

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sereno.exceptions import StorageError
 from sereno.lookup.keys import Key, KeyCodec
+from sereno.lookup.packed import last_look
 from sereno.serve.reads import Reads
 from sereno.serve.wire import JSON, RequestError
 
@@ -364,8 +365,8 @@ class Lookups:
                 "What is published has other keys than this model has now. The next run mends that.",
                 retry_after=60,
             )
-        if self.reads is not None and self._seen is None:
-            return _lost()
+        if self._is_store_lost:
+            return _lost(self.where.address if self.where is not None and self.where.is_objects else "")
         if (self._had_index and self.reads is not None) or self._is_awaited:
             return RequestError(503, "What is published is being made ready for lookups.", retry_after=5)
         return RequestError(503, "Nothing is published yet that could be looked up.", retry_after=60)
@@ -379,6 +380,8 @@ class Lookups:
             return "the store of lookups does not answer"
         if self.index is not None:
             return ""
+        if self._is_store_lost:
+            return "the bucket of lookups cannot be read"
         if self._has_other_keys:
             return "what is published has other keys"
         if self._is_awaited:
@@ -388,9 +391,15 @@ class Lookups:
     @property
     def awaits_run(self) -> bool:
         """Whether there is nothing in a store on another machine, before a run publishes."""
-        if self.reads is not None and self._seen is None:
-            return False
-        return self.index is None and not self._is_awaited
+        return self.index is None and not self._is_awaited and not self._is_store_lost
+
+    @property
+    def _is_store_lost(self) -> bool:
+        """Whether nobody knows what is published: it is on another machine, or in a bucket, which does not answer."""
+        if self.where is not None and self.where.is_objects:
+            look = last_look(self.home, self.name)
+            return look is not None and not look.is_well
+        return self.reads is not None and self._seen is None
 
     @property
     def _is_awaited(self) -> bool:
@@ -447,7 +456,13 @@ class Lookups:
         self._defaults = defaults
 
 
-def _lost() -> RequestError:
+def _lost(bucket: str = "") -> RequestError:
+    if bucket:
+        return RequestError(
+            503,
+            f"What is published cannot be fetched from {bucket}; the server's log says why. Try again later.",
+            retry_after=5,
+        )
     return RequestError(503, "The store of the published predictions does not answer. Try again later.", retry_after=1)
 
 

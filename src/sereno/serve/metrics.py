@@ -98,7 +98,9 @@ FAMILIES: Mapping[str, Family] = {
         worst=True,
     ),
     "sereno_lookup_failures_total": Family(
-        "counter", "Indexes of lookups that were damaged or missing, or could not be built.", ("model",)
+        "counter",
+        "Indexes of lookups that were damaged or missing, or could not be built; and when their bucket could not be read.",
+        ("model",),
     ),
     "sereno_last_success_timestamp": Family(
         "gauge", "When a run of the model last ended well, in Unix time.", ("model",), worst=True

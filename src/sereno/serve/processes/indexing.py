@@ -40,6 +40,7 @@ class _Followed:
     built: float = -math.inf  # when it had done it
     failures: int = 0
     due: float = 0.0
+    counted: int = 0  # of the watch's failures
 
 
 class Indexing:
@@ -51,7 +52,9 @@ class Indexing:
 
     def __init__(self, note: Callable[[str], None], failed: Callable[[str], None]) -> None:
         self._note = note
-        self._failed = failed  # is told the model: an index could not be built, or was found missing or damaged
+        self._failed = (
+            failed  # is told the model: an index could not be built, or was damaged; or its bucket not be read
+        )
         self._followed: dict[tuple[str, str], _Followed] = {}  # by home and model
         self._ending = Ending(BUILDER_SECONDS)
 
@@ -87,6 +90,9 @@ class Indexing:
         now = time.monotonic()
         needed = []
         for one in self._followed.values():
+            if one.watch is not None and one.watch.failures > one.counted:
+                one.counted = one.watch.failures
+                self._failed(one.model)
             if one.process is not None and (code := one.process.poll()) is not None:
                 one.ended = min(one.ended, now)
                 if one.watch is None or one.watch.looked_at >= one.ended:  # else what it has done is not seen yet

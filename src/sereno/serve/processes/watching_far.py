@@ -27,6 +27,7 @@ class FarWatch:
         self._is_followed = False
         self.is_gone = False  # what is to be served is no longer there
         self.looked_at = 0.0  # when the last look began
+        self.failures = 0  # of looks, as far as they are counted here: each trouble once
         self._ended = threading.Event()
         threading.Thread(target=self._run, name=f"lookups of {model}", daemon=True).start()
 

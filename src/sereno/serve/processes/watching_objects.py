@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 2.0  # between two looks at what is served: one small request
 TABLE_SECONDS = 20.0  # and at the table, which whoever publishes follows by himself
 GRACE = 30.0  # seconds that he is given
+PATIENCE = timedelta(seconds=10)  # with a store that does not answer: then it is told, and asked anew
 
 
 class ObjectWatch(FarWatch):
@@ -35,6 +37,7 @@ class ObjectWatch(FarWatch):
         super().__init__(where, home, model)
 
     def _run(self) -> None:
+        from sereno.adapters.objects import within
         from sereno.exceptions import SerenoError
         from sereno.lookup.where import objects_of
 
@@ -46,7 +49,8 @@ class ObjectWatch(FarWatch):
             began = time.monotonic()
             is_behind = True
             try:
-                self._work = self._look(store, began)
+                with within(PATIENCE):
+                    self._work = self._look(store, began)
                 is_behind = self._work is not None or self._building is not None
                 self._is_well()
             except Exception as error:  # noqa: BLE001 - answers go on from the copy, whatever became of the store
@@ -58,10 +62,11 @@ class ObjectWatch(FarWatch):
 
     def _look(self, store: LookupObjects, now: float) -> Work | None:
         """What is to be done. Raises SerenoError."""
+        fetching = store.fetching()  # first of all: it tells that there is no bucket, which some stores make by a write
         if not self._is_wanted:
             store.want()
             self._is_wanted = True
-        if fetching := store.fetching():
+        if fetching:
             return fetching
         if now - self._table_looked >= TABLE_SECONDS or self._building is not None:
             self._building, self._table_looked = store.building(), now
@@ -77,11 +82,12 @@ class ObjectWatch(FarWatch):
         from sereno.lookup.packed import Look, tell_look
 
         with contextlib.suppress(OSError):  # nobody knows then, which workers take for behind
-            tell_look(self._home, self._model, Look(is_behind=is_behind))
+            tell_look(self._home, self._model, Look(is_behind=is_behind, is_well=not self._trouble))
 
     def _say(self, trouble: str, store: LookupObjects) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
+            self.failures += 1
             self._note(f"the lookups of {self._model} cannot follow their store: {trouble} {_goes_on(store)}")
 
     def _is_well(self) -> None:
