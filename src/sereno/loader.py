@@ -42,8 +42,9 @@ def load_model(file: Path) -> Model:
             f"`jupyter nbconvert --to script {file.name}` makes a start of it."
         )
     if not path.is_file():
+        where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise ModelFileError(
-            f"There is no file {file}. Give the path of a model file (.py), or make one: `sereno new NAME`."
+            f"There is no file {file}{where}. Give the path of a model file (.py), or make one: `sereno new NAME`."
         )
     if path.suffix != ".py":
         raise ModelFileError(f"{file} is no Python file: a model file ends in .py.")

@@ -96,8 +96,9 @@ def find_row(snapshot: Snapshot, key: Sequence[str]) -> dict[str, Any] | None:
     for name, text in zip(snapshot.keys, key, strict=True):
         try:
             value = pa.scalar(text).cast(schema.field(name).type)
-        except pa.ArrowInvalid as error:
-            raise NotFoundError(f"{text!r} is no {name}: it is {schema.field(name).type} ({error}).") from None
+        except pa.ArrowInvalid:
+            kind = schema.field(name).type
+            raise NotFoundError(f"{text!r} is no {name}: it is {kind}, and this cannot be read as one.") from None
         one = pc.field(name) == value
         condition = one if condition is None else condition & one
     paths = [part.path for part in snapshot.parts]

@@ -587,7 +587,7 @@ def test_get(project: Project) -> None:
     for key, says in (
         (("a", "9"), "Key a, 9 is not in version 1 of 'total' (3 rows)"),
         (("a",), "A key of model 'total' has 2 values (shop, id), not 1."),
-        (("a", "one"), "'one' is no id: it is int64"),
+        (("a", "one"), "'one' is no id: it is int64, and this cannot be read as one."),
         (("a", "1", "--version", "4"), "Model 'total' has no version 4. It has 1."),
     ):
         assert project.json("get", "total", *key, code=1)["says"].startswith(says)
@@ -671,7 +671,7 @@ def test_every_json_parses(project: Project) -> None:
         (("run", "total.py", "--env", "prod"), 2, "There is no environment 'prod'"),
         (("run", "total.py", "--workers", "none"), 2, "'none' is no whole number of 1 or more"),
         (("versions", "--home", "s3://bank/x"), 2, "'s3://bank/x' is no folder of this machine."),
-        (("run", "other.py"), 4, "other.py"),
+        (("run", "other.py"), 4, "There is no file other.py in /"),
         (("run", "other"), 4, "There is no file other, and sereno.toml knows no model of that name (it knows: none)."),
         (("runs", "other"), 1, "There is no model 'other' in"),
         (("versions", "other"), 1, "(there are: total)"),

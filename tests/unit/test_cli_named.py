@@ -28,6 +28,15 @@ def test_who_says_so_is_recorded(
     assert "by ana." in capsys.readouterr().out  # it is paused already
 
 
+def test_a_mistyped_model_is_told_with_the_one_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sereno.toml").write_text('[models.churn]\nfile = "churn.py"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "churm"]) == 4
+    assert f"(it knows: churn). Did you mean 'churn'? The folder is {tmp_path}." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("user", "found"), [("ben", "ben"), ("sereno", "user sereno")])
 def test_a_user_is_not_the_scheduler(monkeypatch: pytest.MonkeyPatch, user: str, found: str) -> None:
     monkeypatch.delenv("SERENO_WHO", raising=False)

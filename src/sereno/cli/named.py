@@ -73,11 +73,16 @@ def file_of(options: argparse.Namespace, named: str | None = None) -> Path:
     path = Path(named)
     if path.suffix or path.exists():
         return path
+    from sereno.settings import nearest
+
     models = settings_of(options, Path.cwd()).models
     if named in models and models[named].file is not None:
         return models[named].file  # type: ignore[return-value]
     known = ", ".join(models) or "none"
-    raise NotFoundError(f"There is no file {named}, and sereno.toml knows no model of that name (it knows: {known}).")
+    raise NotFoundError(
+        f"There is no file {named}, and sereno.toml knows no model of that name (it knows: {known})."
+        f"{nearest(named, models)} The folder is {Path.cwd()}."
+    )
 
 
 def models_in(settings: Settings) -> list[str]:
