@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import obstore
 import pytest
@@ -84,11 +86,66 @@ def test_variables_come_before_the_profile(monkeypatch: pytest.MonkeyPatch) -> N
             "HTTP error: error sending request\n\nDebug source:\n kind: Connect,",
             "the store is not there, or out of reach",
         ),
+        (
+            "Error performing GET http://127.0.0.1:9/bank?list-type=2 in 1ms - HTTP error: …\n\nDebug source:\n kind: Connect,",
+            "s3://b/a cannot be read at http://127.0.0.1:9: the store is not there, or out of reach",
+        ),
+        ("status code: 404: <Code>NoSuchBucket</Code>", "there is no such bucket. Mend its name (`sereno config` says"),
+        ("Generic S3 error: Missing AccessKeyId", "Set AWS_ACCESS_KEY_ID, too."),
+        ("Generic S3 error: Missing SecretAccessKey", "Set AWS_SECRET_ACCESS_KEY, too."),
+        ("Generic MicrosoftAzure error: Account must be specified", "Set AZURE_STORAGE_ACCOUNT_NAME."),
+        ("Generic MicrosoftAzure error: Invalid Access Key: Invalid padding", "AZURE_STORAGE_ACCOUNT_KEY is to be"),
+        ("Unable to decode service account file: unknown variant", "See GOOGLE_APPLICATION_CREDENTIALS."),
         ("disk on fire\n\nDebug source:\nGeneric", "disk on fire. Mend that"),
     ],
 )
 def test_what_is_wrong_is_told(said: str, told: str) -> None:
     assert told in str(objects._translated("read", "s3://b/a", OSError(said)))
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:9", "ftp://x", "http://", "http://a b", "localhost"])
+def test_an_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str) -> None:
+    """Some of them end the process, where the store's package is asked."""
+    for name, root in (
+        ("AWS_ENDPOINT_URL", "s3://b"),
+        ("AZURE_STORAGE_ENDPOINT", "az://b"),
+        ("GOOGLE_BASE_URL", "gs://b"),
+    ):
+        monkeypatch.setenv(name, server)
+        with pytest.raises(
+            SettingsError, match=rf"^{name} is '{server}'\. Valid: the address of a server, https://HOST or"
+        ):
+            ObjectPath.of(f"{root}/a").is_dir()
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text(f"[default]\nendpoint_url = {server}\n")
+    with pytest.raises(SettingsError, match="^the profile's endpoint_url is"):
+        objects.settings_of("s3://b")
+
+
+def test_a_file_of_keys_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/keys.json")
+    with pytest.raises(
+        SettingsError, match=r"^GOOGLE_APPLICATION_CREDENTIALS is '/no/keys\.json', a file that is not there"
+    ):
+        ObjectPath.of("gs://b/a").is_dir()
+
+
+def test_what_the_package_says_has_these_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "credentials").write_text("")
+    (tmp_path / "keys.json").write_text("{}")
+    for variables, root, words in (
+        ({"AWS_SECRET_ACCESS_KEY": "x"}, "s3", "Set AWS_ACCESS_KEY_ID, too"),
+        ({"AWS_ACCESS_KEY_ID": "x"}, "s3", "Set AWS_SECRET_ACCESS_KEY, too"),
+        ({}, "az", "Set AZURE_STORAGE_ACCOUNT_NAME"),
+        ({"AZURE_STORAGE_ACCOUNT_NAME": "b", "AZURE_STORAGE_ACCOUNT_KEY": "%"}, "az", "base64"),
+        ({"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "keys.json")}, "gs", "See GOOGLE_APPLICATION_CREDENTIALS"),
+    ):
+        objects.forget()
+        with mock.patch.dict(os.environ, variables), pytest.raises(StorageError, match=words):
+            ObjectPath.of(f"{root}://b/a").is_dir()
+    objects.forget()
 
 
 def test_tags_have_their_quotes() -> None:

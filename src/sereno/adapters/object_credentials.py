@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from pathlib import Path
 
 from sereno.exceptions import SettingsError
+from sereno.settings.redacting import redact
+
+ENDPOINTS = {  # the variables that the store's package heeds, or Sereno
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL", "GOOGLE_ENDPOINT_URL"),
+    "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
+}
+_SERVER = re.compile(r"https?://[^\s/]+(/\S*)?", re.IGNORECASE)
 
 
 def settings_of(root: str) -> dict[str, str]:
     """What the store of "s3://bucket" is opened with, beside its URL: names as both obstore and delta-rs know them.
 
-    Raises SettingsError where AWS_PROFILE names a profile that is not there.
+    Raises SettingsError where AWS_PROFILE names a profile that is not there, or another variable what it cannot.
     """
+    _check_variables(root)
     if not root.startswith("s3://"):
         return {"allow_http": "true"} if _is_emulated(root) else {}
     found: dict[str, str] = {}
@@ -29,6 +39,7 @@ def settings_of(root: str) -> dict[str, str]:
         os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or found.get("aws_endpoint", "")
     )
     if endpoint:
+        _check_server(endpoint, "the profile's endpoint_url")
         found["aws_endpoint"] = endpoint
     if endpoint.startswith("http://"):
         found["allow_http"] = "true"
@@ -38,8 +49,26 @@ def settings_of(root: str) -> dict[str, str]:
 
 
 def _is_emulated(root: str) -> bool:
-    names = {"gs": ("GOOGLE_BASE_URL", "GOOGLE_ENDPOINT_URL"), "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT")}
-    return any(os.environ.get(name, "").startswith("http://") for name in names[root.partition("://")[0]])
+    return any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS[root.partition("://")[0]])
+
+
+def _check_variables(root: str) -> None:
+    """Raise SettingsError for what the store's package would end the process of, or tell without its name."""
+    scheme = root.partition("://")[0]
+    for name in ENDPOINTS[scheme]:
+        if server := os.environ.get(name):
+            _check_server(server, name)
+    name = "GOOGLE_APPLICATION_CREDENTIALS"
+    file = os.environ.get(name)
+    if scheme == "gs" and file and not os.access(file, os.R_OK):
+        raise SettingsError(f"{name} is {file!r}, a file that is not there, or may not be read. Valid: a file of keys.")
+
+
+def _check_server(server: str, name: str) -> None:
+    if _SERVER.fullmatch(server) is None:
+        raise SettingsError(
+            f"{name} is {redact(server)!r}. Valid: the address of a server, https://HOST or http://HOST:PORT."
+        )
 
 
 def _profile() -> dict[str, str]:

@@ -38,17 +38,27 @@ Answer = TypeVar("Answer")
 DENIED = ("these credentials may not do that there", "Give them the right to read, write, list and delete.")
 ELSEWHERE = ("the bucket is in another region", "Set AWS_REGION to the bucket's.")
 NOBODY = ("no credentials were found, and this machine has no identity of its own", "See docs/cloud.md.")
+MEND_NAME = "Mend its name (`sereno config` says where a setting comes from), or make it."
 IDENTITY = ("169.254.169.254", "metadata.google.internal")  # where clouds tell their machines who they are
-UNTRUSTED = "InvalidCertificate"  # a connection that fails, and will again
-HINTS = (  # what a store's answer says → what it means, and what to do
+UNTRUSTED, UNREACHED = "InvalidCertificate", "kind: Connect"  # a connection that fails, and will again; or may pass
+HINTS = (  # what a store's answer says, or its package → what it means, and what to do
+    ("Missing AccessKeyId", "there is no access key to the secret key", "Set AWS_ACCESS_KEY_ID, too."),
+    ("Missing SecretAccessKey", "there is no secret key to the access key", "Set AWS_SECRET_ACCESS_KEY, too."),
+    ("Account must be specified", "no storage account is named", "Set AZURE_STORAGE_ACCOUNT_NAME."),
+    (
+        "Invalid Access Key",
+        "the account's key is none",
+        "AZURE_STORAGE_ACCOUNT_KEY is to be as Azure shows it: base64.",
+    ),
+    ("service account file", "the file of keys cannot be read as Google's", "See GOOGLE_APPLICATION_CREDENTIALS."),
     ("RequestTimeTooSkewed", "this machine's clock is minutes away from the store's", "Set the clock (ntpd, chrony)."),
     ("SignatureDoesNotMatch", "the secret key is wrong", "See AWS_SECRET_ACCESS_KEY, or the profile's."),
     ("InvalidAccessKeyId", "the store does not know the access key", "See AWS_ACCESS_KEY_ID, or the profile's."),
     ("ExpiredToken", "the credentials have expired", "Renew them, or use those that the platform renews."),
     ("TokenRefreshRequired", "the credentials have expired", "Renew them, or use those that the platform renews."),
     ("InvalidToken", "the session token is wrong", "See AWS_SESSION_TOKEN, or the profile's."),
-    ("NoSuchBucket", "there is no such bucket", "Mend its name, or make it."),
-    ("ContainerNotFound", "there is no such container", "Mend its name, or make it."),
+    ("NoSuchBucket", "there is no such bucket", MEND_NAME),
+    ("ContainerNotFound", "there is no such container", MEND_NAME),
     ("PermanentRedirect", *ELSEWHERE),
     ("AuthorizationHeaderMalformed", *ELSEWHERE),
     ("IllegalLocationConstraint", *ELSEWHERE),
@@ -56,7 +66,7 @@ HINTS = (  # what a store's answer says → what it means, and what to do
     *((word, *NOBODY) for word in IDENTITY),
     (UNTRUSTED, "this machine does not trust the store's certificate", "Add its authority to the system's."),
     (
-        "kind: Connect",
+        UNREACHED,
         "the store is not there, or out of reach",
         "See to the network, or mend AWS_ENDPOINT_URL and the like.",
     ),
@@ -68,6 +78,7 @@ RENEWED = (  # what is said of keys that may be other ones by now, in a file: th
     *("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     "invalid_grant",
 )
+_ASKED = re.compile(r"\b[A-Z]+ (https?://[^/?#@\s]+)[/? ]")  # in what the package says of a request
 PASSES = re.compile(  # no connection, or none any more; too much to do; or in the body of an answer that says 200
     r"HTTP error: |status code: (408|409|429|5(?!01)\d\d)|InternalError|SlowDown|ServiceUnavailable"
 )
@@ -136,7 +147,9 @@ def _translated(doing: str, place: str, error: BaseException) -> StorageError:
     text = str(error)
     for word, meaning, then in HINTS:
         if word in text:
-            return StorageError(f"{place} cannot be {doing}: {meaning}. {then}")
+            asked = _ASKED.search(text) if word in (UNTRUSTED, UNREACHED) else None
+            where = f" at {asked[1]}" if asked else ""
+            return StorageError(f"{place} cannot be {doing}{where}: {meaning}. {then}")
     for status, meaning, then in (
         ("403", *DENIED),
         ("401", "the store refuses the credentials", "Mend them."),
