@@ -49,6 +49,8 @@ def main() -> int:
             answer, origin = ask()
         except sereno.SerenoError as error:
             print(error, file=sys.stderr)
+            if isinstance(error, sereno.UnavailableError):
+                print("`sereno serve`, in this folder, starts a server; --sereno names another one.", file=sys.stderr)
             return 1
         address = f"{options.sereno}/models/recommender"
         if options.home:

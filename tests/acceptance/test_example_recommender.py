@@ -190,6 +190,17 @@ def test_a_database_that_is_not_there_is_an_error_and_is_not_made(module: dict[s
 # The shop's server, and Sereno behind it.
 
 
+def test_who_asks_where_no_server_is_learns_how_to_start_one(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and listens not
+        done = run_python(
+            str(EXAMPLE / "ask.py"), "1104", "--sereno", f"http://127.0.0.1:{nobody.getsockname()[1]}", folder=tmp_path
+        )
+    assert done.returncode == 1
+    assert "there is no connection" in done.stderr
+    assert done.stderr.endswith("`sereno serve`, in this folder, starts a server; --sereno names another one.\n")
+
+
 @contextmanager
 def open_shop(folder: Path, sereno: str) -> Iterator[str]:
     """The address of a shop that asks this address, with patience for a busy machine; ended with the block."""
