@@ -429,7 +429,7 @@ def test_how_requirements_are_locked_can_be_typed(project: Path, capsys: pytest.
         "pandas<3; python_version > '3'",
     ]
     assert lock == "  uv pip compile --generate-hashes nope.in --output-file nope.txt"
-    assert "add --find-links wheels" in wheels
+    assert "add --find-links wheels, and type `sereno deploy docker` again" in wheels
     (project / "wheels").mkdir()
     *_, lock = said("--requirements", "nope.txt")
     assert lock == "  uv pip compile --generate-hashes --find-links wheels nope.in --output-file nope.txt"

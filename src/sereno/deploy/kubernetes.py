@@ -393,7 +393,7 @@ def warnings(
         yield f'WARNING: executor is "{executor}": runs would look for its cluster. Set executor = "local", and a pod scores by itself.'
     if not has_ledger:
         yield (
-            "The ledger has to be a PostgreSQL: put SERENO_LEDGER=postgresql://… into the Secret, and have the image of "
+            "The ledger has to be a PostgreSQL: put SERENO_LEDGER=postgresql://… into the Secret, and have an image with "
             "sereno[cloud,postgresql]. A file in a pod would be gone with it."
         )
     if not knows_keys:

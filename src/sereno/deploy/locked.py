@@ -106,7 +106,10 @@ def how_to_lock(
     yield f"  printf '%s\\n' {' '.join(map(shlex.quote, wanted))} > {source}"
     yield f"  uv pip compile --generate-hashes {find}{source} --output-file {output}"
     if not has_wheels:
-        yield f"  # Where no index has one, sereno perhaps: put its wheel into {WHEELS}/, and add --find-links {WHEELS}"
+        yield (
+            f"  # Where no index has one, sereno perhaps: put its wheel into {WHEELS}/, add --find-links {WHEELS}, and type "
+            "`sereno deploy docker` again"
+        )
 
 
 def warnings(locked: Locked, file: Path, extras: Iterable[str], requirements: Iterable[str]) -> Iterator[str]:
