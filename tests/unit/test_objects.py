@@ -90,7 +90,10 @@ def test_variables_come_before_the_profile(monkeypatch: pytest.MonkeyPatch) -> N
             "Error performing GET http://127.0.0.1:9/bank?list-type=2 in 1ms - HTTP error: …\n\nDebug source:\n kind: Connect,",
             "s3://b/a cannot be read at http://127.0.0.1:9: the store is not there, or out of reach",
         ),
-        ("status code: 404: <Code>NoSuchBucket</Code>", "there is no such bucket. Mend its name (`sereno config` says"),
+        (
+            "status code: 404: <Code>NoSuchBucket</Code>",
+            "there is no such bucket. Mend its name, or make it. `sereno config` says",
+        ),
         ("Generic S3 error: Missing AccessKeyId", "Set AWS_ACCESS_KEY_ID, too."),
         ("Generic S3 error: Missing SecretAccessKey", "Set AWS_SECRET_ACCESS_KEY, too."),
         ("Generic MicrosoftAzure error: Account must be specified", "Set AZURE_STORAGE_ACCOUNT_NAME."),
