@@ -31,7 +31,7 @@ from sereno.predictions import find_reject, find_row
 from sereno.settings import ModelSettings, Settings
 from sereno.snapshots import Keep, Rollback, SnapshotStore, State, clean
 from sereno.status import Status, change_status
-from sereno.storage import exclusive, refresh, told
+from sereno.storage import GOES_ON, exclusive, refresh, told
 
 if TYPE_CHECKING:
     from sereno.adapters.lookup_redis.store import LookupRedis
@@ -56,6 +56,24 @@ class Home:
         self.store = SnapshotStore(self.root, name, partial(self._across, "publish"), self.path)
         self.attempts = Attempts(self.path, name, self.root)
         self.settings = settings
+
+    @contextlib.contextmanager
+    def used(self, then: str = GOES_ON) -> Iterator[None]:
+        """As `told`: what cannot be used is the home, or the storage, by the file that the error names."""
+        try:
+            yield
+        except OSError as error:
+            what = f"storage {self.root}" if self._is_in_storage(error.filename) else f"home {self.path}"
+            with told(f"The {what} cannot be used", then):
+                raise
+
+    def _is_in_storage(self, file: object) -> bool:
+        """Whether it lies there, or on the way there, and not in the home."""
+        if not isinstance(file, str | Path) or not isinstance(self.root, Path) or self.root == self.path:
+            return False
+        path = Path(file)
+        is_at_home = path.is_relative_to(self.path) and not self.root.is_relative_to(self.path)
+        return not is_at_home and (path.is_relative_to(self.root) or self.root.is_relative_to(path))
 
     @contextlib.contextmanager
     def ledger(self) -> Iterator[RunLedger]:
@@ -268,7 +286,7 @@ def rollback(home: Home, *, to: int | None = None, day: str | None = None, why: 
             chosen = date.fromisoformat(day)
         except ValueError:
             raise SettingsError(f"{day!r} is no date; write it as 2026-05-01.") from None
-    with told(f"The home {home.path} cannot be used", AS_IT_WAS):
+    with home.used(AS_IT_WAS):
         state = home.store.state()
         unfinished = home.rolling_back.exists() and home.rolling_back.read_text() == str(state.table_version)
         if unfinished and state.last_rollback:

@@ -286,3 +286,30 @@ def test_nothing_goes_while_the_table_moves_on(store: SnapshotStore, monkeypatch
         moving.setattr(store, "table_version", lambda: 2)
         assert clean(store, lambda: (set(), set()), few) == {}
     assert [path.parent.name for path in clean(store, lambda: (set(), set()), few)] == ["2026-05-01-000001"]
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("kept/x", "storage {0}/kept"),
+        ("kept", "storage {0}/kept"),
+        ("", "storage {0}/kept"),  # on the way there
+        ("home/.sereno/locks", "home {0}/home"),
+        ("else", "home {0}/home"),
+    ],
+)
+def test_what_cannot_be_used_is_the_home_or_the_storage(tmp_path: Path, file: str, what: str) -> None:
+    folder = tmp_path / "there"  # above the storage, and not above the home
+    settings = load_settings(tmp_path, home=tmp_path / "home", environ={"SERENO_STORAGE": str(folder / "kept")})
+    path = folder / file if not file.startswith("home") else tmp_path / file
+    said = rf"^The {what.format(tmp_path if what.startswith('home') else folder)} cannot be used: the disk is full \({path}\)\. Wait"
+    with pytest.raises(StorageError, match=said), Home(settings, "m").used("Wait"):
+        raise OSError(28, "No space left on device", str(path))
+
+
+@pytest.mark.parametrize(("storage", "what"), [("{0}", "home"), ("{0}/kept", "home"), ("{0}/..", "home")])
+def test_what_lies_in_both_is_the_homes(tmp_path: Path, storage: str, what: str) -> None:
+    home = tmp_path / "home"
+    settings = load_settings(tmp_path, home=home, environ={"SERENO_STORAGE": storage.format(home)})
+    with pytest.raises(StorageError, match=f"^The {what} "), Home(settings, "m").used():
+        raise OSError(28, "No space left on device", str(home / "x"))

@@ -21,7 +21,6 @@ from sereno.ledger import RELEASED_LATE, Entry, RunState
 from sereno.places import place_of, readable
 from sereno.presence import sizes
 from sereno.snapshots import Part, Publication
-from sereno.storage import told
 from sereno.typed import typed
 
 
@@ -176,7 +175,7 @@ def _move_late(home: Home, entry: Entry, to: RunState, reason: str, who: str) ->
 def _alone_with(home: Home, report: Report, who: str) -> Iterator[tuple[RunLedger, HeldLease, Record]]:
     """The run of a held report, as long as nobody else may work on it. Raises BusyError, LedgerError."""
     with (
-        told(f"The home {home.path} cannot be used", AS_IT_WAS),
+        home.used(AS_IT_WAS),
         home.attempts.exclusive(report.run_key),
         home.ledger() as ledger,
         hold(ledger, home.name, report.run_key) as held,

@@ -148,7 +148,7 @@ class _Run:
 
     def go(self) -> Report:
         home, key = self.home, self.interval.key
-        with told(f"The home {home.path} cannot be used"), home.attempts.exclusive(key), home.ledger() as self.ledger:
+        with home.used(), home.attempts.exclusive(key), home.ledger() as self.ledger:
             home.exports()  # one that cannot be made is told now, not once the table has moved on
             home.shared_lookups()  # likewise
             with contextlib.ExitStack() as lease:
