@@ -54,12 +54,13 @@ def load_settings(
     """Read and check all settings for a model file or folder; raises SettingsError.
 
     `overrides` are dotted keys and texts from the command line; `home` and `env` are its options of that name.
-    Without a `sereno.toml` from `start` upwards, that of `home` is read.
+    Without a `sereno.toml` from `start` upwards, that of `home` is read, or of the variable SERENO_HOME.
     """
     environ = os.environ if environ is None else environ
     folder, cwd = find_home(start), Path.cwd()
-    if home is not None and not (folder / FILE_NAME).is_file():
-        folder = home.absolute()
+    elsewhere = home or (Path(environ["SERENO_HOME"]).expanduser() if "SERENO_HOME" in environ else None)
+    if elsewhere is not None and not (folder / FILE_NAME).is_file():
+        folder = elsewhere.absolute()
     entries = read_file(folder / FILE_NAME, env or environ.get("SERENO_ENV"))
 
     # Variables first, so that the command line counts more. Names in both tell which model a variable means.

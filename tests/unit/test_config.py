@@ -15,6 +15,7 @@ from sereno.cli.named import from_here
 from sereno.config import find_home, load_settings, secret, secret_origin, variable_of
 from sereno.exceptions import SettingsError
 from sereno.predictions import read_predictions
+from sereno.serve.options import Options
 from sereno.settings import SETTINGS, ColumnSettings, GateSettings, ModelSettings, Settings, is_secret_name, redact
 from sereno.sources import fill_path
 from sereno.typed import options_given
@@ -217,6 +218,26 @@ def test_what_looks_a_little_like_a_url_is_a_path(project: Path) -> None:
 def test_the_file_in_home_is_read_where_there_is_no_other(project: Path) -> None:
     assert load_settings(Path.cwd(), home=project, environ={}).workers == 2
     assert load_settings(Path.cwd(), home=project, environ={}).home == project
+    by_variable = load_settings(Path.cwd(), environ={"SERENO_HOME": str(project)})
+    assert (by_variable.home, by_variable.workers, by_variable.folder) == (project, 2, project)
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_server_reads_the_file_that_other_commands_read(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_variable: bool
+) -> None:
+    """By --home or by SERENO_HOME: the one from the working folder upwards, and only without it that of the home."""
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other, "workers = 7")
+    if by_variable:
+        monkeypatch.setenv("SERENO_HOME", str(other))
+    options = Options(files=[], home=None if by_variable else other)
+    monkeypatch.chdir(project)
+    assert (options.settings().workers, options.settings().home) == (2, other)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert (options.settings().workers, options.settings().home) == (7, other)
 
 
 def test_variables_spell_names_in_capitals(project: Path) -> None:

@@ -23,7 +23,7 @@ class Options:
     @property
     def start(self) -> Path:
         """Where the server's own settings are looked for."""
-        return self.files[0] if self.files else self.home or Path.cwd()
+        return self.files[0] if self.files else Path.cwd()
 
     def settings(self, start: Path | None = None) -> Settings:
         """Those of a model file, or of the whole server. Raises SettingsError."""
