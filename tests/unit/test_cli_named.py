@@ -28,6 +28,15 @@ def test_who_says_so_is_recorded(
     assert "by ana." in capsys.readouterr().out  # it is paused already
 
 
+def test_what_is_to_be_typed_next_means_the_same_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sereno.toml").write_text('[env.trial.models.churn]\nfile = "churn.py"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["pause", "churn", "--env", "trial"]) == 0
+    assert "until `sereno resume churn --env trial`." in capsys.readouterr().out
+
+
 def test_a_mistyped_model_is_told_with_the_one_that_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

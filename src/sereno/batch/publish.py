@@ -148,9 +148,10 @@ def release_late(home: Home, entry: Entry, *, who: str = "") -> Entry:
     """
     newest = home.store.state().newest
     if home.chosen.disposition == "replace" and newest is not None and newest.data_time > entry.data_time:
+        give_up = typed(home.settings.given_options, "discard", entry.label)
         raise OlderDataError(
             f"Data date {entry.data_date} is older than {newest.data_date}, which is in service (version {newest.number}). "
-            f"`sereno discard {entry.label}` gives it up; `sereno run --force` would put the older one in service."
+            f"`{give_up}` gives it up; `sereno run --force` would put the older one in service."
         )
     return _move_late(home, entry, "due", RELEASED_LATE, who)
 
@@ -185,5 +186,6 @@ def _alone_with(home: Home, report: Report, who: str) -> Iterator[tuple[RunLedge
 
 def _not_held(home: Home, report: Report) -> PublishError:
     return PublishError(
-        f"Run {report.attempt} is {report.state}, not held. {report.says} `sereno runs {home.name}` shows which ones are."
+        f"Run {report.attempt} is {report.state}, not held. {report.says} "
+        f"`{typed(home.settings.given_options, 'runs', home.name)}` shows which ones are."
     )

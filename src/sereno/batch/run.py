@@ -324,7 +324,7 @@ class _Run:
         else:
             says = (
                 f"Version {known.number} of this interval was rolled back: no schedule publishes it again. "
-                f"`sereno rollback {self.model.name} --to {known.number}` or `sereno run` would."
+                f"`{self._typed('rollback', self.model.name, '--to', str(known.number))}` or `sereno run` would."
             )
         self.report.state, self.report.version, self.report.says = "nothing", known.number, says
         self.snapshot = known
@@ -393,7 +393,7 @@ class _Run:
         if known.number in state.withdrawn:
             says = (
                 f"Version {known.number} is this very revision and was rolled back: it is not published again. "
-                f"`sereno rollback {self.model.name} --to {known.number}` or `sereno run --force` would."
+                f"`{self._typed('rollback', self.model.name, '--to', str(known.number))}` or `sereno run --force` would."
             )
         elif any(s.run_key == report.run_key for s in later):
             return False  # another revision took its place, and this one is wanted back

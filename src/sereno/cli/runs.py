@@ -131,15 +131,17 @@ def _discard(options: argparse.Namespace) -> int:
 def _late(options: argparse.Namespace) -> tuple[Home, Entry] | None:
     """A run that is held as its input was late: no attempt of it is. Raises PublishError for one that has not begun."""
     from sereno.home import Home
+    from sereno.typed import typed
 
     settings = settings_here(options)
     entry = entry_named(options, settings, "held")
     if entry is None:
         other = entry_named(options, settings, "due", "waiting", "skipped")
         if other is not None and not Home(settings, other.model).attempts.has(options.run, state="held"):
+            run = typed(settings.given_options, "run", other.model, "--date", other.label)
             raise PublishError(
                 f"Run {other.label} of {other.model} is {other.state}, not held{f' ({other.reason})' if other.reason else ''}. "
-                f"`sereno run {other.model} --date {other.label}` runs it now, with what there is of its input."
+                f"`{run}` runs it now, with what there is of its input."
             )
         return None
     home = Home(settings, entry.model)
@@ -150,9 +152,13 @@ def _late(options: argparse.Namespace) -> tuple[Home, Entry] | None:
 
 def _what_keeps(home: Home, entry: Entry) -> Iterator[str]:
     """What keeps a run that is due from starting."""
+    from sereno.typed import typed
+
     with home.ledger() as ledger:
         scheduler, pause = ledger.holder("scheduler"), ledger.pauses().get(entry.model)
+    options = home.settings.given_options
     if pause is not None:
-        yield f"But {entry.model} is paused: `sereno resume {entry.model}`."
+        yield f"But {entry.model} is paused: `{typed(options, 'resume', entry.model)}`."
     if scheduler is None:
-        yield f"No scheduler runs here: start `sereno up`, or `sereno run {entry.model} --date {entry.label}`."
+        run = typed(options, "run", entry.model, "--date", entry.label)
+        yield f"No scheduler runs here: start `{typed(options, 'up')}`, or `{run}`."

@@ -101,6 +101,7 @@ def _summary(name: str, done: Sequence[Filled]) -> Iterator[str]:
 
 def _pause(options: argparse.Namespace) -> int:
     from sereno.ledger import Pause, lease_name, open_ledger
+    from sereno.typed import typed
 
     settings, name = _named(options)
     pause = Pause(model=name, since=datetime.now(UTC), who=who(), why=options.why)
@@ -116,7 +117,8 @@ def _pause(options: argparse.Namespace) -> int:
     data = {"model": name, "paused": True, "since": pause.since.isoformat(), "who": pause.who, "why": pause.why}
     why = f" {pause.why}" if pause.why else ""
     if is_new:
-        says = f"{name} is paused: the scheduler starts none of its runs until `sereno resume {name}`.{going}"
+        resume = typed(settings.given_options, "resume", name)
+        says = f"{name} is paused: the scheduler starts none of its runs until `{resume}`.{going}"
     else:
         says = f"{name} is paused already, since {pause.since:%Y-%m-%d %H:%M} UTC, by {pause.who}.{why}"
     output(options, data, [says])
