@@ -247,14 +247,15 @@ def test_a_version_that_is_not_ready(tmp_path: Path, registry: Registry) -> None
 def test_a_server_that_falters_is_asked_again_and_one_that_is_gone_is_told(
     tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mlflow_registry, "LONGEST_WAIT", 0.01)
     registry.failures = [503, 0, 429, 500] * 5  # no count ends it
     fetch_artifacts(declared(tmp_path, "models:/scale@champion"), tmp_path)
     assert registry.failures == []
-    monkeypatch.setattr(mlflow_registry, "DEADLINE", 0.05)
-    registry.failures = [503] * 500
+    monkeypatch.setattr(mlflow_registry, "DEADLINE", 1.0)
+    registry.failures = [503] * 5_000
     with pytest.raises(StorageError, match=r"does not answer \(it answers 503\)\. Start it, or mend"):
         fetch_artifacts(declared(tmp_path, "models:/scale@champion"), tmp_path)
-    assert len(registry.failures) < 498
+    assert len(registry.failures) < 4_998
     with (
         mock.patch.dict(os.environ, MLFLOW_TRACKING_URI="http://me:hunter2@127.0.0.1:9"),
         pytest.raises(StorageError, match=r"server http://127\.0\.0\.1:9 does not answer") as told,
