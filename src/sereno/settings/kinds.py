@@ -73,6 +73,17 @@ def text(name: str = "text") -> Kind:
     return Kind(name=name, check=check)
 
 
+def matching(name: str, pattern: str) -> Kind:
+    """Texts that the pattern fits as a whole."""
+
+    def check(raw: object) -> str:
+        if not isinstance(raw, str) or not re.fullmatch(pattern, raw, re.DOTALL):
+            raise ValueError
+        return raw
+
+    return Kind(name=name, check=check)
+
+
 def choice(*valid: str) -> Kind:
     """One of some texts."""
 
@@ -125,24 +136,6 @@ def _check_exports(raw: object) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def _check_ledger(raw: object) -> str:
-    if not isinstance(raw, str) or not re.match(r"postgresql://.", raw):
-        raise ValueError
-    return raw
-
-
-def _check_lookup_store(raw: object) -> str:
-    if not isinstance(raw, str) or not re.match(r"(rediss?|unix)://.", raw):
-        raise ValueError
-    return raw
-
-
-def _check_prefix(raw: object) -> str:
-    if not isinstance(raw, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", raw):
-        raise ValueError
-    return raw
-
-
 def _check_notify(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list | tuple):
         raise ValueError('Write a list: ["mailto://…"].' if isinstance(raw, str) else "")
@@ -186,12 +179,6 @@ def _check_texts(raw: object) -> tuple[str, ...]:
 
 def _check_bool(raw: object) -> bool:
     if not isinstance(raw, bool):
-        raise ValueError
-    return raw
-
-
-def _check_mode(raw: object) -> str:
-    if not isinstance(raw, str) or not re.fullmatch(r"0?[0-7]{3}", raw):
         raise ValueError
     return raw
 
@@ -242,16 +229,16 @@ ADDRESS = text("the address of a database")
 SCHEDULE = Kind(name="five fields of cron", check=_check_schedule)
 ZONE = Kind(name='a time zone, like "Europe/Madrid"', check=_check_zone)
 VALUE = Kind(name="text, a number, true or false, a date or a list", check=_check_value)
-LEDGER = Kind(name='an address, "postgresql://…"', check=_check_ledger)
-LOOKUP_STORE = Kind(name='an address, "redis://…", "rediss://…" or "unix://…"', check=_check_lookup_store)
-PREFIX = Kind(name="letters, digits and ._-", check=_check_prefix)
+LEDGER = matching('an address, "postgresql://…"', "postgresql://.+")
+LOOKUP_STORE = matching('an address, "redis://…", "rediss://…" or "unix://…"', "(rediss?|unix)://.+")
+PREFIX = matching("letters, digits and ._-", "[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 READY = Kind(name='"auto", "off" or a path', check=_check_ready)
 TEXTS = Kind(name="a list of texts", check=_check_texts, parse=parse_list)
 BOOL = Kind(
     name="true or false", check=_check_bool, parse=lambda text: {"true": True, "false": False}.get(text.lower(), text)
 )
 UNKNOWN = Kind(name='"404" or "live"', check=_check_unknown)
-MODE = Kind(name='the mode of a file, like "0660"', check=_check_mode)
+MODE = matching('the mode of a file, like "0660"', "0?[0-7]{3}")
 NOTIFY = Kind(name='a list of addresses, "mailto://…", or "secret:NAME"', check=_check_notify, parse=parse_addresses)
 KINDS = Kind(
     name=f"a list of {', '.join(map(repr, NOTICE_KINDS))}".replace("'", '"'), check=_check_kinds, parse=parse_list
